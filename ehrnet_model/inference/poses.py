@@ -1,0 +1,110 @@
+"""Poses: the one type that leaves the inference room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Poses:
+    """The people of one image, best first. P people, J keypoints (17 for COCO).
+
+    Coordinates are pixels of the image that was given, x right, y down, pixel centres at whole
+    numbers. A keypoint that was not found has ``xy`` NaN, ``score`` 0 and ``std`` NaN.
+
+    Attributes:
+        xy: (P, J, 2) float32.
+        score: (P, J) float32, heatmap peak in 0..1, not calibrated.
+        std: (P, J) float32, standard deviation of the position in pixels from the curvature of
+            the peak, NaN where unknown.
+        person_score: (P,) float32 in 0..1, the number by which people are ranked.
+        bbox: (P, 4) float32, x0 y0 x1 y1 around the present keypoints.
+        id: (P,) int32, track identity, -1 when not tracked.
+    """
+
+    xy: np.ndarray
+    score: np.ndarray
+    std: np.ndarray
+    person_score: np.ndarray
+    bbox: np.ndarray
+    id: np.ndarray
+
+    def __post_init__(self) -> None:
+        p, j = self.score.shape if self.score.ndim == 2 else (-1, -1)
+        expected = {"xy": (p, j, 2), "std": (p, j), "person_score": (p,), "bbox": (p, 4), "id": (p,)}
+        for name, shape in expected.items():
+            actual = getattr(self, name).shape
+            if actual != shape:
+                raise ValueError(f"Poses.{name} has shape {actual}, expected {shape}")
+
+    def __len__(self) -> int:
+        return len(self.person_score)
+
+    def __getitem__(self, index: Any) -> Poses:
+        """People chosen by a slice, mask or index array; an integer gives Poses of one person."""
+        if isinstance(index, (int, np.integer)):
+            index = [index]
+        return Poses(
+            self.xy[index],
+            self.score[index],
+            self.std[index],
+            self.person_score[index],
+            self.bbox[index],
+            self.id[index],
+        )
+
+    @staticmethod
+    def empty(num_keypoints: int = 17) -> Poses:
+        j = num_keypoints
+        return Poses.build(np.zeros((0, j, 2)), np.zeros((0, j)), np.zeros((0, j)), np.zeros(0))
+
+    @staticmethod
+    def build(
+        xy: np.ndarray, score: np.ndarray, std: np.ndarray, person_score: np.ndarray
+    ) -> Poses:
+        """Poses from (P, J, 2), (P, J), (P, J), (P,): blanks absent keypoints, adds bbox and id.
+
+        A keypoint is absent where its score is not above 0 or its position is not finite.
+        """
+        xy = np.array(xy, np.float32)
+        score = np.array(score, np.float32)
+        std = np.array(std, np.float32)
+        absent = ~(score > 0) | ~np.isfinite(xy).all(-1)
+        xy[absent], score[absent], std[absent] = np.nan, 0, np.nan
+        bbox = np.full((len(xy), 4), np.nan, np.float32)
+        for i in np.flatnonzero(~absent.all(1)):
+            bbox[i, :2] = xy[i, ~absent[i]].min(0)
+            bbox[i, 2:] = xy[i, ~absent[i]].max(0)
+        ids = np.full(len(xy), -1, np.int32)
+        return Poses(xy, score, std, np.array(person_score, np.float32), bbox, ids)
+
+    def to_coco(self, image_id: int, category_id: int = 1) -> List[Dict[str, Any]]:
+        """COCO keypoint results; absent keypoints are written as 0 0 0."""
+        results = []
+        for xy, score, person in zip(self.xy, self.score, self.person_score):
+            triples = np.concatenate([np.nan_to_num(xy), score[:, None]], 1)
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "keypoints": [round(float(v), 3) for v in triples.ravel()],
+                    "score": float(person),
+                }
+            )
+        return results
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds each stage took for one image."""
+
+    letterbox_ms: float
+    engine_ms: float
+    decode_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return self.letterbox_ms + self.engine_ms + self.decode_ms

@@ -1,0 +1,1 @@
+"""The EfficientHRNet network in PyTorch, its checkpoints and its export."""

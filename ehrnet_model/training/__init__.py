@@ -1,0 +1,1 @@
+"""Training on COCO-format keypoints. Needs torch."""

@@ -1,0 +1,1 @@
+"""What runs: the ROS 2 nodes and the command `ehrnet`."""
