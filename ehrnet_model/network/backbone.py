@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List
-
 from torch import Tensor, nn
 
 from ehrnet_model.network.blocks import ConvNorm, MBConv
@@ -43,7 +41,7 @@ class Backbone(nn.Module):
             if isinstance(module, MBConv):
                 module.drop_connect = rate
 
-    def forward(self, x: Tensor) -> List[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images (N, 3, H, W) to four feature maps at 1/4, 1/8, 1/16 and 1/32."""
         x = self.stem(x)
         features = []

@@ -154,6 +154,7 @@ class Upsample(nn.Module):
         """(N, C, H, W) to (N, C, H * factor, W * factor)."""
         return F.interpolate(x, scale_factor=self.factor, mode="nearest")
 
+
 def initialise(module: nn.Module) -> None:
     """Draw fresh weights from torch's global generator.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,7 +68,7 @@ class EfficientHRNet(nn.Module):
         for head in (self.head_low, self.head_high):
             nn.init.normal_(head.weight, std=0.001)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Predict heatmaps and tags.
 
         Args:
@@ -81,7 +79,7 @@ class EfficientHRNet(nn.Module):
             ``lowres`` (N, 2K, H/4, W/4): K heatmaps, then K tags; ``highres`` (N, K, H/2, W/2):
             K heatmaps. No activation.
         """
-        taps: List[Tensor] = self.backbone(x)
+        taps: list[Tensor] = self.backbone(x)
         xs = taps[:1]
         for stage, tap in zip(self.stages, taps[1:], strict=True):
             xs = stage([*xs, tap])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +17,7 @@ class Exchange(nn.Module):
 
     def __init__(self, widths: Sequence[int], source: int, target: int) -> None:
         super().__init__()
-        steps: List[nn.Module] = []
+        steps: list[nn.Module] = []
         if source > target:
             steps.append(ConvNorm(widths[source], widths[target], 1))
             steps.append(Upsample(2 ** (source - target)))
@@ -62,7 +62,7 @@ class FusionModule(nn.Module):
             for target in range(outputs)
         )
 
-    def forward(self, xs: List[Tensor]) -> List[Tensor]:
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
         """One map per branch to one map per output; each output has its branch's shape."""
         xs = [branch(x) for branch, x in zip(self.branches, xs, strict=True)]
         fused = []
@@ -99,7 +99,7 @@ class Stage(nn.Module):
             for index in range(modules)
         )
 
-    def forward(self, xs: List[Tensor]) -> List[Tensor]:
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
         """Maps at 1/4, 1/8 .. with ``inputs`` channels to ``outputs`` maps, finest first."""
         xs = [entry(x) for entry, x in zip(self.entries, xs, strict=True)]
         for fusion in self.fusions:
