@@ -14,6 +14,11 @@ Everything else about the model travels in the metadata of the ONNX file, see Mo
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import json
+import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Optional, Protocol, Tuple
@@ -21,10 +26,12 @@ from typing import Any, Dict, Optional, Protocol, Tuple
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.skeleton import COCO_17, SkeletonInfo
+from ehrnet_model.inference.onnx_file import read_metadata
+from ehrnet_model.skeleton import COCO_17, SKELETONS, SkeletonInfo
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "peaks"
+METADATA_KEY = "ehrnet"
 MAX_PEAKS = 30
 PEAK_CHANNELS = 15
 STRIDE = 32
@@ -43,7 +50,8 @@ class ModelInfo:
         quality: ``released``, ``preview``, ``imported`` or ``random``. Random weights are for tests
             and timing; nothing shows poses from them to a user without saying so.
         coordinates: ``pixel-centre`` (cell i of the half-size map is centred at input pixel
-            2 i + 0.5) or ``reference`` (at 2 i + 1: the authors' truncated targets plus half a cell).
+            2 i + 0.5) or ``reference`` (at 2 i + 1: the authors' truncated targets plus half a
+            cell).
         decode: decode defaults stored with the weights (fields of DecodeOptions).
         version: version of ehrnet_model that exported the file.
         input_size: side of the square input the paper uses for this variant.
@@ -68,7 +76,8 @@ class Runtime(Protocol):
 
     Attributes:
         info: what model this is.
-        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``torch``; with the device where useful.
+        name: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``torch``; with the device where
+            useful.
         size_hw: the only (height, width) it takes, or None when any multiple of 32 is fine.
     """
 
@@ -83,3 +92,186 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Frees device memory; the object is of no use afterwards."""
         ...
+
+
+RUNTIMES = ("auto", "onnxruntime", "openvino", "tensorrt", "torch")
+
+_log = logging.getLogger(__name__)
+
+
+def open_runtime(
+    model: Path,
+    runtime: str = "auto",
+    size_hw: Optional[Tuple[int, int]] = None,
+    threads: Optional[int] = None,
+) -> Runtime:
+    """Load a model file into an engine.
+
+    Args:
+        model: an exported ``.onnx`` file; ``tensorrt`` wants an ``.engine`` built from it (given
+            itself, or lying beside the ONNX file under the same name), ``torch`` wants the
+            weights (``.safetensors``).
+        runtime: one of RUNTIMES. ``auto`` takes TensorRT where its library loads, a GPU is there
+            and an engine exists, else onnxruntime, and logs why. A runtime named explicitly is
+            never replaced by another.
+        size_hw: pins height and width, multiples of 32: every other size is refused, and the
+            engine may plan for this one.
+        threads: CPU threads of the engine; default: two, or one where there is only one core.
+
+    Raises:
+        EhrnetError: the file, the library or the device is missing or of no use.
+    """
+    model = Path(model)
+    if runtime not in RUNTIMES:
+        raise EhrnetError(f"runtime {runtime!r} is unknown: use one of {', '.join(RUNTIMES)}.")
+    if size_hw is not None:
+        size_hw = check_size(size_hw)
+    if threads is not None and threads < 1:
+        raise EhrnetError(f"{threads} threads are not possible: give 1 or more, or leave it out.")
+    if not model.is_file():
+        raise EhrnetError(
+            f"there is no model file {model}: check the path, or write one with "
+            "`ehrnet export --phi -4 --weights FILE -o FILE.onnx`."
+        )
+    if runtime == "auto":
+        runtime = _choose(model)
+    if runtime == "torch":
+        # The only dotted name in the house: this folder does not import torch.
+        module: Any = importlib.import_module("ehrnet_model.network.torch_runtime")
+        opened: Runtime = module.TorchRuntime.from_file(model, size_hw, threads)
+        return opened
+    if runtime == "tensorrt":
+        from ehrnet_model.inference.tensorrt_runtime import TensorRTRuntime
+
+        return TensorRTRuntime(model, size_hw)
+    if runtime == "openvino":
+        from ehrnet_model.inference.openvino_runtime import OpenVinoRuntime
+
+        return OpenVinoRuntime(model, size_hw, threads)
+    from ehrnet_model.inference.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(model, size_hw, threads)
+
+
+def model_info(path: Path) -> ModelInfo:
+    """What an exported ONNX file says about itself. Needs no engine and no onnx package.
+
+    Raises:
+        EhrnetError: no such file, not an ONNX file, not one of ours, or a skeleton not known here.
+    """
+    path = Path(path)
+    text = read_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise EhrnetError(
+            f"{path} is an ONNX file but not one written by `ehrnet export`: export the weights "
+            "with it, other graphs have other inputs and outputs."
+        )
+    return info_from_json(text, str(path))
+
+
+def info_to_json(info: ModelInfo) -> str:
+    """The text stored with a model; read back by info_from_json."""
+    return json.dumps(dataclasses.asdict(info), sort_keys=True)
+
+
+def info_from_json(text: str, where: str) -> ModelInfo:
+    """Reads what info_to_json wrote; fields of later versions are ignored.
+
+    Raises:
+        EhrnetError: broken text, or a skeleton that is not one of SKELETONS; ``where`` names it.
+    """
+    try:
+        values = json.loads(text)
+        known = {f.name for f in dataclasses.fields(ModelInfo)}
+        values = {name: value for name, value in values.items() if name in known}
+        stored = values.pop("skeleton")
+        info = ModelInfo(**values)
+        name, keypoints = str(stored["name"]), tuple(stored["names"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EhrnetError(
+            f"the model description in {where} cannot be read ({error!r}): export the model again."
+        ) from None
+    skeleton = SKELETONS.get(name)
+    if skeleton is None or skeleton.names != keypoints:
+        raise EhrnetError(
+            f"{where} finds {len(keypoints)} keypoints of skeleton {name!r}, but this version "
+            f"knows {', '.join(SKELETONS)} only: use a model exported for one of these."
+        )
+    return dataclasses.replace(info, skeleton=skeleton)
+
+
+def default_threads() -> int:
+    """Two, or one on a single core: a robot's other nodes want the rest."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    return min(2, cores)
+
+
+def check_size(size_hw: Tuple[int, int]) -> Tuple[int, int]:
+    """(height, width) as integers. Raises EhrnetError unless positive multiples of 32."""
+    height, width = (int(v) for v in size_hw)
+    if height <= 0 or width <= 0 or height % STRIDE or width % STRIDE:
+        raise EhrnetError(
+            f"input size {height}x{width} is not possible: height and width must be multiples of "
+            f"{STRIDE}, such as 384x512."
+        )
+    return height, width
+
+
+def check_images(images: np.ndarray, size_hw: Optional[Tuple[int, int]]) -> np.ndarray:
+    """The images, contiguous. Raises EhrnetError unless uint8 (N, H, W, 3) of a size allowed."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise EhrnetError(f"the network takes images of type uint8, not {kind}.")
+    if images.ndim != 4 or images.shape[3] != 3 or images.shape[0] < 1:
+        raise EhrnetError(
+            f"the network takes a batch of images (N, H, W, 3), not an array of shape "
+            f"{images.shape}: add the batch axis, three channels in BGR order."
+        )
+    given = check_size((images.shape[1], images.shape[2]))
+    if size_hw is not None and given != size_hw:
+        raise EhrnetError(
+            f"this engine was opened for images of {size_hw[0]}x{size_hw[1]} (height x width) and "
+            f"was given {given[0]}x{given[1]}: letterbox to its size, or open it without one."
+        )
+    return np.ascontiguousarray(images)
+
+
+def check_peaks(peaks: np.ndarray, batch: int, info: ModelInfo, name: str) -> np.ndarray:
+    """The engine's answer as float32. Raises EhrnetError on another shape or values not finite."""
+    expected = (batch, info.skeleton.num_keypoints, MAX_PEAKS, PEAK_CHANNELS)
+    if peaks.shape != expected:
+        raise EhrnetError(
+            f"{name} answered with shape {peaks.shape} instead of {expected}: the model file does "
+            "not fit its own description, export it again."
+        )
+    if not np.isfinite(peaks).all():
+        raise EhrnetError(
+            f"{name} gave values that are not finite for model {info.variant} "
+            f"({info.weights_name or 'unnamed weights'}): its weights are broken or the engine's "
+            "precision is too low; use other weights or another runtime."
+        )
+    return np.asarray(peaks, np.float32)
+
+
+def _choose(model: Path) -> str:
+    """What ``auto`` means for this file on this machine, logged with the reason."""
+    from ehrnet_model.inference.tensorrt_runtime import find_engine, why_unavailable
+
+    if model.suffix == ".engine":
+        return "tensorrt"
+    if model.suffix == ".safetensors":
+        raise EhrnetError(
+            f"{model} holds weights, not a graph: export it first with `ehrnet export --weights "
+            f"{model} -o FILE.onnx`, or ask for runtime torch."
+        )
+    reason = why_unavailable()
+    if reason is None and find_engine(model) is None:
+        reason = f"no engine {model.with_suffix('.engine')} was built"
+    if reason is None:
+        _log.info("runtime tensorrt: library, GPU and engine are there")
+        return "tensorrt"
+    _log.info("runtime onnxruntime: TensorRT is not used because %s", reason)
+    return "onnxruntime"

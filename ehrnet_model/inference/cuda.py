@@ -1,0 +1,155 @@
+"""Device memory and streams through the CUDA runtime library, with ctypes and nothing to install.
+
+Every JetPack brings libcudart; the functions used here exist unchanged from CUDA 11.4 to 13.
+Without a driver the library loads and answers error 35, which is what tests see. The calls have
+never run on a GPU in this project's tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Optional, Tuple
+
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+
+LIBRARIES = (
+    "libcudart.so.13",
+    "libcudart.so.12",
+    "libcudart.so.11.0",
+    "/usr/local/cuda/lib64/libcudart.so",
+)
+_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
+_STREAM_NON_BLOCKING = 1
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+_pointer = ctypes.c_void_p
+_out_pointer = ctypes.POINTER(ctypes.c_void_p)
+_out_int = ctypes.POINTER(ctypes.c_int)
+_out_size = ctypes.POINTER(ctypes.c_size_t)
+# Without argument types ctypes would cut pointers and sizes to 32 bits.
+_ARGUMENTS = {
+    "cudaGetDeviceCount": (_out_int,),
+    "cudaSetDevice": (ctypes.c_int,),
+    "cudaDeviceGetAttribute": (_out_int, ctypes.c_int, ctypes.c_int),
+    "cudaMemGetInfo": (_out_size, _out_size),
+    "cudaMalloc": (_out_pointer, ctypes.c_size_t),
+    "cudaFree": (_pointer,),
+    "cudaHostAlloc": (_out_pointer, ctypes.c_size_t, ctypes.c_uint),
+    "cudaFreeHost": (_pointer,),
+    "cudaMemcpyAsync": (_pointer, _pointer, ctypes.c_size_t, ctypes.c_int, _pointer),
+    "cudaStreamCreateWithFlags": (_out_pointer, ctypes.c_uint),
+    "cudaStreamSynchronize": (_pointer,),
+    "cudaStreamDestroy": (_pointer,),
+}
+
+
+class Cuda:
+    """The CUDA runtime library of this machine, device 0.
+
+    Raises:
+        EhrnetError: no library, no driver or no device; every later call raises it with CUDA's
+            own words for what went wrong.
+    """
+
+    def __init__(self, library: Optional[str] = None) -> None:
+        self._library = _load(library)
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(self._library, name)
+            function.argtypes, function.restype = arguments, ctypes.c_int
+        self._library.cudaGetErrorString.argtypes = (ctypes.c_int,)
+        self._library.cudaGetErrorString.restype = ctypes.c_char_p
+        count = ctypes.c_int()
+        self._call("cudaGetDeviceCount", ctypes.byref(count))
+        if count.value < 1:
+            raise EhrnetError("no CUDA device is there: use runtime onnxruntime on this machine.")
+        self._call("cudaSetDevice", 0)
+
+    def compute_capability(self) -> str:
+        """Such as ``8.7``; engines are built for one."""
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._call("cudaDeviceGetAttribute", ctypes.byref(major), _CAPABILITY_MAJOR, 0)
+        self._call("cudaDeviceGetAttribute", ctypes.byref(minor), _CAPABILITY_MINOR, 0)
+        return f"{major.value}.{minor.value}"
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that are free (on Jetson: of the memory shared with the CPU)."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
+    def create_stream(self) -> int:
+        """A stream of its own: on the default one TensorRT waits for everything."""
+        stream = ctypes.c_void_p()
+        self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), _STREAM_NON_BLOCKING)
+        return stream.value or 0
+
+    def synchronize(self, stream: int) -> None:
+        self._call("cudaStreamSynchronize", stream)
+
+    def destroy_stream(self, stream: int) -> None:
+        self._call("cudaStreamDestroy", stream)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            text = self._library.cudaGetErrorString(code)
+            raise EhrnetError(
+                f"CUDA's {name} failed with error {code} ({text.decode() if text else 'unknown'}): "
+                "check the driver with nvidia-smi or tegrastats, or use runtime onnxruntime."
+            )
+
+
+class Buffer:
+    """An array in pinned host memory and its twin on the device.
+
+    Attributes:
+        host: the numpy array, written or read by the caller.
+        device: address on the device.
+    """
+
+    def __init__(self, cuda: Cuda, shape: Tuple[int, ...], dtype: Any) -> None:
+        self._cuda = cuda
+        self.nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._host, self._device = ctypes.c_void_p(), ctypes.c_void_p()
+        cuda._call("cudaHostAlloc", ctypes.byref(self._host), self.nbytes, 0)
+        try:
+            cuda._call("cudaMalloc", ctypes.byref(self._device), self.nbytes)
+        except EhrnetError:
+            cuda._call("cudaFreeHost", self._host)
+            raise
+        memory = (ctypes.c_uint8 * self.nbytes).from_address(self._host.value or 0)
+        self.host = np.frombuffer(memory, dtype).reshape(shape)
+        self.device = self._device.value or 0
+
+    def upload(self, stream: int) -> None:
+        self._cuda._call(
+            "cudaMemcpyAsync", self._device, self._host, self.nbytes, _HOST_TO_DEVICE, stream
+        )
+
+    def download(self, stream: int) -> None:
+        self._cuda._call(
+            "cudaMemcpyAsync", self._host, self._device, self.nbytes, _DEVICE_TO_HOST, stream
+        )
+
+    def free(self) -> None:
+        """Both memories are gone afterwards; ``host`` must not be touched."""
+        self.host = np.empty(0)
+        device, self._device = self._device, ctypes.c_void_p()
+        host, self._host = self._host, ctypes.c_void_p()
+        self._cuda._call("cudaFree", device)
+        self._cuda._call("cudaFreeHost", host)
+
+
+def _load(library: Optional[str]) -> ctypes.CDLL:
+    names = LIBRARIES if library is None else (library,)
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise EhrnetError(
+        f"the CUDA runtime library is not there (tried {', '.join(names)}): install CUDA, or use "
+        "runtime onnxruntime."
+    )

@@ -1,0 +1,186 @@
+"""From a network in PyTorch to the one ONNX file that every engine reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Dict, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import nn
+
+import ehrnet_model
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.parity import compare_peaks
+from ehrnet_model.inference.runtime import (
+    INPUT_NAME,
+    METADATA_KEY,
+    OUTPUT_NAME,
+    STRIDE,
+    ModelInfo,
+    info_to_json,
+)
+from ehrnet_model.network.deploy import DeployedNetwork, example_images
+
+# TensorRT 8.5 and 8.6 read up to opset 17, which only the TorchScript exporter writes.
+OPSET = 17
+# Relative difference of values, distance in input pixels and share of unpaired peaks below which
+# the exported graph is the network. Two correct float32 engines stay ten times below.
+MAX_VALUE_DIFFERENCE = 1e-3
+MAX_DISTANCE_PX = 0.05
+MAX_MISSING = 0.005
+
+
+def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
+    """Write a network as ONNX and prove on several sizes that it still is the same network.
+
+    Args:
+        model: gives (lowres, highres) for normalised images, see DeployedNetwork.
+        path: the file; written beside and renamed, only when all checks passed.
+        info: stored in the metadata; an empty ``weights_sha256`` and ``version`` are filled in.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        EhrnetError: onnx is missing, the folder cannot be written, or the exported graph's peaks
+            differ from PyTorch's; then ``path`` is left as it was.
+    """
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  (the parity check needs it)
+    except ImportError as error:
+        raise EhrnetError(
+            f"exporting needs the package {error.name}: pip install 'ehrnet[onnx]'."
+        ) from None
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise EhrnetError(f"cannot write {path}: the folder {path.parent} does not exist.")
+    info = replace(
+        info,
+        weights_sha256=info.weights_sha256 or hash_weights(model),
+        version=info.version or ehrnet_model.__version__,
+    )
+    was_training = model.training
+    deployed = DeployedNetwork(model, info.coordinates).eval()
+    try:
+        proto = onnx.load_model_from_string(_trace(deployed))
+        _constants_to_initialisers(proto.graph)
+        del proto.metadata_props[:]
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = METADATA_KEY, info_to_json(info)
+        onnx.checker.check_model(proto, full_check=True)
+        handle, temporary = tempfile.mkstemp(suffix=".onnx", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(proto.SerializeToString())
+                file.flush()
+                os.fsync(file.fileno())
+            _assert_parity(deployed, Path(temporary), info, path)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    finally:
+        model.train(was_training)
+    return path
+
+
+def hash_weights(model: nn.Module) -> str:
+    """sha256 (hex) over names, shapes and values of a network's weights, in the order of names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def parity_shapes(input_size: int) -> Sequence[Tuple[int, int, int]]:
+    """(N, H, W) on which an export is checked: square, 4:3, 16:9, tall and small, one and two."""
+    side = max(STRIDE * 2, round(input_size / STRIDE) * STRIDE)
+
+    def longer(ratio: float) -> int:
+        return -(-round(side * ratio) // STRIDE) * STRIDE
+
+    return (
+        (1, side, side),
+        (1, side, longer(4 / 3)),
+        (1, side, longer(16 / 9)),
+        (2, longer(4 / 3) // 2 // STRIDE * STRIDE or STRIDE, side // 2 // STRIDE * STRIDE),
+        (2, 96, 64),
+        (1, 32, 32),
+    )
+
+
+def _trace(deployed: DeployedNetwork) -> bytes:
+    axes = {0: "batch", 1: "height", 2: "width"}
+    # The exporter of opset 17 is called old, and traces shapes on purpose: both by intention.
+    with TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+        file = Path(folder) / "traced.onnx"
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            deployed,
+            (example_images((2, 96, 128)),),
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            do_constant_folding=True,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_axes={INPUT_NAME: axes, OUTPUT_NAME: {0: "batch"}},
+        )
+        return file.read_bytes()
+
+
+def _constants_to_initialisers(graph: Any) -> None:
+    """Constant nodes become initialisers, equal ones the same one: what TensorRT 8.5 asks for."""
+    by_value: Dict[bytes, str] = {}
+    renamed: Dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        if node.op_type != "Constant":
+            kept.append(node)
+            continue
+        tensor = node.attribute[0].t
+        tensor.name = ""
+        value = tensor.SerializeToString()
+        if value not in by_value:
+            by_value[value] = node.output[0]
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+        renamed[node.output[0]] = by_value[value]
+    for node in kept:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _assert_parity(deployed: DeployedNetwork, file: Path, info: ModelInfo, path: Path) -> None:
+    from ehrnet_model.inference.onnx_runtime import OnnxRuntime
+
+    runtime = OnnxRuntime(file)
+    for seed, shape in enumerate(parity_shapes(info.input_size)):
+        images = example_images(shape, seed)
+        with torch.inference_mode():
+            expected = deployed(images).numpy()
+        size = "x".join(map(str, shape))
+        if not np.isfinite(expected).all():
+            raise EhrnetError(
+                f"{path} was not written: the network itself gives values that are not finite "
+                f"(input {size}); the weights are broken."
+            )
+        difference = compare_peaks(expected, runtime(images.numpy()))
+        if not difference.within(MAX_VALUE_DIFFERENCE, MAX_DISTANCE_PX, MAX_MISSING):
+            raise EhrnetError(
+                f"{path} was not written: on input {size} the exported graph differs from the "
+                f"network ({difference}); please report this with the weights and versions used."
+            )

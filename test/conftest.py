@@ -1,0 +1,20 @@
+"""What all rooms' tests share: `test/support` is importable, and its model is exported once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+
+@pytest.fixture(scope="session")
+def dots_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file that finds the keypoints `dots.draw_people` drew; see test/support/dots.py."""
+    pytest.importorskip("torch", reason="exporting the test model needs torch")
+    pytest.importorskip("onnx", reason="exporting the test model needs onnx")
+    import dots
+
+    return dots.export_dots(tmp_path_factory.mktemp("dots") / "dots.onnx")
