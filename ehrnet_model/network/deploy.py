@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.runtime import MAX_PEAKS
+from ehrnet_model.skeleton import COCO_17
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
@@ -55,6 +56,7 @@ class DeployedNetwork(nn.Module):
             (N, 2J, H/4, W/4), J heatmaps then J tag maps, and ``highres`` (N, J, H/2, W/2).
         coordinates: ``pixel-centre``, log-quadratic fit and cell i at input pixel 2 i + 0.5; or
             ``reference``, quarter-cell shift and cell i at 2 i + 1 (see ModelInfo).
+        keypoints: J.
     """
 
     mean: Tensor
@@ -62,7 +64,12 @@ class DeployedNetwork(nn.Module):
     shift_x: Tensor
     shift_y: Tensor
 
-    def __init__(self, network: nn.Module, coordinates: str = "pixel-centre") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        coordinates: str = "pixel-centre",
+        keypoints: int = COCO_17.num_keypoints,
+    ) -> None:
         super().__init__()
         if coordinates not in COORDINATES:
             raise EhrnetError(
@@ -71,6 +78,7 @@ class DeployedNetwork(nn.Module):
             )
         self.network = network
         self.coordinates = coordinates
+        self.keypoints = keypoints
         mean = torch.tensor(IMAGENET_MEAN_RGB[::-1], dtype=torch.float32) * 255
         std = torch.tensor(IMAGENET_STD_RGB[::-1], dtype=torch.float32) * 255
         self.register_buffer("mean", mean, persistent=False)
@@ -87,8 +95,7 @@ class DeployedNetwork(nn.Module):
         """
         lowres, highres = self.network(self.normalise(image))
         lowres, highres = lowres.float(), highres.float()
-        keypoints = highres.shape[1]
-        heat, tags = lowres[:, :keypoints], lowres[:, keypoints:]
+        heat, tags = lowres[:, : self.keypoints], lowres[:, self.keypoints :]
         heat = (F.interpolate(heat, scale_factor=2.0, mode="bilinear") + highres) * 0.5
         return self.peaks(heat, tags)
 
@@ -111,7 +118,7 @@ class DeployedNetwork(nn.Module):
         maxima = heat * torch.eq(heat, pooled).to(torch.float32)
         value, index = torch.topk(_reshape(maxima, -1), MAX_PEAKS, dim=2)
         # A broken value anywhere must reach the host; maxima and top-k may step over it.
-        poison = F.adaptive_avg_pool2d(heat, 1).flatten(2) * 0.0
+        poison = _reshape(F.adaptive_avg_pool2d(heat, 1), 1) * 0.0
         score = F.relu(value) + poison
 
         position = index.to(torch.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import warnings
@@ -26,6 +25,7 @@ from ehrnet_model.inference.runtime import (
     ModelInfo,
     info_to_json,
 )
+from ehrnet_model.network.checkpoint import weights_sha256
 from ehrnet_model.network.deploy import DeployedNetwork, example_images
 
 # TensorRT 8.5 and 8.6 read up to opset 17, which only the TorchScript exporter writes.
@@ -64,14 +64,14 @@ def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
         raise EhrnetError(f"cannot write {path}: the folder {path.parent} does not exist.")
     info = replace(
         info,
-        weights_sha256=info.weights_sha256 or hash_weights(model),
+        weights_sha256=info.weights_sha256 or weights_sha256(model.state_dict()),
         version=info.version or ehrnet_model.__version__,
     )
     was_training = model.training
-    deployed = DeployedNetwork(model, info.coordinates).eval()
+    deployed = DeployedNetwork(model, info.coordinates, info.skeleton.num_keypoints).eval()
     try:
         proto = onnx.load_model_from_string(_trace(deployed))
-        _constants_to_initialisers(proto.graph)
+        _fold_constants(proto.graph)
         del proto.metadata_props[:]
         entry = proto.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, info_to_json(info)
@@ -91,16 +91,6 @@ def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
     finally:
         model.train(was_training)
     return path
-
-
-def hash_weights(model: nn.Module) -> str:
-    """sha256 (hex) over names, shapes and values of a network's weights, in the order of names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        array = np.ascontiguousarray(value.detach().cpu().numpy())
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def parity_shapes(input_size: int) -> Sequence[Tuple[int, int, int]]:
@@ -140,28 +130,40 @@ def _trace(deployed: DeployedNetwork) -> bytes:
         return file.read_bytes()
 
 
-def _constants_to_initialisers(graph: Any) -> None:
-    """Constant nodes become initialisers, equal ones the same one: what TensorRT 8.5 asks for."""
-    by_value: Dict[bytes, str] = {}
+def _fold_constants(graph: Any) -> None:
+    """Leaves only nodes that depend on the image; everything else becomes an initialiser.
+
+    The exporter writes constants as nodes, shares weights through Identity and computes paddings
+    with small graphs; TensorRT 8.5 wants initialisers.
+    """
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     renamed: Dict[str, str] = {}
     kept = []
     for node in graph.node:
-        if node.op_type != "Constant":
-            kept.append(node)
-            continue
-        tensor = node.attribute[0].t
-        tensor.name = ""
-        value = tensor.SerializeToString()
-        if value not in by_value:
-            by_value[value] = node.output[0]
-            tensor.name = node.output[0]
-            graph.initializer.append(tensor)
-        renamed[node.output[0]] = by_value[value]
-    for node in kept:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
-    del graph.node[:]
+        inputs = [name for name in node.input if name]
+        if not all(name in constants for name in inputs):
+            kept.append(node)
+        elif node.op_type == "Identity":
+            renamed[node.output[0]] = node.input[0]
+        else:
+            outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
+            alone = helper.make_model(
+                helper.make_graph([node], "constant", [], outputs, [constants[i] for i in inputs]),
+                opset_imports=[helper.make_opsetid("", OPSET)],
+            )
+            for name, value in zip(
+                node.output, ReferenceEvaluator(alone).run(None, {}), strict=True
+            ):
+                constants[name] = numpy_helper.from_array(np.asarray(value), name)
+    used = {name for node in kept for name in node.input}
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(kept)
+    graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
 
 
 def _assert_parity(deployed: DeployedNetwork, file: Path, info: ModelInfo, path: Path) -> None:

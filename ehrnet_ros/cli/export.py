@@ -1,0 +1,69 @@
+"""ehrnet export: weights in, one ONNX file out, proved to be the same network."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "write a model as ONNX, the file every runtime reads"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of this verb."""
+    parser.add_argument(
+        "--phi",
+        type=int,
+        help="compound coefficient, 0 (H0) to -4 (H-4); with --weights it must be theirs",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--weights", type=Path, metavar="FILE", help="checkpoint to export (.safetensors)"
+    )
+    source.add_argument(
+        "--random",
+        action="store_true",
+        help="untrained weights, for tests and timing: such a model finds nobody",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help="the .onnx file to write"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports; 0 when the file was written and agrees with PyTorch."""
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.variants import Variant
+
+    name = None if args.phi is None else Variant.from_phi(args.phi).name
+    if args.out.suffix != ".onnx":
+        raise EhrnetError(f"{args.out} should end in .onnx: that is what is written.")
+    if args.weights is None and not args.random:
+        raise EhrnetError(
+            "nothing to export: give --weights FILE (a checkpoint made by `ehrnet train` or "
+            "`ehrnet import-checkpoint`), or --random for untrained weights to test or time with."
+        )
+    if args.random and name is None:
+        raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise EhrnetError(
+            "exporting needs PyTorch, which is not installed: pip install 'ehrnet[train]'."
+        ) from None
+    from ehrnet_model.network.export import export_onnx
+    from ehrnet_model.network.torch_runtime import load_weights, random_network
+
+    if args.random:
+        network, info = random_network(args.phi)
+    else:
+        network, info = load_weights(args.weights)
+        if name is not None and info.variant != name:
+            raise EhrnetError(
+                f"{args.weights} holds weights of {info.variant}, not of {name}: leave --phi out "
+                f"or give --phi {info.phi}."
+            )
+    print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
+    path = export_onnx(network, args.out, info)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {info.quality} weights)")
+    return 0
