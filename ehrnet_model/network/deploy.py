@@ -118,7 +118,7 @@ class DeployedNetwork(nn.Module):
         maxima = heat * torch.eq(heat, pooled).to(torch.float32)
         value, index = torch.topk(_reshape(maxima, -1), MAX_PEAKS, dim=2)
         # A broken value anywhere must reach the host; maxima and top-k may step over it.
-        poison = _reshape(F.adaptive_avg_pool2d(heat, 1), 1) * 0.0
+        poison = F.adaptive_avg_pool2d(heat, 1).squeeze(3) * 0.0
         score = F.relu(value) + poison
 
         position = index.to(torch.float32)
