@@ -6,6 +6,8 @@ exported graph holds no shape arithmetic and height and width stay free.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +21,24 @@ NORM_MOMENTUM = 0.1
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Batch normalisation with the family's constants."""
     return nn.BatchNorm2d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+
+
+class _ExportedPad(torch.autograd.Function):
+    """Zero padding as one ONNX node with constant amounts.
+
+    The exporter's own translation computes the amounts in the graph, which older TensorRT parsers
+    do not fold.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
+        return F.pad(x, pad)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, pad: tuple[int, int, int, int]) -> Any:
+        left, right, top, bottom = pad
+        amounts = torch.tensor([0, 0, top, left, 0, 0, bottom, right])
+        return g.op("Pad", x, g.op("Constant", value_t=amounts))
 
 
 class ConvNorm(nn.Module):
@@ -64,7 +84,11 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
         if self.pad is not None:
-            x = F.pad(x, self.pad)
+            x = (
+                _ExportedPad.apply(x, self.pad)
+                if torch.onnx.is_in_onnx_export()
+                else F.pad(x, self.pad)
+            )
         out: Tensor = self.activation(self.norm(self.conv(x)))
         return out
 

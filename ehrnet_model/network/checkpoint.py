@@ -109,9 +109,9 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     """Hash of names, types, shapes and values, independent of order, device and memory layout."""
     digest = hashlib.sha256()
     for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        array = state[key].detach().cpu().contiguous().numpy()
+        digest.update(f"{key} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -50,9 +50,11 @@ def reference_state():
     """Gives a published state_dict by variant name, filled by the rule."""
     keys = read_facts("reference_keys.json.gz")
 
-    def make(name, classes=None):
+    def make(name, classes=None, only=""):
         state = {}
         for key, shape in keys[name]:
+            if not key.startswith(only):
+                continue
             if classes is not None and key.startswith("classifier."):
                 shape = [classes, *shape[1:]]
             state[key] = value(key, tuple(shape))
