@@ -6,6 +6,7 @@ exported graph holds no shape arithmetic and height and width stay free.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -179,17 +180,19 @@ class Upsample(nn.Module):
         return F.interpolate(x, scale_factor=self.factor, mode="nearest")
 
 
-def initialise(module: nn.Module) -> None:
-    """Draw fresh weights from torch's global generator.
+def initialise(module: nn.Module, heads: Sequence[nn.Module] = ()) -> None:
+    """Draw fresh weights from torch's global generator; nothing for parameters without data.
 
     Convolutions get He's normal distribution over their outputs, biases 0, normalisations the
-    identity. The published trainer draws N(0, 0.001) throughout, which relies on a pretrained
-    backbone being loaded afterwards.
+    identity; ``heads`` N(0, 0.001), so that first predictions are close to 0. The published trainer
+    draws N(0, 0.001) throughout, which relies on a pretrained backbone being loaded afterwards.
     """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
             fan_out = part.kernel_size[0] * part.kernel_size[1] * part.out_channels // part.groups
-            nn.init.normal_(part.weight, std=(2.0 / fan_out) ** 0.5)
+            nn.init.normal_(part.weight, std=0.001 if part in heads else (2.0 / fan_out) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.BatchNorm2d):

@@ -64,9 +64,7 @@ class EfficientHRNet(nn.Module):
         self.head_low = nn.Conv2d(widths[0], 2 * keypoints, 1)
         self.enlarge = Enlarge(widths[0] + 2 * keypoints, widths[0])
         self.head_high = nn.Conv2d(widths[0], keypoints, 1)
-        initialise(self)
-        for head in (self.head_low, self.head_high):
-            nn.init.normal_(head.weight, std=0.001)
+        initialise(self, heads=(self.head_low, self.head_high))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Predict heatmaps and tags.

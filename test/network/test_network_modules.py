@@ -21,6 +21,18 @@ def test_outputs_have_a_quarter_and_half_of_the_size(height, width):
     assert highres.shape == (2, 17, height // 2, width // 2)
 
 
+def test_fresh_network_starts_near_zero_and_not_at_it():
+    torch.manual_seed(0)
+    network = build("H-4")
+    with torch.no_grad():
+        lowres, highres = network.train()(torch.randn(2, 3, 64, 64))
+    for out in (lowres, highres):
+        assert 1e-5 < float(out.std()) < 0.1
+    fan_out = 9 * network.variant.branch_widths[0]
+    weight = network.stages[0].entries[0].conv.weight.detach()
+    assert float(weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_taps_are_the_last_of_their_resolution(name):
     variant = VARIANTS[name]
