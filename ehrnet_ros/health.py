@@ -1,0 +1,290 @@
+"""Why nothing comes out, and how well it does when something does.
+
+Counts what passes through the node, says what is missing at the input in one sentence with the
+line to type, and publishes both on /diagnostics.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Deque, Dict, List, Optional, Tuple
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+
+OK, WARN, ERROR, STALE = (
+    DiagnosticStatus.OK,
+    DiagnosticStatus.WARN,
+    DiagnosticStatus.ERROR,
+    DiagnosticStatus.STALE,
+)
+
+_WINDOW = 200  # latencies kept for the percentiles
+DEAD_AFTER = 5  # failures in a row after which the engine counts as dead
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Counts since the start, rates since the last snapshot, percentiles of the last 200 images."""
+
+    received: int
+    published: int
+    bad: int
+    failed: int
+    failed_in_a_row: int
+    bad_now: bool
+    rate_in: float
+    rate_out: float
+    process_ms: Tuple[float, float]
+    age_ms: Tuple[float, float]
+    people: int
+    last_error: str
+    silent_s: float
+
+
+class Counters:
+    """What passed through the node. Any thread may call any method."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._received = self._published = self._bad = self._failed = self._in_a_row = 0
+        self._people = 0
+        self._bad_before = 0
+        self._last_error = ""
+        self._process: Deque[float] = collections.deque(maxlen=_WINDOW)
+        self._age: Deque[float] = collections.deque(maxlen=_WINDOW)
+        self._last_image = self._marked = time.monotonic()
+        self._before = (0, 0)
+
+    def received(self) -> float:
+        """An image arrived. Returns for how many seconds none had."""
+        with self._lock:
+            self._received += 1
+            now = time.monotonic()
+            silent, self._last_image = now - self._last_image, now
+            return silent
+
+    def published(self, people: int, process_ms: float, age_ms: float) -> None:
+        """A PoseArray left: milliseconds of work, and of age (NaN where the image has no stamp)."""
+        with self._lock:
+            self._published += 1
+            self._people = people
+            self._in_a_row = 0
+            self._process.append(process_ms)
+            if age_ms == age_ms:
+                self._age.append(age_ms)
+
+    def bad(self, text: str) -> None:
+        """An image that is none."""
+        with self._lock:
+            self._bad += 1
+            self._last_error = text
+
+    def failed(self, text: str) -> None:
+        """A good image on which the engine failed."""
+        with self._lock:
+            self._failed += 1
+            self._in_a_row += 1
+            self._last_error = text
+
+    def waiting(self) -> None:
+        """The wait for an image begins now."""
+        with self._lock:
+            self._last_image = time.monotonic()
+
+    def snapshot(self) -> Snapshot:
+        """All counts; starts a new interval for the rates."""
+        with self._lock:
+            now = time.monotonic()
+            seconds = max(now - self._marked, 1e-3)
+            counts = (self._received, self._published)
+            rates = [(n - before) / seconds for n, before in zip(counts, self._before)]
+            self._marked, self._before = now, counts
+            bad_now, self._bad_before = self._bad > self._bad_before, self._bad
+            return Snapshot(
+                received=self._received,
+                published=self._published,
+                bad=self._bad,
+                failed=self._failed,
+                failed_in_a_row=self._in_a_row,
+                bad_now=bad_now,
+                rate_in=rates[0],
+                rate_out=rates[1],
+                process_ms=_percentiles(self._process),
+                age_ms=_percentiles(self._age),
+                people=self._people,
+                last_error=self._last_error,
+                silent_s=now - self._last_image,
+            )
+
+
+def _percentiles(values: Deque[float]) -> Tuple[float, float]:
+    if not values:
+        return float("nan"), float("nan")
+    p50, p95 = np.percentile(np.array(values), (50, 95))
+    return float(p50), float(p95)
+
+
+def explain_input(node: Any, topic: str, type_name: str, reliable: bool) -> str:
+    """Why no image comes on a topic, as seen from the ROS graph, and the line to type.
+
+    Args:
+        node: asks the graph.
+        topic: resolved name of the topic that is waited for.
+        type_name: of its messages, such as ``sensor_msgs/msg/Image``.
+        reliable: whether the subscription asks for reliable delivery.
+
+    """
+    publishers = node.get_publishers_info_by_topic(topic)
+    same_type = [info for info in publishers if info.topic_type == type_name]
+    waits = f"Waiting for images ({type_name}) on {topic}:"
+    if not publishers:
+        return f"{waits} nobody publishes there. {_elsewhere(node, topic, type_name)}"
+    if not same_type:
+        others = ", ".join(sorted({info.topic_type for info in publishers}))
+        return f"{waits} what is published there is {others}. {_elsewhere(node, topic, type_name)}"
+    who = ", ".join(f"{_name(info)} ({_qos(info)})" for info in same_type)
+    if reliable and all(
+        info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in same_type
+    ):
+        return (
+            f"{waits} {who} does not match the reliable delivery that is asked for. "
+            "Set the parameter input_qos to sensor_data."
+        )
+    return (
+        f"{waits} {who} is there but nothing arrives. Look with `ros2 topic hz {topic}`; if that "
+        "sees images, they are lost on the way: give both sides the Fast DDS profile "
+        "config/fastdds_shm.xml."
+    )
+
+
+def _elsewhere(node: Any, topic: str, type_name: str) -> str:
+    """Where images are, instead, and how to take them."""
+    raw, compressed = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+    found: Dict[str, List[str]] = {raw: [], compressed: []}
+    topics = dict(node.get_topic_names_and_types())
+    for name in sorted(topics):
+        # What a pose node draws is no camera.
+        drawn = name.endswith("/overlay") and name[: -len("overlay")] + "poses" in topics
+        for kind in topics[name]:
+            if kind in found and not drawn and node.count_publishers(name):
+                found[kind].append(name)
+    command = "ros2 launch ehrnet_ros pose.launch.py"
+    if found[type_name]:
+        best = _nearest(topic, found[type_name])
+        more = " transport:=compressed" if type_name == compressed else ""
+        base = best[: -len("/compressed")] if best.endswith("/compressed") else best
+        return (
+            f"Such images are on {', '.join(found[type_name])}: "
+            f"`{command} image:={base}{more}` takes them."
+        )
+    other = compressed if type_name == raw else raw
+    if found[other]:
+        best = _nearest(topic, found[other])
+        base = best[: -len("/compressed")] if best.endswith("/compressed") else best
+        transport = "compressed" if other == compressed else "raw"
+        return (
+            f"There are only {transport} images, on {', '.join(found[other])}: "
+            f"`{command} image:={base} transport:={transport}` takes them."
+        )
+    return (
+        "No image topic is published anywhere this node can see: start the camera, or look at "
+        "ROS_DOMAIN_ID if it runs."
+    )
+
+
+def _nearest(topic: str, names: List[str]) -> str:
+    """The name with most parts in common, for the suggestion."""
+    parts = set(topic.strip("/").split("/"))
+    return max(names, key=lambda name: len(parts & set(name.strip("/").split("/"))))
+
+
+def _name(info: Any) -> str:
+    return info.node_namespace.rstrip("/") + "/" + info.node_name
+
+
+def _qos(info: Any) -> str:
+    reliability = {
+        ReliabilityPolicy.RELIABLE: "reliable",
+        ReliabilityPolicy.BEST_EFFORT: "best effort",
+    }.get(info.qos_profile.reliability, "unknown reliability")
+    durability = {
+        DurabilityPolicy.TRANSIENT_LOCAL: ", transient local",
+        DurabilityPolicy.VOLATILE: ", volatile",
+    }.get(info.qos_profile.durability, "")
+    return reliability + durability
+
+
+class Diagnostics:
+    """Publishes one status on /diagnostics.
+
+    Args:
+        node: owns the publisher.
+        name: of the status.
+
+    """
+
+    def __init__(self, node: Any, name: str) -> None:
+        self._node, self._name = node, name
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def publish(self, level: bytes, text: str, hardware: str, values: Dict[str, str]) -> None:
+        """Publishes now: level, one sentence, the model, and pairs for people and plots."""
+        status = DiagnosticStatus(level=level, name=self._name, message=text, hardware_id=hardware)
+        status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+        msg = DiagnosticArray(status=[status])
+        msg.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(msg)
+
+
+def values_of(snapshot: Snapshot, dropped: int) -> Dict[str, str]:
+    """The key-value pairs of one status."""
+    return {
+        "images received": str(snapshot.received),
+        "images dropped for newer ones": str(dropped),
+        "images refused": str(snapshot.bad),
+        "images failed": str(snapshot.failed),
+        "poses published": str(snapshot.published),
+        "rate in [Hz]": f"{snapshot.rate_in:.1f}",
+        "rate out [Hz]": f"{snapshot.rate_out:.1f}",
+        "processing p50 [ms]": _number(snapshot.process_ms[0]),
+        "processing p95 [ms]": _number(snapshot.process_ms[1]),
+        "image age p50 [ms]": _number(snapshot.age_ms[0]),
+        "image age p95 [ms]": _number(snapshot.age_ms[1]),
+        "people in last image": str(snapshot.people),
+        "last error": snapshot.last_error,
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value == value else "unknown"
+
+
+class Repeated:
+    """Lets a sentence through when it is new or was last said long ago.
+
+    Args:
+        seconds: after which the same sentence may be said again.
+
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._said: Optional[str] = None
+        self._when = 0.0
+
+    def should_say(self, text: str) -> bool:
+        """Whether to say it; if so, it counts as said."""
+        now = time.monotonic()
+        if text == self._said and now - self._when < self._seconds:
+            return False
+        self._said, self._when = text, now
+        return True
+
+    def reset(self) -> None:
+        """The next sentence is new."""
+        self._said = None

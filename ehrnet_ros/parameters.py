@@ -1,0 +1,312 @@
+"""The node's parameters: declared once, with type, default, description, range and when they change.
+
+The README's table, config/pose.yaml's test and the descriptions that `ros2 param describe` shows
+all come from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import (
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+    ParameterException,
+)
+
+from ehrnet_model.errors import EhrnetError
+
+ANY_TIME = "any time"
+UNCONFIGURED = "while unconfigured"
+AT_START = "at start"
+
+
+def _parameter(
+    default: Any,
+    description: str,
+    low: Optional[float] = None,
+    high: Optional[float] = None,
+    choices: Tuple[str, ...] = (),
+    changes: str = UNCONFIGURED,
+) -> Any:
+    metadata = {
+        "description": description,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "changes": changes,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Values of all parameters of the pose node at one moment."""
+
+    phi: int = _parameter(
+        -4,
+        "Which network of the family: 0 is the largest and best, -4 the smallest and fastest.",
+        low=-4,
+        high=0,
+    )
+    model: str = _parameter(
+        "", "Path of a model file to use instead of the one found by phi; empty: by phi."
+    )
+    runtime: str = _parameter(
+        "auto",
+        "What computes. A runtime named here is never replaced by another; auto logs its choice.",
+        choices=("auto", "onnxruntime", "openvino", "tensorrt", "torch"),
+    )
+    threads: int = _parameter(
+        0, "CPU threads of the runtime; 0: two, or one on a single core.", low=0, high=256
+    )
+    size: str = _parameter(
+        "auto",
+        "Network input: auto (fits the first image), square, 4:3, 16:9, or HEIGHTxWIDTH in "
+        "multiples of 32.",
+    )
+    autostart: bool = _parameter(
+        True, "Configure and activate without being asked from outside.", changes=AT_START
+    )
+    transport: str = _parameter(
+        "raw",
+        "raw subscribes to image, compressed to image/compressed.",
+        choices=("raw", "compressed"),
+    )
+    input_qos: str = _parameter(
+        "sensor_data",
+        "Reliability asked of the camera: sensor_data (best effort, matches every camera) or "
+        "reliable (does not match a best-effort camera).",
+        choices=("sensor_data", "reliable"),
+    )
+    lazy: bool = _parameter(
+        True, "Subscribe to images only while somebody subscribes to poses, markers or overlay."
+    )
+    keypoint_threshold: float = _parameter(
+        -1.0,
+        "Keypoints with a lower score are absent; -1: what the model's file says.",
+        low=-1.0,
+        high=1.0,
+        changes=ANY_TIME,
+    )
+    person_threshold: float = _parameter(
+        -1.0,
+        "People with a lower score are left out; -1: what the model's file says.",
+        low=-1.0,
+        high=1.0,
+        changes=ANY_TIME,
+    )
+    tag_threshold: float = _parameter(
+        -1.0,
+        "Largest distance of a keypoint's tag to those of its person; -1: what the model's file "
+        "says.",
+        low=-1.0,
+        high=100.0,
+        changes=ANY_TIME,
+    )
+    max_people: int = _parameter(
+        30, "At most so many people per image, the best ones.", low=1, high=1000, changes=ANY_TIME
+    )
+    min_keypoints: int = _parameter(
+        3, "People with fewer keypoints are left out.", low=1, high=17, changes=ANY_TIME
+    )
+    refine: bool = _parameter(
+        False,
+        "Fill absent keypoints from weaker peaks that fit the person.",
+        changes=ANY_TIME,
+    )
+    marker_depth: float = _parameter(
+        1.0,
+        "[m] distance from the camera of the plane on which RViz shows the skeletons.",
+        low=0.01,
+        high=1000.0,
+        changes=ANY_TIME,
+    )
+    marker_line_width: float = _parameter(
+        0.01, "[m] width of the bones in RViz.", low=0.0001, high=10.0, changes=ANY_TIME
+    )
+    nominal_fov_deg: float = _parameter(
+        60.0,
+        "[degrees] horizontal field of view assumed for the markers while there is no CameraInfo.",
+        low=1.0,
+        high=179.0,
+        changes=ANY_TIME,
+    )
+
+
+FIELDS: Dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Settings)}
+_TYPE_NAMES = {bool: "bool", int: "int", float: "double", str: "string"}
+
+
+def declare(node: Any) -> Settings:
+    """Declares every parameter on a node and returns the values it was started with.
+
+    Raises:
+        EhrnetError: a value that was given has the wrong type, is out of range or contradicts
+            another, or a name that was given does not exist.
+
+    """
+    for name, field in FIELDS.items():
+        try:
+            node.declare_parameter(name, field.default, _descriptor(field))
+        except InvalidParameterTypeException as error:
+            raise EhrnetError(
+                f"Parameter {name} has to be a {_TYPE_NAMES[type(field.default)]}, such as "
+                f"{_yaml(field.default)}: {error}."
+            ) from None
+        except (InvalidParameterValueException, ParameterException) as error:
+            raise EhrnetError(f"Parameter {name} has to be {allowed(name)}: {error}.") from None
+    # rclpy keeps what it was started with; names that nobody declared are otherwise lost in silence.
+    unknown = [
+        name
+        for name in getattr(node, "_parameter_overrides", {})
+        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+    ]
+    if unknown:
+        raise EhrnetError(_unknown(unknown))
+    settings = Settings(**{name: node.get_parameter(name).value for name in FIELDS})
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Raises EhrnetError for a value that is not allowed, naming parameter, value and what is."""
+    for name, field in FIELDS.items():
+        value = getattr(settings, name)
+        low, high = field.metadata["low"], field.metadata["high"]
+        fits = not field.metadata["choices"] or value in field.metadata["choices"]
+        if low is not None:
+            fits = low <= value <= high  # false for NaN
+        if not fits:
+            raise EhrnetError(
+                f"Parameter {name} cannot be {_yaml(value)}: it has to be {allowed(name)}."
+            )
+    parse_size(settings.size)
+
+
+def parse_size(text: str) -> Optional[Tuple[int, int]]:
+    """(height, width) where the size says so in numbers, None where it is a name.
+
+    Raises:
+        EhrnetError: neither a known name nor HEIGHTxWIDTH in positive multiples of 32.
+
+    """
+    if text in ("auto", "square", "4:3", "16:9"):
+        return None
+    height, x, width = text.partition("x")
+    if x and height.isdigit() and width.isdigit():
+        size_hw = int(height), int(width)
+        if all(side > 0 and side % 32 == 0 for side in size_hw):
+            return size_hw
+    raise EhrnetError(
+        f"Parameter size cannot be '{text}': it has to be auto, square, 4:3, 16:9, or "
+        "HEIGHTxWIDTH in multiples of 32, such as 384x512."
+    )
+
+
+def changed(settings: Settings, changes: Dict[str, Any], configured: bool) -> Settings:
+    """The settings after a change at run time.
+
+    Args:
+        settings: as they are.
+        changes: name and new value; names that are not ours are left alone.
+        configured: whether the node holds an engine.
+
+    Raises:
+        EhrnetError: the parameter does not change now, or not to this value; says why.
+
+    """
+    ours = {name: value for name, value in changes.items() if name in FIELDS}
+    for name, value in ours.items():
+        if value == getattr(settings, name):
+            continue
+        when = FIELDS[name].metadata["changes"]
+        if when == AT_START:
+            raise EhrnetError(f"Parameter {name} is only read at start: start the node with it.")
+        if when == UNCONFIGURED and configured:
+            raise EhrnetError(
+                f"Parameter {name} is built into the running engine or subscription: call the "
+                "lifecycle transitions deactivate and cleanup, set it, then configure and activate."
+            )
+    result = dataclasses.replace(settings, **ours)
+    check(result)
+    return result
+
+
+def allowed(name: str) -> str:
+    """What a parameter may be, for people: ``-4 to 0``, ``raw or compressed``, ``string``."""
+    field = FIELDS[name]
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    if choices:
+        return ", ".join(choices[:-1]) + " or " + choices[-1]
+    if low is not None:
+        return f"{low:g} to {high:g}"
+    return "true or false" if isinstance(field.default, bool) else "a string"
+
+
+def parameters_table() -> str:
+    """All parameters as a Markdown table."""
+    rows = ["| parameter | default | allowed | changes | what it does |", "|---|---|---|---|---|"]
+    for name, field in FIELDS.items():
+        default = "(empty)" if field.default == "" else f"`{_yaml(field.default)}`"
+        may = "see there" if name == "size" else allowed(name)
+        rows.append(
+            f"| `{name}` | {default} | {may} | {field.metadata['changes']} | "
+            f"{field.metadata['description']} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def parameters_yaml() -> str:
+    """The text of config/pose.yaml: every parameter with its default and description."""
+    lines = ["# Parameters of the pose node with their defaults.", "/**:", "  ros__parameters:"]
+    for name, field in FIELDS.items():
+        note = f"{field.metadata['description']} Changes: {field.metadata['changes']}."
+        lines += [f"    # {line}" for line in _wrap(note, 92)]
+        lines.append(f"    {name}: {_yaml(field.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
+    metadata = field.metadata
+    descriptor = ParameterDescriptor(name=field.name, description=metadata["description"])
+    descriptor.additional_constraints = f"changes: {metadata['changes']}"
+    if metadata["choices"]:
+        descriptor.additional_constraints += f"; one of {', '.join(metadata['choices'])}"
+    low, high = metadata["low"], metadata["high"]
+    if low is not None and isinstance(field.default, int):
+        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+    elif low is not None:
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=low, to_value=high, step=0.0)
+        ]
+    return descriptor
+
+
+def _unknown(names: Iterable[str]) -> str:
+    texts: List[str] = []
+    for name in names:
+        near = difflib.get_close_matches(name, FIELDS, 1)
+        texts.append(name + (f" (did you mean {near[0]}?)" if near else ""))
+    return f"There is no parameter {', '.join(texts)}: the pose node has {', '.join(FIELDS)}."
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, float) and math.isnan(value):
+        return ".nan"
+    return str(value)
+
+
+def _wrap(text: str, width: int) -> List[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width)

@@ -1,0 +1,257 @@
+"""A camera made of a picture, a folder of pictures, a video file or a camera that OpenCV opens.
+
+Publishes ``image`` (bgr8) with stamp and frame, and ``camera_info`` of a nominal lens. For demos,
+tests and trying the pose node without a camera driver.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+
+import cv2
+import numpy as np
+import rclpy
+from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_ros.image_msgs import to_image
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+class Source(NamedTuple):
+    """Where frames come from.
+
+    Attributes:
+        frames: gives an iterator over (H, W, 3) uint8 BGR frames from the beginning.
+        rate: frames per second of the source itself, 0 where it has none.
+        endless: a camera: it does not begin again.
+
+    """
+
+    frames: Callable[[], Iterator[np.ndarray]]
+    rate: float
+    endless: bool
+
+
+def open_source(text: str) -> Source:
+    """The source that a path or a camera index names.
+
+    Raises:
+        EhrnetError: there is no such file, folder or camera, or nothing in it can be read.
+
+    """
+    if not text:
+        raise EhrnetError(
+            "The parameter source is empty: give it a picture, a folder, a video file or the index "
+            "of a camera."
+        )
+    if text.isdigit():
+        return _capture(int(text), f"camera {text}", endless=True)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        names = sorted(p for p in path.iterdir() if p.suffix.lower() in _PICTURES)
+        if not names:
+            raise EhrnetError(f"The folder {path} holds no picture ({', '.join(_PICTURES)}).")
+        _read(names[0])
+        return Source(lambda: (_read(name) for name in names), 0.0, False)
+    if not path.is_file():
+        raise EhrnetError(
+            f"There is no file or folder {path}: give source a picture, a folder, a video file or "
+            "the index of a camera."
+        )
+    if path.suffix.lower() in _PICTURES:
+        picture = _read(path)
+        return Source(lambda: iter((picture,)), 0.0, False)
+    return _capture(str(path), f"video {path}", endless=False)
+
+
+def _read(path: Path) -> np.ndarray:
+    # Not imread: it takes no path with characters outside the locale's everywhere.
+    picture = (
+        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    )
+    if picture is None:
+        raise EhrnetError(
+            f"The picture {path} cannot be decoded: it is broken or of an unknown kind."
+        )
+    return picture
+
+
+def _capture(device: Any, what: str, endless: bool) -> Source:
+    capture = cv2.VideoCapture(device)
+    if not capture.isOpened():
+        raise EhrnetError(f"OpenCV cannot open {what}: check that it exists and is not in use.")
+    rate = capture.get(cv2.CAP_PROP_FPS)
+
+    def frames() -> Iterator[np.ndarray]:
+        if not endless and capture.get(cv2.CAP_PROP_POS_FRAMES) > 0:
+            capture.open(device)
+        while True:
+            ok, frame = capture.read()
+            if not ok:
+                return
+            yield frame
+
+    return Source(frames, rate if rate > 0 and math.isfinite(rate) else 0.0, endless)
+
+
+class PictureNode(Node):
+    """The node ``camera``.
+
+    Raises:
+        EhrnetError: the source cannot be opened or a parameter is out of range.
+
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("camera", **options)
+        source = self._declare(
+            "source", "", "Picture, folder of pictures, video file, or index of a camera."
+        )
+        rate = self._declare(
+            "rate",
+            0.0,
+            "[Hz] images per second; 0: that of the video or camera, else 10.",
+            (0, 1000),
+        )
+        self._loop = self._declare("loop", True, "Begin again at the end; else exit with 0 there.")
+        self._wait = self._declare(
+            "wait_for_subscriber", False, "Hold the first image until somebody subscribes to it."
+        )
+        self._frame_id = self._declare(
+            "frame_id", "camera_optical_frame", "Frame of the images: x right, y down, z forward."
+        )
+        reliable = self._declare(
+            "reliable", True, "Publish reliably, which matches every subscriber; else best effort."
+        )
+        width = self._declare(
+            "width", 0, "[px] scale images to this width and keep their aspect; 0: as they are."
+        )
+        info = self._declare("camera_info", True, "Publish camera_info of a nominal lens.")
+        self._fov_deg = self._declare(
+            "fov_deg", 60.0, "[degrees] horizontal field of view of that lens.", (1, 179)
+        )
+        self._width = max(0, width)
+        self._source = open_source(str(source))
+        self._frames = self._source.frames()
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=2,
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        )
+        self._images = self.create_publisher(Image, "image", qos)
+        self._infos = self.create_publisher(CameraInfo, "camera_info", qos) if info else None
+        self._last: Tuple[Optional[np.ndarray], Optional[Image]] = (None, None)
+        self.sent = 0
+        self.done = False
+        rate = rate or self._source.rate or 10.0
+        self.get_logger().info(
+            f"Publishing {source} on {self.resolve_topic_name('image')} at {rate:g} Hz."
+        )
+        self._timer = self.create_timer(
+            1 / rate, self._send, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+
+    def _declare(
+        self, name: str, default: Any, description: str, limits: Optional[Tuple[int, int]] = None
+    ) -> Any:
+        # A camera's index is an integer to ROS, a path a string.
+        descriptor = ParameterDescriptor(
+            description=description, read_only=True, dynamic_typing=name == "source"
+        )
+        if limits is not None:
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=float(limits[0]), to_value=float(limits[1]))
+            ]
+        try:
+            return self.declare_parameter(name, default, descriptor).value
+        except ParameterException as error:
+            raise EhrnetError(f"Parameter {name} cannot be used: {error}.") from None
+
+    def _send(self) -> None:
+        if self.done or (self._wait and not self._images.get_subscription_count()):
+            return
+        self._wait = False
+        frame = next(self._frames, None)
+        if frame is None and self._loop and not self._source.endless and self.sent:
+            self._frames = self._source.frames()
+            frame = next(self._frames, None)
+        if frame is None:
+            self.done = True
+            self.get_logger().info(f"End of the source after {self.sent} images.")
+            return
+        msg = self._message(frame)
+        # A new header each time: the old message may still be on its way through this process.
+        msg.header = Header(frame_id=self._frame_id, stamp=self.get_clock().now().to_msg())
+        self._images.publish(msg)
+        if self._infos is not None:
+            self._infos.publish(nominal_camera_info(msg, self._fov_deg))
+        self.sent += 1
+
+    def _message(self, frame: np.ndarray) -> Image:
+        if frame is self._last[0] and self._last[1] is not None:
+            return self._last[1]  # a still picture is converted once
+        picture = frame
+        if self._width and frame.shape[1] != self._width:
+            height = max(1, round(frame.shape[0] * self._width / frame.shape[1]))
+            picture = cv2.resize(frame, (self._width, height), interpolation=cv2.INTER_AREA)
+        msg = to_image(picture, Header())
+        self._last = (frame, msg)
+        return msg
+
+
+def nominal_camera_info(image: Image, fov_deg: float) -> CameraInfo:
+    """CameraInfo of a lens without distortion that sees ``fov_deg`` degrees from left to right."""
+    focal = image.width / 2 / math.tan(math.radians(fov_deg) / 2)
+    cx, cy = (image.width - 1) / 2, (image.height - 1) / 2
+    msg = CameraInfo(header=image.header, width=image.width, height=image.height)
+    msg.distortion_model = "plumb_bob"
+    msg.d = [0.0] * 5
+    msg.k = [focal, 0.0, cx, 0.0, focal, cy, 0.0, 0.0, 1.0]
+    msg.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    msg.p = [focal, 0.0, cx, 0.0, 0.0, focal, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return msg
+
+
+def main(args: Optional[List[str]] = None) -> int:
+    """Runs the node until its source ends, SIGINT or SIGTERM. 2 when it could not start."""
+    stop = threading.Event()
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    code = 0
+    node = None
+    executor = SingleThreadedExecutor()
+    try:
+        node = PictureNode()
+        executor.add_node(node)
+        while not stop.is_set() and not node.done:
+            executor.spin_once(timeout_sec=0.1)
+        if node.done:
+            stop.wait(0.5)  # the last image is still being delivered
+    except EhrnetError as error:
+        rclpy.logging.get_logger("camera").fatal(str(error))
+        code = 2
+    executor.shutdown()
+    if node is not None:
+        node.destroy_node()
+    rclpy.try_shutdown()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Poses to PoseArray, SkeletonInfo and MarkerArray, and PoseArray back to Poses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, List, Optional, Tuple
+
+import numpy as np
+from builtin_interfaces.msg import Duration
+from geometry_msgs.msg import Point
+from std_msgs.msg import ColorRGBA
+from visualization_msgs.msg import Marker, MarkerArray
+
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.skeleton import SkeletonInfo as KeypointSet
+from ehrnet_msgs.msg import Keypoint, PoseArray, Skeleton, SkeletonInfo
+
+# Neighbours differ strongly, on light and on dark ground (red, green, blue 0..1).
+_COLORS = (
+    (0.12, 0.75, 0.95),
+    (1.00, 0.50, 0.05),
+    (0.30, 0.85, 0.30),
+    (0.95, 0.25, 0.45),
+    (0.65, 0.45, 1.00),
+    (0.95, 0.85, 0.15),
+    (0.10, 0.80, 0.65),
+    (0.90, 0.55, 0.85),
+)
+
+
+def to_pose_array(
+    poses: Poses, header: Any, image_hw: Tuple[int, int], latency_ms: float = math.nan
+) -> PoseArray:
+    """One message for one image, with the image's own header.
+
+    Args:
+        poses: in pixels of the image.
+        header: of the image, taken over as it is.
+        image_hw: height and width of the image in pixels.
+        latency_ms: age of the image now.
+
+    """
+    msg = PoseArray()
+    msg.header = header
+    msg.height, msg.width = image_hw
+    msg.latency_ms = latency_ms
+    # tolist() once: element by element, numpy scalars are several times as slow.
+    xy, score, std = poses.xy.tolist(), poses.score.tolist(), poses.std.tolist()
+    bbox = poses.bbox.astype(np.float32, copy=False)
+    skeletons = []
+    for i, (identity, person_score) in enumerate(
+        zip(poses.id.tolist(), poses.person_score.tolist())
+    ):
+        skeleton = Skeleton()
+        skeleton.id = identity
+        skeleton.score = person_score
+        skeleton.bbox = bbox[i]
+        skeleton.keypoints = [
+            Keypoint(x=x, y=y, score=s, std=d) for (x, y), s, d in zip(xy[i], score[i], std[i])
+        ]
+        skeletons.append(skeleton)
+    msg.skeletons = skeletons
+    return msg
+
+
+def from_pose_array(msg: PoseArray, num_keypoints: int = 17) -> Poses:
+    """The poses of a message.
+
+    Args:
+        msg: any PoseArray.
+        num_keypoints: J of the result where the message holds nobody.
+
+    """
+    people = msg.skeletons
+    if not people:
+        return Poses.empty(num_keypoints)
+    values = np.array(
+        [[(k.x, k.y, k.score, k.std) for k in person.keypoints] for person in people], np.float32
+    )
+    return Poses(
+        xy=values[..., :2],
+        score=values[..., 2],
+        std=values[..., 3],
+        person_score=np.array([person.score for person in people], np.float32),
+        bbox=np.array([person.bbox for person in people], np.float32),
+        id=np.array([person.id for person in people], np.int32),
+    )
+
+
+def to_skeleton_info(
+    keypoints: KeypointSet,
+    *,
+    model: str,
+    runtime: str,
+    phi: int,
+    input_hw: Tuple[int, int],
+    min_keypoint_score: float,
+    stamp: Any,
+) -> SkeletonInfo:
+    """What the skeletons of a PoseArray topic mean; ``input_hw`` is (0, 0) where it is free."""
+    msg = SkeletonInfo()
+    msg.header.stamp = stamp
+    msg.model = model
+    msg.runtime = runtime
+    msg.phi = phi
+    msg.input_height, msg.input_width = input_hw
+    msg.skeleton = keypoints.name
+    msg.names = list(keypoints.names)
+    msg.edges = [index for edge in keypoints.edges for index in edge]
+    msg.sigmas = list(keypoints.sigmas)
+    msg.min_keypoint_score = min_keypoint_score
+    return msg
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A pinhole: where a pixel looks. Distortion is not undone, markers are for the eye.
+
+    Attributes:
+        fx, fy: focal lengths in pixels.
+        cx, cy: principal point in pixels, pixel centres at whole numbers.
+
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    @staticmethod
+    def nominal(image_hw: Tuple[int, int], fov_deg: float) -> Lens:
+        """A lens that sees ``fov_deg`` degrees from the left to the right edge of the image."""
+        height, width = image_hw
+        focal = width / 2 / math.tan(math.radians(fov_deg) / 2)
+        return Lens(focal, focal, (width - 1) / 2, (height - 1) / 2)
+
+    @staticmethod
+    def from_camera_info(info: Any, image_hw: Tuple[int, int]) -> Optional[Lens]:
+        """The lens of a sensor_msgs/CameraInfo, scaled to the image; None if it is uncalibrated.
+
+        CameraInfo describes the full sensor; binning and region of interest are undone as
+        sensor_msgs says: the region is cut out first, then binned.
+        """
+        k = info.k
+        if not (k[0] > 0 and k[4] > 0) or not info.width or not info.height:
+            return None
+        roi = info.roi
+        width = roi.width or info.width
+        height = roi.height or info.height
+        sx, sy = image_hw[1] / width, image_hw[0] / height
+        return Lens(
+            k[0] * sx,
+            k[4] * sy,
+            # Pixel edges scale, centres do not: half a pixel out and in again.
+            (k[2] - roi.x_offset + 0.5) * sx - 0.5,
+            (k[5] - roi.y_offset + 0.5) * sy - 0.5,
+        )
+
+
+def to_markers(
+    poses: Poses,
+    header: Any,
+    lens: Lens,
+    keypoints: KeypointSet,
+    *,
+    depth: float,
+    line_width: float,
+    lifetime: float = 0.5,
+) -> MarkerArray:
+    """Skeletons for RViz, flat on a plane ``depth`` metres in front of the camera.
+
+    The first marker clears what was shown before, so that nobody stays who left; then per person
+    bones (LINE_LIST), joints (SPHERE_LIST) and, with a track identity, a label.
+
+    Args:
+        poses: in pixels of the image.
+        header: of the image; its frame is the optical frame (x right, y down, z forward).
+        lens: from pixels to directions.
+        keypoints: gives the bones.
+        depth: metres.
+        line_width: metres; joints are twice as thick.
+        lifetime: seconds after which RViz forgets the markers, should the node end.
+
+    """
+    markers: List[Marker] = [_marker(header, "", 0, Marker.CUBE)]
+    markers[0].action = Marker.DELETEALL
+    seconds = int(lifetime)
+    duration = Duration(sec=seconds, nanosec=int((lifetime - seconds) * 1e9))
+    x = (poses.xy[..., 0] - lens.cx) / lens.fx * depth
+    y = (poses.xy[..., 1] - lens.cy) / lens.fy * depth
+    present = np.isfinite(x) & np.isfinite(y)
+    for i in range(len(poses)):
+        identity = int(poses.id[i])
+        number = identity if identity >= 0 else i
+        red, green, blue = _COLORS[number % len(_COLORS)]
+        color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
+        points = {
+            j: Point(x=float(x[i, j]), y=float(y[i, j]), z=depth)
+            for j in np.flatnonzero(present[i]).tolist()
+        }
+        bones = _marker(header, "bones", number, Marker.LINE_LIST)
+        bones.scale.x = line_width
+        bones.points = [
+            points[end] for edge in keypoints.edges if set(edge) <= points.keys() for end in edge
+        ]
+        joints = _marker(header, "joints", number, Marker.SPHERE_LIST)
+        joints.scale.x = joints.scale.y = joints.scale.z = 2 * line_width
+        joints.points = list(points.values())
+        person = [marker for marker in (bones, joints) if marker.points]
+        if identity >= 0 and points:
+            top = min(points.values(), key=lambda point: point.y)
+            label = _marker(header, "labels", number, Marker.TEXT_VIEW_FACING)
+            label.text = str(identity)
+            label.scale.z = 8 * line_width
+            label.pose.position = Point(x=top.x, y=top.y - 8 * line_width, z=depth)
+            person.append(label)
+        for marker in person:
+            marker.color = color
+            marker.lifetime = duration
+        markers += person
+    msg = MarkerArray()
+    msg.markers = markers
+    return msg
+
+
+def _marker(header: Any, namespace: str, identity: int, kind: int) -> Marker:
+    marker = Marker()
+    marker.header = header
+    marker.ns = namespace
+    marker.id = identity
+    marker.type = kind
+    marker.action = Marker.ADD
+    marker.pose.orientation.w = 1.0
+    return marker

@@ -1,0 +1,99 @@
+"""The thread that owns an engine from creation to release, so that nobody else waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from typing import Any, Callable, Optional
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_ros.frames import LatestFrame
+
+LOADING, READY, FAILED, CLOSED = "loading", "ready", "failed", "closed"
+
+
+class EngineWorker:
+    """Opens an engine in a thread of its own and hands it the newest item again and again.
+
+    Args:
+        open_engine: makes the engine, seconds of work; raises EhrnetError where it cannot.
+        handle: called in the thread with the engine and each item taken; may not raise.
+        release: frees the engine, in the same thread.
+        on_change: called in the thread after the state became ready or failed.
+        after: a worker to wait for first, so that two engines are never in memory at once.
+
+    Attributes:
+        state: ``loading``, ``ready``, ``failed`` or ``closed``.
+        error: why it failed, one sentence.
+        details: traceback of a failure that nobody foresaw, else empty.
+        frames: the mailbox from which items are taken.
+        seconds: how long the engine took to open.
+        engine: once ready; only to be looked at from other threads.
+        since: time.monotonic() of the last change of state.
+
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[], Any],
+        handle: Callable[[Any, Any], None],
+        release: Callable[[Any], None],
+        on_change: Callable[[], None],
+        after: Optional[EngineWorker] = None,
+    ) -> None:
+        self.state, self.error, self.details = LOADING, "", ""
+        self.since = time.monotonic()
+        self.seconds = 0.0
+        self.engine: Any = None
+        self.frames: LatestFrame[Any] = LatestFrame()
+        self._open, self._handle, self._release = open_engine, handle, release
+        self._on_change, self._after = on_change, after
+        # A daemon: an engine that hangs while loading must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Asks the thread to release the engine and end; does not wait."""
+        self.frames.close()
+
+    def join(self, timeout: Optional[float] = None) -> bool:
+        """Waits for the thread. False when it has not ended within ``timeout`` seconds."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
+        if self.frames.closed:
+            self._change(CLOSED)
+            return
+        begun = time.monotonic()
+        try:
+            self.engine = engine = self._open()
+        except EhrnetError as error:
+            self.error = str(error)
+        except Exception as error:  # vendor libraries raise what they like
+            self.error = f"The engine could not be opened: {type(error).__name__}: {error}."
+            self.details = traceback.format_exc()
+        if self.error:
+            self._change(FAILED)
+            return
+        self.seconds = time.monotonic() - begun
+        try:
+            self._change(READY)
+            while True:
+                item = self.frames.take()
+                if item is None:
+                    break
+                self._handle(engine, item)
+        finally:
+            self._release(engine)
+            self.engine = engine = None
+            self._change(CLOSED)
+
+    def _change(self, state: str) -> None:
+        self.state, self.since = state, time.monotonic()
+        if state in (READY, FAILED) and not self.frames.closed:
+            self._on_change()

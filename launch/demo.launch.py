@@ -1,0 +1,79 @@
+"""A camera made of a file, the pose node and RViz: `ros2 launch ehrnet_ros demo.launch.py source:=v.mp4`.
+
+Every argument of pose.launch.py can be given too, such as phi:=-3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    IncludeLaunchDescription,
+    RegisterEventHandler,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchDescription
+
+HERE = Path(__file__).resolve().parent
+
+
+def generate_launch_description():
+    """pose.launch.py (first: its Fast DDS settings hold for what follows), then the camera."""
+    arguments = [
+        DeclareLaunchArgument(
+            "source", description="picture, folder of pictures, video file, or index of a camera"
+        ),
+        DeclareLaunchArgument(
+            "rate", default_value="0.0", description="[Hz] images per second; 0: as the source says"
+        ),
+        DeclareLaunchArgument(
+            "loop",
+            default_value="true",
+            choices=["true", "false"],
+            description="begin again at the end; else everything stops there",
+        ),
+        DeclareLaunchArgument(
+            "rviz",
+            default_value="true",
+            choices=["true", "false"],
+            description="show image, overlay and skeletons in RViz",
+        ),
+        DeclareLaunchArgument(
+            "image", default_value="image", description="image topic to publish and to subscribe to"
+        ),
+        DeclareLaunchArgument(
+            "namespace", default_value="", description="namespace of both nodes, such as front"
+        ),
+    ]
+    pose = IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE / "pose.launch.py")))
+    camera = Node(
+        package="ehrnet_ros",
+        executable="picture_node",
+        name="camera",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[
+            {
+                "source": ParameterValue(LaunchConfiguration("source"), value_type=str),
+                "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
+                "loop": ParameterValue(LaunchConfiguration("loop"), value_type=bool),
+            }
+        ],
+        remappings=[("image", LaunchConfiguration("image"))],
+        output="screen",
+        emulate_tty=True,
+    )
+    end = RegisterEventHandler(
+        OnProcessExit(
+            target_action=camera,
+            on_exit=[EmitEvent(event=Shutdown(reason="the image source has ended"))],
+        )
+    )
+    return LaunchDescription([*arguments, pose, camera, end])

@@ -1,0 +1,251 @@
+"""Real nodes in real processes, and one node in this process that talks to them."""
+
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PATIENCE_S = (
+    20.0  # for discovery and start-up on a busy machine; a test waits only as long as needed
+)
+
+
+@pytest.fixture(scope="session")
+def ros_environment(tmp_path_factory):
+    """Variables of all processes of this test session: a domain of its own, big shared memory."""
+    pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+    pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+    home = tmp_path_factory.mktemp("ros_home")
+    values = {
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_HOME": str(home),
+        "ROS_LOG_DIR": str(home / "log"),
+        "ROS_PYTHON_CHECK_FIELDS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(
+            os.pathsep
+        ),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    distro = os.environ.get("ROS_DISTRO", "")
+    if distro == "humble":
+        values["ROS_LOCALHOST_ONLY"] = "1"
+    else:
+        values["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    library = "FASTRTPS" if distro in ("humble", "iron", "jazzy") else "FASTDDS"
+    values[f"{library}_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds_shm.xml")
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    yield values
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def dots():
+    """The module that draws people as coloured dots and exports a network that finds them."""
+    spec = importlib.util.spec_from_file_location("dots", ROOT / "test" / "support" / "dots.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def model(dots, tmp_path_factory):
+    """A model file with known answers."""
+    pytest.importorskip("torch", reason="writing the test model needs torch")
+    pytest.importorskip("onnx", reason="writing the test model needs onnx")
+    pytest.importorskip("onnxruntime", reason="the nodes compute with onnxruntime")
+    return dots.export_dots(tmp_path_factory.mktemp("model") / "dots.onnx")
+
+
+class Process:
+    """A node as a process of its own; what it says is kept."""
+
+    def __init__(self, module, parameters, folder, remaps=(), namespace=""):
+        command = [sys.executable, "-m", f"ehrnet_ros.{module}", "--ros-args"]
+        for name, value in parameters.items():
+            command += ["-p", f"{name}:={value}"]
+        for remap in remaps:
+            command += ["-r", remap]
+        if namespace:
+            command += ["-r", f"__ns:=/{namespace}"]
+        self.path = folder / f"{module}_{time.monotonic_ns()}.log"
+        with open(self.path, "wb") as log:
+            self.popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+
+    def log(self):
+        return self.path.read_text(errors="replace")
+
+    def wait_for_log(self, text, seconds=PATIENCE_S):
+        end = time.monotonic() + seconds
+        while text not in self.log():
+            if self.popen.poll() is not None and text not in self.log():
+                pytest.fail(f"ended with {self.popen.returncode} before '{text}':\n{self.log()}")
+            if time.monotonic() > end:
+                pytest.fail(f"'{text}' was not said within {seconds} s:\n{self.log()}")
+            time.sleep(0.05)
+        return self.log()
+
+    def wait(self, seconds=PATIENCE_S):
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+            pytest.fail(f"did not end within {seconds} s:\n{self.log()}")
+
+    def interrupt(self, number=signal.SIGINT):
+        """The exit code after a signal."""
+        self.popen.send_signal(number)
+        return self.wait(10.0)
+
+
+@pytest.fixture(scope="module")
+def start(ros_environment, tmp_path_factory):
+    """Starts nodes; at the end of the file each must have ended, or it is interrupted."""
+    folder = tmp_path_factory.mktemp("nodes")
+    processes = []
+
+    def start(module, remaps=(), namespace="", **parameters):
+        process = Process(module, parameters, folder, remaps, namespace)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.wait()
+
+
+class Peer:
+    """A node in this process: a camera, and everybody who listens."""
+
+    def __init__(self):
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+
+        rclpy.init(args=[])
+        self.node = rclpy.create_node("peer")
+        self.executor = SingleThreadedExecutor()
+        self.executor.add_node(self.node)
+        self._entities = []
+
+    def close(self):
+        import rclpy
+
+        self.executor.shutdown()
+        self.node.destroy_node()
+        rclpy.try_shutdown()
+
+    def publisher(self, kind, topic, qos=5):
+        publisher = self.node.create_publisher(kind, topic, qos)
+        self._entities.append((self.node.destroy_publisher, publisher))
+        return publisher
+
+    def listen(self, kind, topic, qos=10):
+        """A list that grows by each message."""
+        messages = []
+        subscription = self.node.create_subscription(kind, topic, messages.append, qos)
+        self._entities.append((self.node.destroy_subscription, subscription))
+        return messages
+
+    def clean(self):
+        while self._entities:
+            destroy, entity = self._entities.pop()
+            destroy(entity)
+
+    def spin(self, seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def until(self, condition, what, seconds=PATIENCE_S, each=None):
+        """Spins until a condition gives something true; calls ``each`` about ten times a second."""
+        end = time.monotonic() + seconds
+        again = 0.0
+        while True:
+            result = condition()
+            if result:
+                return result
+            now = time.monotonic()
+            assert now < end, f"{what} did not happen within {seconds} s"
+            if each is not None and now >= again:
+                again = now + 0.1
+                each()
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def call(self, kind, name, request, seconds=PATIENCE_S):
+        client = self.node.create_client(kind, name)
+        try:
+            self.until(lambda: client.service_is_ready(), f"service {name}", seconds)
+            future = client.call_async(request)
+            self.until(future.done, f"answer of {name}", seconds)
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+    def set_parameter(self, node, name, value):
+        """The answer of a node to the wish to change one of its parameters."""
+        from rcl_interfaces.srv import SetParameters
+        from rclpy.parameter import Parameter
+
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()]
+        )
+        return self.call(SetParameters, f"{node}/set_parameters", request).results[0]
+
+    def change_state(self, node, transition):
+        """Asks for a lifecycle transition by name; whether it succeeded."""
+        from lifecycle_msgs.msg import Transition
+        from lifecycle_msgs.srv import ChangeState
+
+        number = getattr(Transition, f"TRANSITION_{transition.upper()}")
+        request = ChangeState.Request(transition=Transition(id=number))
+        return self.call(ChangeState, f"{node}/change_state", request).success
+
+    def state(self, node):
+        from lifecycle_msgs.srv import GetState
+
+        return self.call(GetState, f"{node}/get_state", GetState.Request()).current_state.label
+
+
+@pytest.fixture(scope="session")
+def _peer(ros_environment):
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def peer(_peer):
+    """The node of this process, with what a test made of it taken away afterwards."""
+    yield _peer
+    _peer.clean()
+
+
+@pytest.fixture
+def image_of(_peer):
+    """A function from a BGR array to an Image message with a unique stamp."""
+    from std_msgs.msg import Header
+
+    from ehrnet_ros.image_msgs import to_image
+
+    def image_of(picture, encoding="bgr8", frame_id="front_optical_frame"):
+        stamp = _peer.node.get_clock().now().to_msg()
+        return to_image(
+            np.ascontiguousarray(picture), Header(stamp=stamp, frame_id=frame_id), encoding
+        )
+
+    return image_of

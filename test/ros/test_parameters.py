@@ -1,0 +1,74 @@
+"""Parameters: one declaration, and every text that repeats it is held to it."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+
+from ehrnet_model.errors import EhrnetError  # noqa: E402
+from ehrnet_ros import parameters  # noqa: E402
+from ehrnet_ros.parameters import FIELDS, Settings, changed, check, parse_size  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_pose_yaml_is_the_declaration():
+    text = (ROOT / "config" / "pose.yaml").read_text()
+    values = yaml.safe_load(text)["/**"]["ros__parameters"]
+    assert values == dataclasses.asdict(Settings())
+    assert {name: type(value) for name, value in values.items()} == {
+        name: type(field.default) for name, field in FIELDS.items()
+    }
+    assert text == parameters.parameters_yaml(), "write it again: parameters_yaml()"
+
+
+def test_defaults_are_allowed_and_everything_is_described():
+    check(Settings())
+    for name, field in FIELDS.items():
+        assert field.metadata["description"].endswith("."), name
+        assert field.default not in ([],) and parameters.allowed(name)
+    table = parameters.parameters_table().splitlines()
+    assert len(table) == 2 + len(FIELDS)
+    assert all(line.count("|") == table[0].count("|") for line in table)
+
+
+@pytest.mark.parametrize(
+    "text, size_hw",
+    [
+        ("auto", None),
+        ("square", None),
+        ("4:3", None),
+        ("16:9", None),
+        ("384x512", (384, 512)),
+        ("32x32", (32, 32)),
+    ],
+)
+def test_sizes(text, size_hw):
+    assert parse_size(text) == size_hw
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3:4", "384", "384x", "x512", "384X512", "-32x32", "0x32", "100x100", "3e2x32"]
+)
+def test_wrong_sizes(text):
+    with pytest.raises(EhrnetError, match="Parameter size cannot be"):
+        parse_size(text)
+
+
+def test_what_changes_when():
+    settings = Settings()
+    assert changed(settings, {"max_people": 2}, configured=True).max_people == 2
+    assert changed(settings, {"phi": -2}, configured=False).phi == -2
+    assert changed(settings, {"phi": -4}, configured=True) == settings  # no change at all
+    assert changed(settings, {"use_sim_time": True}, configured=True) == settings  # not ours
+    with pytest.raises(EhrnetError, match="phi is built into the running engine"):
+        changed(settings, {"phi": -2}, configured=True)
+    with pytest.raises(EhrnetError, match="only read at start"):
+        changed(settings, {"autostart": False}, configured=False)
+    with pytest.raises(EhrnetError, match='transport cannot be "h264": it has to be raw or comp'):
+        changed(settings, {"transport": "h264"}, configured=False)
+    with pytest.raises(EhrnetError, match="marker_depth cannot be .nan"):
+        changed(settings, {"marker_depth": float("nan")}, configured=False)

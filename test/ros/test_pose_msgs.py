@@ -1,0 +1,183 @@
+"""Poses and their messages; markers; the mailbox between the threads."""
+
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("visualization_msgs.msg", reason="needs the ROS 2 message packages")
+pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+
+from builtin_interfaces.msg import Time  # noqa: E402
+from sensor_msgs.msg import CameraInfo  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+from visualization_msgs.msg import Marker  # noqa: E402
+
+from ehrnet_model.inference.poses import Poses  # noqa: E402
+from ehrnet_model.skeleton import COCO_17  # noqa: E402
+from ehrnet_msgs.msg import Keypoint, PoseArray  # noqa: E402
+from ehrnet_ros.frames import LatestFrame  # noqa: E402
+from ehrnet_ros.pose_msgs import (  # noqa: E402
+    Lens,
+    from_pose_array,
+    to_markers,
+    to_pose_array,
+    to_skeleton_info,
+)
+
+HEADER = Header(stamp=Time(sec=3, nanosec=4), frame_id="camera_optical_frame")
+
+
+def some_poses(people, seed=0):
+    rng = np.random.default_rng(seed)
+    score = rng.random((people, 17)).astype(np.float32)
+    score[rng.random((people, 17)) < 0.3] = 0
+    xy = rng.random((people, 17, 2)) * 600
+    return Poses.build(xy, score, rng.random((people, 17)), rng.random(people))
+
+
+def same(one, other):
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=name != "id")
+        for name in ("xy", "score", "std", "person_score", "bbox", "id")
+    )
+
+
+@pytest.mark.parametrize("people", [0, 1, 7])
+def test_pose_array_there_and_back(people):
+    poses = some_poses(people)
+    msg = to_pose_array(poses, HEADER, (480, 640), 12.5)
+    assert msg.header is HEADER and (msg.height, msg.width, msg.latency_ms) == (480, 640, 12.5)
+    assert same(from_pose_array(msg), poses)
+    for skeleton in msg.skeletons:
+        assert len(skeleton.keypoints) == Keypoint.COUNT
+        absent = [k for k in skeleton.keypoints if k.score == 0]
+        assert all(math.isnan(k.x) and math.isnan(k.y) and math.isnan(k.std) for k in absent)
+
+
+def test_pose_array_survives_the_wire():
+    rclpy_serialization = pytest.importorskip("rclpy.serialization")
+    poses = some_poses(5)
+    raw = rclpy_serialization.serialize_message(to_pose_array(poses, HEADER, (480, 640)))
+    assert same(from_pose_array(rclpy_serialization.deserialize_message(raw, PoseArray)), poses)
+
+
+def test_keypoint_constants_are_the_positions_of_the_names():
+    for index, name in enumerate(COCO_17.names):
+        assert getattr(Keypoint, name.upper()) == index
+    assert Keypoint.COUNT == len(COCO_17.names)
+
+
+def test_skeleton_info_carries_the_keypoint_set():
+    msg = to_skeleton_info(
+        COCO_17,
+        model="m",
+        runtime="r",
+        phi=-3,
+        input_hw=(416, 576),
+        min_keypoint_score=0.25,
+        stamp=Time(sec=1),
+    )
+    assert msg.names == list(COCO_17.names) and len(msg.edges) == 2 * len(COCO_17.edges)
+    assert (msg.input_height, msg.input_width, msg.phi) == (416, 576, -3)
+    assert msg.header.frame_id == "" and msg.header.stamp.sec == 1
+
+
+def test_lens_of_camera_info():
+    info = CameraInfo(width=640, height=480, k=[500.0, 0, 319.5, 0, 510, 239.5, 0, 0, 1])
+    assert Lens.from_camera_info(info, (480, 640)) == Lens(500, 510, 319.5, 239.5)
+    half = Lens.from_camera_info(info, (240, 320))  # the centre stays the centre
+    assert half == Lens(250, 255, 159.5, 119.5)
+    info.roi.x_offset, info.roi.width, info.roi.height = 100, 320, 480
+    assert Lens.from_camera_info(info, (480, 320)) == Lens(500, 510, 219.5, 239.5)
+    assert Lens.from_camera_info(CameraInfo(width=640, height=480), (480, 640)) is None
+    assert Lens.from_camera_info(CameraInfo(k=info.k), (480, 640)) is None
+
+
+def test_nominal_lens_sees_its_angle():
+    lens = Lens.nominal((480, 640), 90)
+    edge = np.array([-0.5, 639.5])
+    np.testing.assert_allclose(np.degrees(np.arctan((edge - lens.cx) / lens.fx)), [-45, 45])
+
+
+def markers_of(poses, **options):
+    defaults = {"depth": 2.0, "line_width": 0.01}
+    lens = Lens(500, 500, 320, 240)
+    return to_markers(poses, HEADER, lens, COCO_17, **{**defaults, **options}).markers
+
+
+def test_markers_project_back_onto_the_pixels():
+    poses = some_poses(4)
+    first, *rest = markers_of(poses)
+    assert first.action == Marker.DELETEALL
+    for i in range(4):
+        joints = next(m for m in rest if m.ns == "joints" and m.id == i)
+        points = np.array([(p.x, p.y, p.z) for p in joints.points])
+        pixels = points[:, :2] / points[:, 2:] * 500 + (320, 240)
+        present = poses.score[i] > 0
+        np.testing.assert_allclose(pixels, poses.xy[i][present], atol=1e-3)
+        bones = next(m for m in rest if m.ns == "bones" and m.id == i)
+        drawn = sum(present[a] and present[b] for a, b in COCO_17.edges)
+        assert len(bones.points) == 2 * drawn
+
+
+def test_markers_of_nobody_only_clear():
+    assert [m.action for m in markers_of(Poses.empty())] == [Marker.DELETEALL]
+    unseen = Poses.build(np.zeros((1, 17, 2)), np.zeros((1, 17)), np.zeros((1, 17)), np.ones(1))
+    assert len(markers_of(unseen)) == 1
+
+
+def test_tracked_people_keep_their_number_and_get_a_label():
+    poses = some_poses(2)
+    poses.id[:] = 7, 9
+    markers = markers_of(poses)[1:]
+    assert {m.id for m in markers} == {7, 9}
+    assert {m.text for m in markers if m.ns == "labels"} == {"7", "9"}
+
+
+def test_mailbox_keeps_the_newest_and_counts_the_rest():
+    box = LatestFrame()
+    for i in range(5):
+        box.put(i)
+    assert box.take() == 4 and box.dropped == 4
+    assert box.take(timeout=0.01) is None
+    box.put(5)
+    box.clear()
+    assert box.dropped == 5 and box.take(timeout=0) is None
+
+
+def test_mailbox_between_threads_loses_only_what_it_counts():
+    box, taken = LatestFrame(), []
+
+    def take():
+        while True:
+            item = box.take()
+            if item is None:
+                return
+            taken.append(item)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    for i in range(1, 2001):
+        box.put(i)
+        if i % 100 == 0:
+            time.sleep(0.001)
+    end = time.monotonic() + 10
+    while (not taken or taken[-1] != 2000) and time.monotonic() < end:
+        time.sleep(0.001)
+    box.close()
+    thread.join(10)
+    assert not thread.is_alive() and taken[-1] == 2000
+    assert taken == sorted(set(taken)) and len(taken) + box.dropped == 2000
+
+
+def test_mailbox_closed_wakes_and_takes_nothing_more():
+    box = LatestFrame()
+    timer = threading.Timer(0.05, box.close)
+    timer.start()
+    assert box.take() is None
+    timer.join()
+    box.put(1)
+    assert box.closed and box.take() is None and box.dropped == 0
