@@ -1,0 +1,56 @@
+"""Where model files lie: given by path, in the user's data folder, or shipped with the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Dict, Optional
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.variants import VARIANTS, Variant
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent.parent / "data"
+
+
+def user_folder() -> Path:
+    """Where models of this user lie: ``$XDG_DATA_HOME/ehrnet/models``, XDG base directories."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "ehrnet" / "models"
+
+
+def available_models() -> Dict[int, Path]:
+    """phi -> model file, for every variant that has one; the user's own come before ours."""
+    found = {}
+    for variant in VARIANTS.values():
+        for folder in (user_folder(), PACKAGE_FOLDER):
+            path = folder / f"{variant.name}.onnx"
+            if variant.phi not in found and path.is_file():
+                found[variant.phi] = path
+    return found
+
+
+def find_model(phi: int, model: Optional[str] = None) -> Path:
+    """The ONNX file to load.
+
+    Args:
+        phi: which variant, 0 .. -4; only used without ``model``.
+        model: path of a file that is taken instead.
+
+    Raises:
+        EhrnetError: no such file, no such variant, or no weights for it; says what to do.
+    """
+    if model:
+        path = Path(model).expanduser()
+        if not path.is_file():
+            raise EhrnetError(f"there is no model file {path}: check the path.")
+        return path
+    variant = Variant.from_phi(phi)
+    models = available_models()
+    if phi in models:
+        return models[phi]
+    have = ", ".join(f"phi {p} ({path.stem})" for p, path in models.items()) or "none"
+    raise EhrnetError(
+        f"there are no weights for phi {phi} ({variant.name}) on this machine (present: {have}): "
+        f"bring or train a checkpoint (`ehrnet import-checkpoint`, `ehrnet train`) and run "
+        f"`ehrnet export --phi {phi} --weights FILE -o {user_folder() / (variant.name + '.onnx')}`."
+    )
