@@ -18,3 +18,22 @@ def dots_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import dots
 
     return dots.export_dots(tmp_path_factory.mktemp("dots") / "dots.onnx")
+
+
+@pytest.fixture(scope="session")
+def h4_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of H-4 with random weights; see test/support/models.py."""
+    pytest.importorskip("torch", reason="a random network needs torch")
+    pytest.importorskip("safetensors", reason="checkpoints need safetensors")
+    import models
+
+    return models.save_random_h4(tmp_path_factory.mktemp("h4"))
+
+
+@pytest.fixture(scope="session")
+def h4_model(h4_weights: Path) -> Path:
+    """The ONNX file `ehrnet export` makes of h4_weights."""
+    pytest.importorskip("onnx", reason="exporting needs onnx")
+    import models
+
+    return models.export_with_command(h4_weights)

@@ -73,8 +73,8 @@ class TensorRTRuntime:
                 f"the engine {engine_file} is for images of {self.size_hw[0]}x{self.size_hw[1]}, "
                 f"not {size_hw[0]}x{size_hw[1]}: ask for its size or build another."
             )
-        self._logger = _make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
+        self._logger = trt.Logger(trt.Logger.WARNING)
+        self._runtime = _create(trt.Runtime, self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
         if self._engine is None:
             raise EhrnetError(
@@ -216,8 +216,8 @@ def build_plan(
     Raises:
         EhrnetError: the parser or the builder refuses the model, with its own words.
     """
-    logger = _make_logger(trt)
-    builder = trt.Builder(logger)
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = _create(trt.Builder, logger)
     flag = trt.NetworkDefinitionCreationFlag
     # From 10 on types are the file's own; before, batch had to be asked for. The values of these
     # flags differ between versions.
@@ -273,14 +273,14 @@ def _import_tensorrt() -> Any:
     return tensorrt
 
 
-def _make_logger(trt: Any) -> Any:
+def _create(factory: Any, logger: Any) -> Any:
     try:
-        return trt.Logger(trt.Logger.WARNING)
+        return factory(logger)
     except TypeError as error:
-        # What the bindings say when the library behind them gives nothing.
+        # What the bindings say when the library or the driver behind them gives nothing.
         raise EhrnetError(
-            f"runtime tensorrt is not available: {error}; install TensorRT's libraries, or use "
-            "runtime onnxruntime."
+            f"runtime tensorrt is not available: {error}; install TensorRT's libraries and the "
+            "driver, or use runtime onnxruntime."
         ) from None
 
 

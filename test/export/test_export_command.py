@@ -1,0 +1,120 @@
+"""A file is written whole, proved and described, or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+import dots  # noqa: E402
+
+from ehrnet_model import __version__  # noqa: E402
+from ehrnet_model.errors import EhrnetError  # noqa: E402
+from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime  # noqa: E402
+from ehrnet_model.network.checkpoint import load_checkpoint  # noqa: E402
+from ehrnet_model.network.export import export_onnx, parity_shapes  # noqa: E402
+from ehrnet_ros.cli import export  # noqa: E402
+
+INFO = ModelInfo(variant="H-4", phi=-4, input_size=256)
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    export.add_arguments(parser)
+    return export.run(parser.parse_args([*arguments]))
+
+
+class SizeDependent(torch.nn.Module):
+    """A network that tracing gets wrong: it looks at the size in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dots = dots.make_dots_network()
+
+    def forward(self, x):
+        lowres, highres = self.dots(x)
+        return lowres, highres * (0.5 if x.shape[3] > 200 else 1.0)
+
+
+class Broken(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dots = dots.make_dots_network()
+        self.dots.along[4] = float("nan")
+
+    def forward(self, x):
+        return self.dots(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [(SizeDependent, "differs from the network"), (Broken, "the weights are broken")],
+)
+def test_a_graph_that_is_not_the_network_is_not_written(network, message, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"what was here before")
+    with pytest.raises(EhrnetError, match=message):
+        export_onnx(network().eval(), path, INFO)
+    assert path.read_bytes() == b"what was here before"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_the_reference_convention_is_exported_and_described(tmp_path: Path) -> None:
+    info = dataclasses.replace(INFO, coordinates="reference")
+    path = export_onnx(dots.make_dots_network(), tmp_path / "dots.onnx", info)
+    assert model_info(path).coordinates == "reference"
+    person = dots.figure((192, 192), 300)
+    image = dots.draw_people((384, 384), person[None])
+    peaks = open_runtime(path)(image[None])[0]
+    cells, xy = peaks[:, 0, 4:6], peaks[:, 0, 1:3]
+    # Quarter cells around 2 i + 1.
+    assert set(np.unique(xy - 2 * cells)) <= {0.5, 1.0, 1.5}
+
+
+def test_metadata_carries_what_the_checkpoint_says(h4_weights: Path, h4_model: Path) -> None:
+    info, (_, meta) = model_info(h4_model), load_checkpoint(h4_weights)
+    assert (info.variant, info.phi, info.input_size) == ("H-4", -4, 384)
+    assert info.weights_sha256 == meta.weights_sha256
+    assert (info.weights_name, info.quality) == ("test-random", "random")
+    assert info.decode == {"min_score": 0.25}
+    assert info.extra["licence"] == "none"
+    assert info.version == __version__
+
+
+@pytest.mark.parametrize("size", [384, 416, 480, 512])
+def test_parity_covers_square_wide_tall_small_and_batches(size: int) -> None:
+    shapes = parity_shapes(size)
+    assert all(v % 32 == 0 for _, h, w in shapes for v in (h, w))
+    assert (1, size, size) in shapes
+    ratios = [w / h for _, h, w in shapes]
+    assert max(ratios) >= 16 / 9 and min(ratios) < 0.8
+    assert {n for n, _, _ in shapes} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--phi", "-4", "-o", "m.onnx"], "give --weights FILE .* or --random"),
+        (["--phi", "5", "--random", "-o", "m.onnx"], "phi 5 does not exist"),
+        (["--random", "-o", "m.onnx"], "Give --phi"),
+        (["--phi", "-4", "--random", "-o", "m.pt"], "should end in .onnx"),
+        (["--weights", "missing.safetensors", "-o", "m.onnx"], "no file missing.safetensors"),
+        (["--phi", "-4", "--random", "-o", "nowhere/m.onnx"], "nowhere does not exist"),
+    ],
+)
+def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EhrnetError, match=message):
+        run(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_variant_than_asked_for(h4_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(EhrnetError, match="weights of H-4, not of H-3: .* --phi -4"):
+        run("--phi", "-3", "--weights", str(h4_weights), "-o", str(tmp_path / "m.onnx"))
