@@ -80,6 +80,13 @@ class OpenVinoRuntime:
             raise EhrnetError(
                 f"{model} has inputs {names} instead of [{INPUT_NAME!r}]: export the model again."
             )
+        # Its kernels can turn NaN into 0, and a picture of nobody would come out.
+        for operation in self._model.get_ops():
+            if operation.get_type_name() == "Constant" and not np.isfinite(operation.data).all():
+                raise EhrnetError(
+                    f"{model} holds values that are not finite ({operation.get_friendly_name()}): "
+                    "its weights are broken, use others."
+                )
         if self.size_hw is not None:
             self._request((1, *self.size_hw, 3))
 
