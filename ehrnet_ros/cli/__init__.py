@@ -1,0 +1,107 @@
+"""The command ``ehrnet``: a table of verbs, each in a module of its own.
+
+A verb's module holds ``HELP``, ``add_arguments(parser)`` and ``run(args) -> exit code``, and imports
+what it needs inside ``run``. Results go to stdout, talk to stderr. Exit codes: 0 done, 1 the answer
+is no, 2 wrong use or something missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+from typing import Any, List, Optional
+
+from ehrnet_model.errors import EhrnetError
+
+# In the order of the help. The module is the verb with _ for -.
+VERBS = (
+    "doctor",
+    "variants",
+    "export",
+    "import-checkpoint",
+)
+
+# What to do about a package that is not there, by its import name.
+REMEDIES = {
+    "numpy": "pip install numpy",
+    "cv2": "pip install opencv-python-headless",
+    "onnxruntime": "pip install onnxruntime",
+    "openvino": "pip install openvino",
+    "onnx": "pip install onnx",
+    "torch": "pip install '.[train]' in the repository, or see pytorch.org for your machine",
+    "safetensors": "pip install safetensors",
+    "pycocotools": "pip install pycocotools",
+    "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
+    "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once and "
+    "use .venv/bin/ehrnet",
+    "ehrnet_msgs": "build the workspace (colcon build) and source install/setup.bash, or run ./demo "
+    "once and use .venv/bin/ehrnet",
+}
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs one verb and gives its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser(argv)
+    args = parser.parse_args(argv)
+    if args.verb is None:
+        parser.print_help()
+        return 2
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        code: int = _module(args.verb).run(args)
+        sys.stdout.flush()
+        return code
+    except EhrnetError as error:
+        return _refuse(str(error))
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in REMEDIES:
+            raise
+        return _refuse(f"`ehrnet {args.verb}` needs {name}, which is not here: {REMEDIES[name]}.")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _refuse(text: str) -> int:
+    print(f"ehrnet: {text}", file=sys.stderr)
+    return 2
+
+
+def _module(verb: str) -> Any:
+    return importlib.import_module(f"{__name__}.{verb.replace('-', '_')}")
+
+
+def _parser(argv: List[str]) -> argparse.ArgumentParser:
+    from ehrnet_model import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="ehrnet",
+        description="2D poses of several people: inference, models, training.",
+        epilog="`ehrnet VERB --help` tells what a verb takes.",
+    )
+    parser.add_argument("--version", action="version", version=f"ehrnet {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    # Only the verb that was asked for is imported; for the help and for a typo, all of them are.
+    asked = next((word for word in argv if word in VERBS), None)
+    for verb in VERBS if asked is None else (asked,):
+        module = _module(verb)
+        verb_parser = verbs.add_parser(verb, help=module.HELP, description=_sentence(module.HELP))
+        module.add_arguments(verb_parser)
+    return parser
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
