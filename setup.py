@@ -28,7 +28,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.8",
     # By name: launch/, test/ and ehrnet_msgs/ must never become Python packages.
-    packages=find_packages(include=["ehrnet_model", "ehrnet_model.*", "ehrnet_ros", "ehrnet_ros.*"]),
+    packages=find_packages(
+        include=["ehrnet_model", "ehrnet_model.*", "ehrnet_ros", "ehrnet_ros.*"]
+    ),
     package_data={"ehrnet_model": ["data/*", "py.typed"], "ehrnet_ros": ["py.typed"]},
     install_requires=[
         "numpy>=1.21",

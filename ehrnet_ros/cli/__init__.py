@@ -1,8 +1,8 @@
 """The command ``ehrnet``: a table of verbs, each in a module of its own.
 
-A verb's module holds ``HELP``, ``add_arguments(parser)`` and ``run(args) -> exit code``, and imports
-what it needs inside ``run``. Results go to stdout, talk to stderr. Exit codes: 0 done, 1 the answer
-is no, 2 wrong use or something missing.
+A verb's module holds ``HELP``, ``add_arguments(parser)`` and ``run(args) -> exit code``, and
+imports what it needs inside ``run``. Results go to stdout, talk to stderr. Exit codes: 0 done, 1
+the answer is no, 2 wrong use or something missing.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ REMEDIES = {
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
-    "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once and "
-    "use .venv/bin/ehrnet",
-    "ehrnet_msgs": "build the workspace (colcon build) and source install/setup.bash, or run ./demo "
-    "once and use .venv/bin/ehrnet",
+    "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
+    "and use .venv/bin/ehrnet",
+    "ehrnet_msgs": "build the workspace (colcon build) and source install/setup.bash, or run "
+    "./demo once and use .venv/bin/ehrnet",
 }
 
 

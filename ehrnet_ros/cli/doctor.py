@@ -8,7 +8,8 @@ import json
 import platform
 import sys
 from dataclasses import asdict, dataclass
-from typing import Callable, List, Tuple
+from pathlib import Path
+from typing import List, Tuple
 
 HELP = "what is here, what is missing, and what to do about it"
 
@@ -30,7 +31,7 @@ class Finding:
     text: str
 
 
-# Import name, attribute that holds the version, whether nothing works without it, what it is for.
+# Import name, whether nothing works without it, what it is for.
 PACKAGES: Tuple[Tuple[str, bool, str], ...] = (
     ("numpy", True, "everything"),
     ("cv2", True, "everything"),
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             Finding("runtime", FAULT, "nothing here can compute a network: pip install onnxruntime")
         )
     if {"numpy", "cv2"} <= here:
-        findings += _models_and_self_test()
+        findings += _models()
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -78,10 +79,10 @@ def _package(name: str, needed: bool, purpose: str) -> Finding:
     from ehrnet_ros.cli import REMEDIES
 
     try:
-        # Not the outer name: in the repository's folder, ehrnet_msgs/ looks like an empty package.
-        inner = {"ehrnet_msgs": "ehrnet_msgs.msg", "cv_bridge": "cv_bridge.boost.cv_bridge_boost"}
-        importlib.import_module(inner.get(name, name))
         module = importlib.import_module(name)
+        if getattr(module, "__file__", None) is None:
+            # The repository's own folder ehrnet_msgs/ looks like an empty package from within.
+            raise ModuleNotFoundError(name, name=name)
     except Exception as error:  # a package built for another NumPy fails in many ways
         absent = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(name)
         why = "not here" if absent else f"here, but broken ({_one_line(error)})"
@@ -91,37 +92,45 @@ def _package(name: str, needed: bool, purpose: str) -> Finding:
     return Finding(name, OK, str(getattr(module, "__version__", "")) or "here")
 
 
-def _models_and_self_test() -> List[Finding]:
+def _models() -> List[Finding]:
+    """Each variant's model, and whether it computes."""
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.inference.estimator import PoseEstimator
     from ehrnet_model.inference.models import find_model
-    from ehrnet_model.inference.runtime import model_info, open_runtime
+    from ehrnet_model.inference.runtime import model_info
     from ehrnet_model.variants import VARIANTS
 
     findings = []
-    found = {}
-    for variant in VARIANTS:
+    for variant in VARIANTS.values():
+        name = f"model {variant.name}"
         try:
             path = find_model(variant.phi)
-            info = model_info(path)
         except EhrnetError as error:
-            findings.append(Finding(f"model {variant.name}", OPTIONAL, str(error)))
-        else:
-            found[variant.name] = path
-            text = f"{info.quality} weights {info.weights_name}, {path}"
-            findings.append(Finding(f"model {variant.name}", OK, text))
-    for name, path in found.items():
-        findings.append(_try(f"self test {name}", lambda path=path: _self_test(path)))
+            findings.append(Finding(name, OPTIONAL, str(error)))
+            continue
+        try:
+            info = model_info(path)
+            findings.append(
+                Finding(name, OK, f"{info.quality} weights {info.weights_name}; {_self_test(path)}")
+            )
+        except Exception as error:  # a broken file, library or driver: all of it is the diagnosis
+            findings.append(Finding(name, FAULT, f"{path}: {_one_line(error)}"))
     return findings
 
 
-def _self_test(path: object) -> str:
-    raise NotImplementedError
+def _self_test(path: Path) -> str:
+    import numpy as np
 
+    from ehrnet_model.inference.estimator import PoseEstimator
+    from ehrnet_model.inference.runtime import open_runtime
 
-def _try(name: str, test: Callable[[], str]) -> Finding:
-    raise NotImplementedError
+    estimator = PoseEstimator(open_runtime(path))
+    grey = np.full((480, 640, 3), 128, np.uint8)
+    estimator(grey)  # the first image pays for memory and plans
+    timings = estimator.estimate(grey)[1]
+    name = estimator.runtime.name
+    estimator.runtime.close()
+    return f"{name} took {timings.total_ms:.0f} ms for a 640x480 image; {path}"
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return " ".join(str(error).split())[:200] or type(error).__name__
