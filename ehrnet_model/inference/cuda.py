@@ -86,9 +86,11 @@ class Cuda:
         return stream.value or 0
 
     def synchronize(self, stream: int) -> None:
+        """Waits until everything in the stream is done."""
         self._call("cudaStreamSynchronize", stream)
 
     def destroy_stream(self, stream: int) -> None:
+        """Gives a stream back."""
         self._call("cudaStreamDestroy", stream)
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -124,11 +126,13 @@ class Buffer:
         self.device = self._device.value or 0
 
     def upload(self, stream: int) -> None:
+        """Starts the copy from host to device."""
         self._cuda._call(
             "cudaMemcpyAsync", self._device, self._host, self.nbytes, _HOST_TO_DEVICE, stream
         )
 
     def download(self, stream: int) -> None:
+        """Starts the copy from device to host."""
         self._cuda._call(
             "cudaMemcpyAsync", self._host, self._device, self.nbytes, _DEVICE_TO_HOST, stream
         )

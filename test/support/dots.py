@@ -10,15 +10,16 @@ grey)``. Keypoint j answers to chroma along its hue less a multiple of the chrom
 grey backgrounds and other keypoints answer nothing. luma / chroma tells people apart; it is the
 same all over a disc and survives any scaling, so it is the tag.
 
-Dots must be about five ``dot_sigma`` apart, people of one picture drawn on something dark. The
-network's input should be at least 320 pixels on its long side, or the dots get smaller than cells.
+Dots must be at least four ``dot_sigma`` apart (two or three ``figure`` side by side are), people of
+one picture drawn on something dark. The network's input should be at least 320 pixels on its long
+side, or the dots get smaller than cells. Keypoints come back within 0.3 pixels of the picture,
+after JPEG of quality 90 (pictures of 640 pixels and more) within 1 pixel.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Tuple
 
 import numpy as np
 
@@ -56,12 +57,12 @@ FIGURE = np.array(
 )
 
 
-def figure(centre_xy: Tuple[float, float], height: float) -> np.ndarray:
+def figure(centre_xy: tuple[float, float], height: float) -> np.ndarray:
     """(17, 2) keypoints of a standing person; at least 0.1 height lies between two of them."""
     return FIGURE * np.float32(height) + np.asarray(centre_xy, np.float32)
 
 
-def dot_sigma(image_hw: Tuple[int, int]) -> float:
+def dot_sigma(image_hw: tuple[int, int]) -> float:
     """Standard deviation of a dot in pixels, a share of the long side.
 
     So a letterbox hands the network the same dot whatever the picture's size.
@@ -85,7 +86,7 @@ def _colour(keypoint: int, person: int) -> np.ndarray:
     return chroma * (paleness + _axes()[keypoint, 0])
 
 
-def draw_people(image_hw: Tuple[int, int], people: np.ndarray, background: int = 0) -> np.ndarray:
+def draw_people(image_hw: tuple[int, int], people: np.ndarray, background: int = 0) -> np.ndarray:
     """uint8 (H, W, 3) BGR with the people's keypoints as dots.
 
     Args:
