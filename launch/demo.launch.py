@@ -11,6 +11,7 @@ from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
     IncludeLaunchDescription,
+    OpaqueFunction,
     RegisterEventHandler,
 )
 from launch.event_handlers import OnProcessExit
@@ -23,6 +24,31 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch import LaunchDescription
 
 HERE = Path(__file__).resolve().parent
+
+
+def _camera(context):
+    image = LaunchConfiguration("image").perform(context)
+    head, slash, _ = image.rpartition("/")
+    camera = Node(
+        package="ehrnet_ros",
+        executable="picture_node",
+        name="camera",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[
+            {
+                "source": ParameterValue(LaunchConfiguration("source"), value_type=str),
+                "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
+                "loop": ParameterValue(LaunchConfiguration("loop"), value_type=bool),
+            }
+        ],
+        # CameraInfo lies beside the image (REP-104), where pose.launch.py looks for it.
+        remappings=[("image", image), ("camera_info", head + slash + "camera_info")],
+        output="screen",
+        emulate_tty=True,
+    )
+    over = Shutdown(reason="the image source has ended")
+    end = OnProcessExit(target_action=camera, on_exit=[EmitEvent(event=over)])
+    return [camera, RegisterEventHandler(end)]
 
 
 def generate_launch_description():
@@ -54,26 +80,4 @@ def generate_launch_description():
         ),
     ]
     pose = IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE / "pose.launch.py")))
-    camera = Node(
-        package="ehrnet_ros",
-        executable="picture_node",
-        name="camera",
-        namespace=LaunchConfiguration("namespace"),
-        parameters=[
-            {
-                "source": ParameterValue(LaunchConfiguration("source"), value_type=str),
-                "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
-                "loop": ParameterValue(LaunchConfiguration("loop"), value_type=bool),
-            }
-        ],
-        remappings=[("image", LaunchConfiguration("image"))],
-        output="screen",
-        emulate_tty=True,
-    )
-    end = RegisterEventHandler(
-        OnProcessExit(
-            target_action=camera,
-            on_exit=[EmitEvent(event=Shutdown(reason="the image source has ended"))],
-        )
-    )
-    return LaunchDescription([*arguments, pose, camera, end])
+    return LaunchDescription([*arguments, pose, OpaqueFunction(function=_camera)])
