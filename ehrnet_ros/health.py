@@ -39,6 +39,7 @@ class Snapshot:
     bad_now: bool
     rate_in: float
     rate_out: float
+    engine_ms: Tuple[float, float]
     process_ms: Tuple[float, float]
     age_ms: Tuple[float, float]
     people: int
@@ -55,6 +56,7 @@ class Counters:
         self._people = 0
         self._bad_before = 0
         self._last_error = ""
+        self._engine: Deque[float] = collections.deque(maxlen=_WINDOW)
         self._process: Deque[float] = collections.deque(maxlen=_WINDOW)
         self._age: Deque[float] = collections.deque(maxlen=_WINDOW)
         self._last_image = self._marked = time.monotonic()
@@ -68,12 +70,20 @@ class Counters:
             silent, self._last_image = now - self._last_image, now
             return silent
 
-    def published(self, people: int, process_ms: float, age_ms: float) -> None:
-        """A PoseArray left: milliseconds of work, and of age (NaN where the image has no stamp)."""
+    def published(self, people: int, engine_ms: float, process_ms: float, age_ms: float) -> None:
+        """A PoseArray left.
+
+        Args:
+            people: in it.
+            engine_ms: milliseconds in the network.
+            process_ms: milliseconds since the image arrived here, waiting included.
+            age_ms: milliseconds since the image's stamp, NaN where it has none.
+        """
         with self._lock:
             self._published += 1
             self._people = people
             self._in_a_row = 0
+            self._engine.append(engine_ms)
             self._process.append(process_ms)
             if age_ms == age_ms:
                 self._age.append(age_ms)
@@ -114,6 +124,7 @@ class Counters:
                 bad_now=bad_now,
                 rate_in=rates[0],
                 rate_out=rates[1],
+                engine_ms=_percentiles(self._engine),
                 process_ms=_percentiles(self._process),
                 age_ms=_percentiles(self._age),
                 people=self._people,
@@ -251,6 +262,8 @@ def values_of(snapshot: Snapshot, dropped: int) -> Dict[str, str]:
         "poses published": str(snapshot.published),
         "rate in [Hz]": f"{snapshot.rate_in:.1f}",
         "rate out [Hz]": f"{snapshot.rate_out:.1f}",
+        "engine p50 [ms]": _number(snapshot.engine_ms[0]),
+        "engine p95 [ms]": _number(snapshot.engine_ms[1]),
         "processing p50 [ms]": _number(snapshot.process_ms[0]),
         "processing p95 [ms]": _number(snapshot.process_ms[1]),
         "image age p50 [ms]": _number(snapshot.age_ms[0]),

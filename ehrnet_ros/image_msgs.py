@@ -182,8 +182,8 @@ def _buffer(msg: Any, rows: int, row_bytes: int) -> np.ndarray:
     data = np.frombuffer(msg.data, np.uint8)
     if data.size < rows * msg.step:
         raise ImageError(
-            f"The image is inconsistent: {data.size} bytes of data, but {what} with step {msg.step} "
-            f"has {rows * msg.step}."
+            f"The image is inconsistent: {data.size} bytes of data, but {what} with step "
+            f"{msg.step} has {rows * msg.step}."
         )
     return data
 
@@ -239,8 +239,8 @@ def _demosaic(mosaic: np.ndarray, pattern: str) -> np.ndarray:
 def _require_even(msg: Any, rows: bool) -> None:
     if msg.width % 2 or (rows and msg.height % 2):
         raise ImageError(
-            f"Encoding {msg.encoding} shares colour between neighbours and needs an even size, this "
-            f"image has {msg.width}x{msg.height}."
+            f"Encoding {msg.encoding} shares colour between neighbours and needs an even size, "
+            f"this image has {msg.width}x{msg.height}."
         )
 
 

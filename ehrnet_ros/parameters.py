@@ -1,4 +1,4 @@
-"""The node's parameters: declared once, with type, default, description, range and when they change.
+"""The node's parameters: declared once, with default, description, range and when they change.
 
 The README's table, config/pose.yaml's test and the descriptions that `ros2 param describe` shows
 all come from here.
@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import (
@@ -20,6 +20,8 @@ from rclpy.exceptions import (
 )
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.sizes import parse_size
 
 ANY_TIME = "any time"
 UNCONFIGURED = "while unconfigured"
@@ -42,6 +44,18 @@ def _parameter(
         "changes": changes,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _decode_option(name: str, by_model: bool = True) -> Any:
+    """A field of DecodeOptions as a parameter; -1 stands for what is stored with the weights."""
+    option = next(field for field in dataclasses.fields(DecodeOptions) if field.name == name)
+    low, high = option.metadata["range"]
+    text, default = option.metadata["description"], option.default
+    if by_model:
+        text, low, default = f"{text} -1: as stored with the model.", -1.0, -1.0
+    if isinstance(default, bool):
+        low = high = None
+    return _parameter(default, text, low, high, changes=ANY_TIME)
 
 
 @dataclass(frozen=True)
@@ -67,8 +81,8 @@ class Settings:
     )
     size: str = _parameter(
         "auto",
-        "Network input: auto (fits the first image), square, 4:3, 16:9, or HEIGHTxWIDTH in "
-        "multiples of 32.",
+        "Network input: auto (the engine's own, else what fits the images), square, an aspect such "
+        "as 4:3 or 16:9, or HEIGHTxWIDTH in multiples of 32.",
     )
     autostart: bool = _parameter(
         True, "Configure and activate without being asked from outside.", changes=AT_START
@@ -87,39 +101,14 @@ class Settings:
     lazy: bool = _parameter(
         True, "Subscribe to images only while somebody subscribes to poses, markers or overlay."
     )
-    keypoint_threshold: float = _parameter(
-        -1.0,
-        "Keypoints with a lower score are absent; -1: what the model's file says.",
-        low=-1.0,
-        high=1.0,
-        changes=ANY_TIME,
-    )
-    person_threshold: float = _parameter(
-        -1.0,
-        "People with a lower score are left out; -1: what the model's file says.",
-        low=-1.0,
-        high=1.0,
-        changes=ANY_TIME,
-    )
-    tag_threshold: float = _parameter(
-        -1.0,
-        "Largest distance of a keypoint's tag to those of its person; -1: what the model's file "
-        "says.",
-        low=-1.0,
-        high=100.0,
-        changes=ANY_TIME,
-    )
-    max_people: int = _parameter(
-        30, "At most so many people per image, the best ones.", low=1, high=1000, changes=ANY_TIME
-    )
-    min_keypoints: int = _parameter(
-        3, "People with fewer keypoints are left out.", low=1, high=17, changes=ANY_TIME
-    )
-    refine: bool = _parameter(
-        False,
-        "Fill absent keypoints from weaker peaks that fit the person.",
-        changes=ANY_TIME,
-    )
+    keypoint_threshold: float = _decode_option("keypoint_threshold")
+    person_threshold: float = _decode_option("person_threshold")
+    tag_threshold: float = _decode_option("tag_threshold")
+    refine_threshold: float = _decode_option("refine_threshold")
+    nms_oks: float = _decode_option("nms_oks")
+    max_people: int = _decode_option("max_people", by_model=False)
+    min_keypoints: int = _decode_option("min_keypoints", by_model=False)
+    refine: bool = _decode_option("refine", by_model=False)
     marker_depth: float = _parameter(
         1.0,
         "[m] distance from the camera of the plane on which RViz shows the skeletons.",
@@ -161,7 +150,7 @@ def declare(node: Any) -> Settings:
             ) from None
         except (InvalidParameterValueException, ParameterException) as error:
             raise EhrnetError(f"Parameter {name} has to be {allowed(name)}: {error}.") from None
-    # rclpy keeps what it was started with; names that nobody declared are otherwise lost in silence.
+    # rclpy keeps what it was started with; names that nobody declared are lost in silence there.
     unknown = [
         name
         for name in getattr(node, "_parameter_overrides", {})
@@ -186,27 +175,40 @@ def check(settings: Settings) -> None:
             raise EhrnetError(
                 f"Parameter {name} cannot be {_yaml(value)}: it has to be {allowed(name)}."
             )
-    parse_size(settings.size)
+    input_size(settings, 384)
 
 
-def parse_size(text: str) -> Optional[Tuple[int, int]]:
-    """(height, width) where the size says so in numbers, None where it is a name.
+def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptions:
+    """How peaks become people: the parameters, and where they are -1 what the model stores.
 
     Raises:
-        EhrnetError: neither a known name nor HEIGHTxWIDTH in positive multiples of 32.
-
+        EhrnetError: the model stores options that do not exist or are out of range.
     """
-    if text in ("auto", "square", "4:3", "16:9"):
+    names = {field.name for field in dataclasses.fields(DecodeOptions)} & set(FIELDS)
+    values = {name: getattr(settings, name) for name in names}
+    given = {name: value for name, value in values.items() if value >= 0}
+    return DecodeOptions.from_dict(stored, **given)
+
+
+def input_size(settings: Settings, short_side: int) -> Optional[Tuple[int, int]]:
+    """(height, width) of the network input that is asked for; None where each image decides.
+
+    Args:
+        settings: its ``size``.
+        short_side: of the named sizes, in pixels: the variant's input size.
+
+    Raises:
+        EhrnetError: the text is not a size.
+    """
+    if settings.size == "auto":
         return None
-    height, x, width = text.partition("x")
-    if x and height.isdigit() and width.isdigit():
-        size_hw = int(height), int(width)
-        if all(side > 0 and side % 32 == 0 for side in size_hw):
-            return size_hw
-    raise EhrnetError(
-        f"Parameter size cannot be '{text}': it has to be auto, square, 4:3, 16:9, or "
-        "HEIGHTxWIDTH in multiples of 32, such as 384x512."
-    )
+    try:
+        return parse_size(settings.size, short_side)
+    except EhrnetError:
+        raise EhrnetError(
+            f"Parameter size cannot be '{settings.size}': it has to be auto, square, an aspect "
+            "such as 4:3 or 16:9, or HEIGHTxWIDTH in multiples of 32, such as 384x512."
+        ) from None
 
 
 def changed(settings: Settings, changes: Dict[str, Any], configured: bool) -> Settings:

@@ -1,6 +1,6 @@
-"""A camera made of a file, the pose node and RViz: `ros2 launch ehrnet_ros demo.launch.py source:=v.mp4`.
+"""A camera made of a file, the pose node and RViz.
 
-Every argument of pose.launch.py can be given too, such as phi:=-3.
+`ros2 launch ehrnet_ros demo.launch.py source:=video.mp4`. Every argument of pose.launch.py can be given too, such as phi:=-3.
 """
 
 from __future__ import annotations

@@ -80,9 +80,12 @@ def test_arguments_offer_what_the_parameters_allow():
         if isinstance(node, ast.Assign) and node.targets[0].id == "PARAMETERS"
     )
     offered = {
-        key.value: [c.value if isinstance(c, ast.Constant) else ast.literal_eval(c) for c in choices]
+        key.value: [
+            c.value if isinstance(c, ast.Constant) else ast.literal_eval(c) for c in choices
+        ]
         for key, choices in (
-            (key, getattr(value.elts[1], "elts", [])) for key, value in zip(table.keys, table.values)
+            (key, getattr(value.elts[1], "elts", []))
+            for key, value in zip(table.keys, table.values)
         )
     }
     assert set(offered) <= set(FIELDS)
@@ -104,7 +107,8 @@ def launch(ros_environment, tmp_path):
     for name in ("pose_node", "picture_node"):
         program = programs / name
         program.write_text(
-            f"#!{sys.executable}\nimport sys\nfrom ehrnet_ros.{name} import main\nsys.exit(main())\n"
+            f"#!{sys.executable}\n"
+            f"import sys\nfrom ehrnet_ros.{name} import main\nsys.exit(main())\n"
         )
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     environment = {

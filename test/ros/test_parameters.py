@@ -9,8 +9,9 @@ yaml = pytest.importorskip("yaml")
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from ehrnet_model.errors import EhrnetError  # noqa: E402
+from ehrnet_model.inference.decode import DecodeOptions  # noqa: E402
 from ehrnet_ros import parameters  # noqa: E402
-from ehrnet_ros.parameters import FIELDS, Settings, changed, check, parse_size  # noqa: E402
+from ehrnet_ros.parameters import FIELDS, Settings, changed, check, decode_options  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -39,23 +40,34 @@ def test_defaults_are_allowed_and_everything_is_described():
     "text, size_hw",
     [
         ("auto", None),
-        ("square", None),
-        ("4:3", None),
-        ("16:9", None),
+        ("square", (416, 416)),
+        ("4:3", (416, 576)),
+        ("16:9", (416, 768)),
         ("384x512", (384, 512)),
-        ("32x32", (32, 32)),
     ],
 )
 def test_sizes(text, size_hw):
-    assert parse_size(text) == size_hw
+    settings = changed(Settings(), {"size": text}, configured=False)
+    assert parameters.input_size(settings, 416) == size_hw
 
 
-@pytest.mark.parametrize(
-    "text", ["", "3:4", "384", "384x", "x512", "384X512", "-32x32", "0x32", "100x100", "3e2x32"]
-)
+@pytest.mark.parametrize("text", ["", "384", "384x", "x512", "-32x32", "0x32", "100x100"])
 def test_wrong_sizes(text):
     with pytest.raises(EhrnetError, match="Parameter size cannot be"):
-        parse_size(text)
+        changed(Settings(), {"size": text}, configured=False)
+
+
+def test_decode_options_come_from_the_model_until_they_are_set():
+    stored = {"keypoint_threshold": 0.33, "nms_oks": 0.9}
+    options = decode_options(Settings(), stored)
+    assert (options.keypoint_threshold, options.nms_oks) == (0.33, 0.9)
+    assert options.tag_threshold == DecodeOptions().tag_threshold
+    settings = changed(Settings(), {"keypoint_threshold": 0.0, "refine": False}, configured=True)
+    options = decode_options(settings, stored)
+    assert (options.keypoint_threshold, options.nms_oks, options.refine) == (0.0, 0.9, False)
+    with pytest.raises(EhrnetError, match="does not exist"):
+        decode_options(settings, {"no_such_option": 1})
+    assert decode_options(Settings(), {}) == DecodeOptions()
 
 
 def test_what_changes_when():

@@ -1,0 +1,88 @@
+"""The camera made of files: what it publishes, when it ends, what it says when it cannot."""
+
+import math
+
+import numpy as np
+import pytest
+
+cv2 = pytest.importorskip("cv2")
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+
+from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
+
+from ehrnet_ros.image_msgs import to_picture  # noqa: E402
+from ehrnet_ros.pose_msgs import Lens  # noqa: E402
+
+
+def numbered(count, height=48, width=64):
+    """Pictures whose brightness is their number."""
+    return [np.full((height, width, 3), 10 * (i + 1), np.uint8) for i in range(count)]
+
+
+def test_folder_once_in_order_then_exit_0(start, peer, tmp_path):
+    for i, picture in enumerate(numbered(5)):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), picture)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    images = peer.listen(Image, "/folder/image")
+    infos = peer.listen(CameraInfo, "/folder/camera_info")
+    process = start(
+        "picture_node",
+        namespace="folder",
+        source=tmp_path,
+        rate=20.0,
+        loop="false",
+        wait_for_subscriber="true",
+    )
+    peer.until(lambda: len(images) == 5 and len(infos) >= 1, "all pictures")
+    assert [int(to_picture(m).array[0, 0, 0]) for m in images] == [10, 20, 30, 40, 50]
+    stamps = [m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in images]
+    assert stamps == sorted(set(stamps))
+    assert {m.header.frame_id for m in images} == {"camera_optical_frame"}
+    assert process.wait() == 0, process.log()
+    assert "after 5 images" in process.log()
+    info = infos[-1]
+    assert info.header in [m.header for m in images]
+    lens = Lens.from_camera_info(info, (48, 64))
+    assert lens == Lens.nominal((48, 64), 60) and math.isclose(lens.cx, 31.5)
+
+
+def test_video_loops_at_its_own_rate_until_interrupted(start, peer, tmp_path):
+    path = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no MJPG video")
+    for picture in numbered(4):
+        writer.write(picture)
+    writer.release()
+    images = peer.listen(Image, "/video/image")
+    process = start("picture_node", namespace="video", source=path, width=32)
+    peer.until(lambda: len(images) >= 9, "more images than the video has")
+    assert "at 25 Hz" in process.log()
+    assert {(m.width, m.height, m.step) for m in images} == {(32, 24, 96)}
+    levels = [round(float(to_picture(m).array.mean()) / 10) for m in images]
+    steps = {(b - a) % 4 for a, b in zip(levels, levels[1:])}
+    assert set(levels) == {1, 2, 3, 4} and steps == {1}
+    assert process.interrupt() == 0, process.log()
+
+
+@pytest.mark.parametrize(
+    "parameters, sentence",
+    [
+        ({}, "The parameter source is empty"),
+        ({"source": "/nowhere/at/all.mp4"}, "There is no file or folder /nowhere/at/all.mp4"),
+        ({"source": "."}, "holds no picture"),
+        ({"source": "x.png", "rate": -1.0}, "Parameter rate cannot be used"),
+    ],
+)
+def test_wrong_sources_end_with_one_sentence(start, parameters, sentence):
+    process = start("picture_node", **parameters)
+    assert process.wait() == 2, process.log()
+    assert sentence in process.log() and "Traceback" not in process.log()
+
+
+def test_broken_files_end_with_one_sentence(start, tmp_path):
+    for name in ("broken.png", "broken.mp4"):
+        (tmp_path / name).write_bytes(b"nonsense" * 20)
+        process = start("picture_node", source=tmp_path / name)
+        assert process.wait() == 2, process.log()
+        assert name in process.log() and "Traceback" not in process.log()

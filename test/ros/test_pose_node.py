@@ -1,0 +1,399 @@
+"""The pose node as a process of its own, over real DDS: image in, PoseArray out."""
+
+import array
+import math
+
+import numpy as np
+import pytest
+
+cv2 = pytest.importorskip("cv2")
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
+from visualization_msgs.msg import Marker, MarkerArray  # noqa: E402
+
+from ehrnet_model.skeleton import COCO_17  # noqa: E402
+from ehrnet_msgs.msg import PoseArray, SkeletonInfo  # noqa: E402
+from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def node(start, model):
+    """One node for most tests: active, on the dots model, always subscribed."""
+    process = start("pose_node", model=model, lazy="false", size="384x512")
+    process.wait_for_log("Ready:")
+    yield process
+    assert process.interrupt() == 0, process.log()
+    assert "Traceback" not in process.log()
+
+
+@pytest.fixture
+def camera(peer, node):
+    """A publisher of images that the node has found."""
+    publisher = peer.publisher(Image, "image", qos_profile_sensor_data)
+    peer.until(publisher.get_subscription_count, "the node's subscription")
+    return publisher
+
+
+@pytest.fixture
+def ask(peer, camera):
+    """Sends one image until its answer arrives; the answer."""
+    answers = peer.listen(PoseArray, "pose/poses")
+    peer.until(lambda: peer.node.count_publishers("pose/poses"), "the node's publisher")
+
+    def ask(msg):
+        def answer():
+            return [a for a in answers if a.header == msg.header]
+
+        return peer.until(answer, "an answer", each=lambda: camera.publish(msg))[0]
+
+    ask.answers = answers
+    return ask
+
+
+def two_people(dots, height, width):
+    return np.stack(
+        [
+            dots.figure((width * 0.3, height * 0.5), height * 0.7),
+            dots.figure((width * 0.7, height * 0.5), height * 0.7),
+        ]
+    )
+
+
+def assert_found(answer, people, tolerance):
+    """Every person of the truth once, every keypoint at its place."""
+    poses = from_pose_array(answer)
+    assert len(poses) == len(people)
+    for truth in people:
+        nearest = np.nanmean(np.abs(poses.xy - truth), (1, 2)).argmin()
+        found = poses.xy[nearest]
+        missing = np.isnan(truth).any(1)
+        assert np.isnan(found[missing]).all()
+        assert (poses.score[nearest][missing] == 0).all()
+        np.testing.assert_allclose(found[~missing], truth[~missing], atol=tolerance)
+        assert (poses.score[nearest][~missing] > 0.1).all()
+
+
+def test_skeleton_info_is_there_for_whoever_comes_late(peer, node):
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    infos = peer.listen(SkeletonInfo, "pose/skeleton_info", latched)
+    peer.until(lambda: infos, "skeleton_info")
+    info = infos[0]
+    assert info.names == list(COCO_17.names) and info.skeleton == "coco-17"
+    edges = np.array(info.edges).reshape(-1, 2)
+    assert [tuple(edge) for edge in edges] == list(COCO_17.edges)
+    np.testing.assert_allclose(info.sigmas, COCO_17.sigmas)
+    assert info.model == "H-4 dots (preview)" and info.phi == -4
+    assert info.runtime.startswith("onnxruntime")
+    assert (info.input_height, info.input_width) == (384, 512)
+    assert 0 <= info.min_keypoint_score <= 1
+
+
+@pytest.mark.parametrize("height, width", [(480, 640), (389, 517)])
+def test_image_in_keypoints_out(dots, ask, image_of, height, width):
+    people = two_people(dots, height, width)
+    people[1, [0, 9]] = np.nan  # a nose and a wrist that are not there
+    msg = image_of(dots.draw_people((height, width), people))
+    answer = ask(msg)
+    assert answer.header == msg.header  # stamp and frame, untouched
+    assert (answer.width, answer.height) == (width, height)
+    assert 0 < answer.latency_ms < 30_000
+    assert_found(answer, people, 1.0)
+    for skeleton in answer.skeletons:
+        assert skeleton.id == -1 and len(skeleton.keypoints) == 17
+        xy = np.array([(k.x, k.y) for k in skeleton.keypoints])
+        np.testing.assert_allclose(skeleton.bbox, [*np.nanmin(xy, 0), *np.nanmax(xy, 0)], atol=1e-3)
+
+
+def test_rgb8_and_padded_rows_give_the_same_poses(dots, ask, image_of):
+    people = two_people(dots, 480, 640)
+    picture = dots.draw_people((480, 640), people)
+    assert_found(ask(image_of(picture[..., ::-1], "rgb8")), people, 1.0)
+    msg = image_of(picture)
+    rows = np.pad(picture.reshape(480, -1), ((0, 0), (0, 64)), constant_values=255)
+    msg.step, msg.data = rows.shape[1], array.array("B", rows.tobytes())
+    assert_found(ask(msg), people, 1.0)
+
+
+def test_nobody_gives_an_empty_array_not_silence(ask, image_of):
+    answer = ask(image_of(np.zeros((480, 640, 3), np.uint8)))
+    assert len(answer.skeletons) == 0 and (answer.width, answer.height) == (640, 480)
+
+
+def test_an_image_without_stamp_has_no_latency(ask, image_of):
+    msg = image_of(np.zeros((480, 640, 3), np.uint8))
+    msg.header.stamp.sec = msg.header.stamp.nanosec = 0
+    msg.header.frame_id = "no stamp"
+    assert math.isnan(ask(msg).latency_ms)
+
+
+def test_bad_images_are_dropped_by_name_and_good_ones_still_answered(
+    dots, peer, node, camera, ask, image_of
+):
+    people = two_people(dots, 480, 640)
+    picture = dots.draw_people((480, 640), people)
+    bad = [image_of(picture, frame_id="bad") for _ in range(5)]
+    bad[0].step = 7
+    bad[1].encoding = "h264"
+    bad[2].width = 0
+    bad[3].encoding, bad[3].step = "32FC1", 640 * 4
+    bad[4].height = 481
+    reasons = ["step 7", "'h264' is not known", "is empty", "is depth", "bytes of data"]
+    for msg, reason in zip(bad, reasons):
+        camera.publish(msg)
+        peer.until(lambda: reason in node.log(), reason)  # noqa: B023
+    assert_found(ask(image_of(picture)), people, 1.0)
+    assert all(answer.header.frame_id != "bad" for answer in ask.answers)
+
+
+def test_markers_lie_in_front_of_the_camera_and_clear_first(dots, peer, camera, ask, image_of):
+    people = two_people(dots, 480, 640)
+    picture = dots.draw_people((480, 640), people)
+    arrays = peer.listen(MarkerArray, "pose/markers")
+    infos = peer.publisher(CameraInfo, "camera_info")
+    info = CameraInfo(width=640, height=480, k=[500.0, 0, 300, 0, 400, 200, 0, 0, 1])
+
+    def markers_through_that_lens():
+        for array_ in arrays:
+            marker = next((m for m in array_.markers if m.ns == "joints"), None)
+            if (
+                marker
+                and abs(marker.points[0].x) > 0
+                and array_.markers[0].header.frame_id == "lens"
+            ):
+                expected = from_pose_array(answers()[-1])
+                x = (expected.xy[..., 0] - 300) / 500
+                if np.abs(x[0] - [p.x for p in marker.points]).max() < 0.01:
+                    return array_
+        return None
+
+    def answers():
+        return [a for a in ask.answers if a.header.frame_id == "lens"]
+
+    def send():
+        infos.publish(info)
+        camera.publish(image_of(picture, frame_id="lens"))
+
+    found = peer.until(markers_through_that_lens, "markers", each=send)
+    first, *rest = found.markers
+    assert first.action == Marker.DELETEALL
+    assert {marker.ns for marker in rest} == {"bones", "joints"} and len(rest) == 4
+    for marker in rest:
+        assert marker.header == first.header and marker.pose.orientation.w == 1
+        assert marker.color.a > 0 and marker.lifetime.nanosec > 0
+        assert all(point.z == 1.0 for point in marker.points)
+    bones = [marker for marker in rest if marker.ns == "bones"]
+    assert all(len(marker.points) == 2 * len(COCO_17.edges) for marker in bones)
+
+
+def test_overlay_is_the_image_with_people_on_it(dots, peer, camera, ask, image_of):
+    picture = dots.draw_people((480, 640), two_people(dots, 480, 640))
+    overlays = peer.listen(Image, "pose/overlay")
+    msg = image_of(picture)
+    overlay = peer.until(
+        lambda: [o for o in overlays if o.header == msg.header],
+        "overlay",
+        each=lambda: camera.publish(msg),
+    )[0]
+    assert (overlay.width, overlay.height, overlay.encoding) == (640, 480, "bgr8")
+    drawn = np.frombuffer(overlay.data, np.uint8).reshape(480, 640, 3)
+    changed = (drawn != picture).any(-1)
+    assert 0.001 < changed.mean() < 0.5
+
+
+def test_parameters_change_or_say_why_not(dots, peer, ask, image_of):
+    people = two_people(dots, 480, 640)
+    picture = dots.draw_people((480, 640), people)
+    assert peer.set_parameter("pose", "max_people", 1).successful
+    peer.until(lambda: len(ask(image_of(picture)).skeletons) == 1, "a single person")
+    assert peer.set_parameter("pose", "max_people", 30).successful
+    peer.until(lambda: len(ask(image_of(picture)).skeletons) == 2, "two people")
+    assert peer.set_parameter("pose", "marker_depth", 2.5).successful
+    for name, value, reason in (
+        ("phi", -3, "cleanup"),
+        ("phi", 5, "range"),
+        ("transport", "compressed", "cleanup"),
+        ("autostart", False, "only read at start"),
+        ("keypoint_threshold", 1.5, "range"),
+        ("max_people", "many", "type"),
+        ("nonsense", 1, "declared"),
+    ):
+        result = peer.set_parameter("pose", name, value)
+        assert not result.successful and reason in result.reason, (name, result.reason)
+
+
+def statuses(messages):
+    return [s for m in messages for s in m.status if s.name == "/pose: poses"]
+
+
+def test_source_stops_and_comes_back(peer, node, camera, ask, image_of):
+    diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
+    black = np.zeros((480, 640, 3), np.uint8)
+
+    def level(wanted):
+        return lambda: [s for s in statuses(diagnostics) if s.level == wanted]
+
+    status = peer.until(
+        level(DiagnosticStatus.OK), "OK", each=lambda: camera.publish(image_of(black))
+    )[-1]
+    values = {pair.key: pair.value for pair in status.values}
+    assert values["state"] == "active" and values["model"] == "H-4 dots (preview)"
+    assert float(values["processing p50 [ms]"]) > 0
+    diagnostics.clear()
+    stale = peer.until(level(DiagnosticStatus.STALE), "STALE")[0]
+    assert "Images stopped" in stale.message and "/image" in stale.message
+    assert "/peer (best effort" in stale.message
+    diagnostics.clear()
+    peer.until(level(DiagnosticStatus.OK), "OK again", each=lambda: camera.publish(image_of(black)))
+    node.wait_for_log("Images again")
+
+
+def test_lifecycle_from_outside(dots, peer, node, camera, ask, image_of, model):
+    people = two_people(dots, 480, 640)
+    picture = dots.draw_people((480, 640), people)
+    assert peer.state("pose") == "active"
+    assert peer.change_state("pose", "deactivate") and peer.state("pose") == "inactive"
+    peer.until(lambda: camera.get_subscription_count() == 0, "unsubscribing")
+    count = len(ask.answers)
+    camera.publish(image_of(picture))
+    peer.spin(0.5)
+    assert len(ask.answers) == count
+    assert peer.change_state("pose", "activate")
+    assert_found(ask(image_of(picture)), people, 1.0)
+    assert peer.change_state("pose", "deactivate") and peer.change_state("pose", "cleanup")
+    assert peer.state("pose") == "unconfigured"
+    # What is built into the engine changes here; activate does not wait for the engine.
+    assert peer.set_parameter("pose", "size", "384x640").successful
+    assert peer.change_state("pose", "configure") and peer.change_state("pose", "activate")
+    assert_found(ask(image_of(picture)), people, 1.0)
+    assert peer.change_state("pose", "deactivate") and peer.change_state("pose", "cleanup")
+    assert peer.set_parameter("pose", "size", "384x512").successful
+    assert peer.change_state("pose", "configure") and peer.change_state("pose", "activate")
+    assert_found(ask(image_of(picture)), people, 1.0)
+
+
+def test_compressed_and_lazy_in_a_namespace(dots, peer, start, model):
+    node = start(
+        "pose_node",
+        model=model,
+        transport="compressed",
+        remaps=["image:=camera/image_raw"],
+        namespace="front",
+    )
+    node.wait_for_log("Ready:")
+    publisher = peer.publisher(
+        CompressedImage, "/front/camera/image_raw/compressed", qos_profile_sensor_data
+    )
+    peer.spin(1.0)
+    assert publisher.get_subscription_count() == 0  # nobody listens to poses yet
+    answers = peer.listen(PoseArray, "/front/pose/poses")
+    people = two_people(dots, 480, 640)
+    _, jpeg = cv2.imencode(
+        ".jpg", dots.draw_people((480, 640), people), [cv2.IMWRITE_JPEG_QUALITY, 95]
+    )
+    msg = CompressedImage(
+        format="bgr8; jpeg compressed bgr8", data=array.array("B", jpeg.tobytes())
+    )
+    msg.header.frame_id = "jpeg"
+    peer.until(lambda: answers, "poses", each=lambda: publisher.publish(msg))
+    assert answers[0].header == msg.header
+    assert_found(answers[0], people, 1.5)
+    assert node.interrupt() == 0, node.log()
+
+
+@pytest.mark.parametrize(
+    "parameters, sentence",
+    [
+        ({"phi": 5}, "Parameter phi has to be -4 to 0"),
+        ({"phii": -3}, "There is no parameter phii (did you mean phi?)"),
+        ({"marker_depth": "far"}, "Parameter marker_depth has to be a double"),
+        ({"runtime": "cuda"}, 'Parameter runtime cannot be "cuda": it has to be auto'),
+        ({"size": "300x300"}, "multiples of 32"),
+    ],
+)
+def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, sentence):
+    process = start("pose_node", **parameters)
+    assert process.wait() == 2, process.log()
+    assert sentence in process.log() and "Traceback" not in process.log()
+
+
+def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start, model, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(model.read_bytes()[:1000])
+    node = start("pose_node", model=tmp_path / "nowhere.onnx", remaps=["__node:=mended"])
+    node.wait_for_log("nowhere.onnx")
+    diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
+
+    def complaint():
+        return [
+            s
+            for m in diagnostics
+            for s in m.status
+            if s.name.startswith("/mended") and s.level == DiagnosticStatus.ERROR
+        ]
+
+    assert "nowhere.onnx" in peer.until(complaint, "the diagnosis")[0].message
+    assert peer.state("mended") == "unconfigured"
+    assert peer.set_parameter("mended", "model", str(broken)).successful
+    assert not peer.change_state("mended", "configure")
+    assert "broken.onnx" in node.log() and peer.state("mended") == "unconfigured"
+    assert peer.set_parameter("mended", "model", str(model)).successful
+    assert peer.change_state("mended", "configure") and peer.change_state("mended", "activate")
+    node.wait_for_log("Ready:")
+    assert "Traceback" not in node.log()
+    assert node.interrupt() == 0
+
+
+def test_an_engine_that_does_not_open_takes_the_node_back(peer, start, model):
+    node = start("pose_node", model=model, runtime="tensorrt", remaps=["__node:=backward"])
+    log = node.wait_for_log("ERROR")
+    assert "TensorRT" in log or "tensorrt" in log
+    peer.until(lambda: peer.state("backward") == "unconfigured", "unconfigured")
+    assert node.interrupt() == 0
+
+
+def test_interrupt_while_the_engine_loads(start, model):
+    node = start("pose_node", model=model)
+    node.wait_for_log("Loading")
+    assert node.interrupt() == 0, node.log()
+    assert "Traceback" not in node.log()
+
+
+def test_it_says_what_it_waits_for_and_what_to_type(peer, start, model):
+    peer.publisher(Image, "/head/camera/image_raw")
+    node = start("pose_node", model=model, lazy="false", remaps=["__node:=lost", "image:=/nothing"])
+    log = node.wait_for_log("Waiting for images")
+    assert "/nothing: nobody publishes there" in log
+    assert "`ros2 launch ehrnet_ros pose.launch.py image:=/head/camera/image_raw` takes them" in log
+    assert node.interrupt() == 0
+
+
+def test_incompatible_qos_is_named(peer, start, model):
+    peer.publisher(Image, "/best_effort/image", qos_profile_sensor_data)
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        input_qos="reliable",
+        remaps=["__node:=strict", "image:=/best_effort/image"],
+    )
+    log = node.wait_for_log("input_qos")
+    assert "/peer (best effort" in log
+    assert node.interrupt() == 0
+
+
+def test_picture_node_feeds_the_pose_node(dots, peer, start, model, tmp_path):
+    people = two_people(dots, 480, 640)
+    cv2.imwrite(str(tmp_path / "people.png"), dots.draw_people((480, 640), people))
+    node = start("pose_node", model=model, namespace="fed")
+    answers = peer.listen(PoseArray, "/fed/pose/poses")
+    camera = start(
+        "picture_node", source=tmp_path / "people.png", rate=20.0, namespace="fed", frame_id="made"
+    )
+    peer.until(lambda: len(answers) >= 3, "poses")
+    assert answers[0].header.frame_id == "made"
+    assert_found(answers[0], people, 1.0)
+    assert camera.interrupt() == 0 and node.interrupt() == 0
