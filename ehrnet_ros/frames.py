@@ -54,4 +54,5 @@ class LatestFrame(Generic[T]):
 
     @property
     def closed(self) -> bool:
+        """Whether close() was called."""
         return self._closed

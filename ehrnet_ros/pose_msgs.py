@@ -8,13 +8,13 @@ from typing import Any, List, Optional, Tuple
 
 import numpy as np
 from builtin_interfaces.msg import Duration
+from ehrnet_msgs.msg import Keypoint, PoseArray, Skeleton, SkeletonInfo
 from geometry_msgs.msg import Point
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.skeleton import SkeletonInfo as KeypointSet
-from ehrnet_msgs.msg import Keypoint, PoseArray, Skeleton, SkeletonInfo
 
 # Neighbours differ strongly, on light and on dark ground (red, green, blue 0..1).
 _COLORS = (

@@ -23,6 +23,7 @@ from typing import Any, List, Optional, Tuple
 
 import numpy as np
 import rclpy
+from ehrnet_msgs.msg import PoseArray, SkeletonInfo
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
@@ -44,7 +45,6 @@ from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
 from ehrnet_model.inference.sizes import size_advice
-from ehrnet_msgs.msg import PoseArray, SkeletonInfo
 from ehrnet_ros import health, parameters
 from ehrnet_ros.image_msgs import (
     ImageError,

@@ -1,12 +1,14 @@
 """A camera made of a file, the pose node and RViz.
 
-`ros2 launch ehrnet_ros demo.launch.py source:=video.mp4`. Every argument of pose.launch.py can be given too, such as phi:=-3.
+`ros2 launch ehrnet_ros demo.launch.py source:=video.mp4`; every argument of pose.launch.py can be
+given too, such as phi:=-3.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
@@ -20,8 +22,6 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-
-from launch import LaunchDescription
 
 HERE = Path(__file__).resolve().parent
 

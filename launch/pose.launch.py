@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     LogInfo,
@@ -20,8 +21,6 @@ from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-
-from launch import LaunchDescription
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 

@@ -165,7 +165,6 @@ def test_arguments_are_strings_and_end_as_the_parameters_types(launch, peer):
 
 def test_demo_launch_shows_people_and_stops_at_the_end_of_the_source(launch, peer, model, dots):
     import cv2
-
     from ehrnet_msgs.msg import PoseArray
 
     folder = model.parent / "pictures"

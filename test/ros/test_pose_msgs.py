@@ -11,13 +11,13 @@ pytest.importorskip("visualization_msgs.msg", reason="needs the ROS 2 message pa
 pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
 from builtin_interfaces.msg import Time  # noqa: E402
+from ehrnet_msgs.msg import Keypoint, PoseArray  # noqa: E402
 from sensor_msgs.msg import CameraInfo  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from visualization_msgs.msg import Marker  # noqa: E402
 
 from ehrnet_model.inference.poses import Poses  # noqa: E402
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
-from ehrnet_msgs.msg import Keypoint, PoseArray  # noqa: E402
 from ehrnet_ros.frames import LatestFrame  # noqa: E402
 from ehrnet_ros.pose_msgs import (  # noqa: E402
     Lens,

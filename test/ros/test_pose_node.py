@@ -11,12 +11,12 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
+from ehrnet_msgs.msg import PoseArray, SkeletonInfo  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from visualization_msgs.msg import Marker, MarkerArray  # noqa: E402
 
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
-from ehrnet_msgs.msg import PoseArray, SkeletonInfo  # noqa: E402
 from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
 
 
