@@ -16,8 +16,6 @@ from ehrnet_model.errors import EhrnetError
 
 # Training windows reach over the image's edge into black.
 _BORDER = 0
-# Shrinking by more than this needs averaging, or small things vanish between the samples.
-_AREA_BELOW = 0.6
 
 
 @dataclass(frozen=True)
@@ -84,10 +82,13 @@ class Letterbox:
         if (height, width) == self.image_hw:
             inner[:] = image
         else:
-            area = self.scale < _AREA_BELOW
-            method = cv2.INTER_AREA if area else cv2.INTER_LINEAR
-            resized = cv2.resize(image, (width, height), dst=inner, interpolation=method)
-            if resized is not inner and not np.shares_memory(resized, inner):
+            resized = cv2.resize(
+                _halved(image, height, width),
+                (width, height),
+                inner,
+                interpolation=cv2.INTER_LINEAR,
+            )
+            if not np.shares_memory(resized, inner):
                 inner[:] = resized
         return out
 
@@ -102,3 +103,17 @@ class Letterbox:
         scale = np.array(self.scale_xy, np.float32)
         offset = np.array(self.offset_xy, np.float32)
         return ((xy + 0.5) * scale - 0.5 + offset).astype(np.float32)
+
+
+def _halved(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The image, halved as often as it stays at least height x width.
+
+    Then interpolating between two neighbours leaves out no pixel, so small things do not vanish
+    between the samples. Averaging areas of any size (INTER_AREA) does the same at ten times the
+    time; each halving has a fast path. Resizing in steps lands where resizing at once does, since
+    ``(x + 0.5) * s - 0.5`` chains.
+    """
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        half = (image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2
+        image = cv2.resize(image, half, interpolation=cv2.INTER_LINEAR)
+    return image
