@@ -19,6 +19,7 @@ from ehrnet_model.errors import EhrnetError
 
 # In the order of the help. The module is the verb with _ for -.
 VERBS = (
+    "demo",
     "doctor",
     "variants",
     "export",

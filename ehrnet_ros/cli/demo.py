@@ -1,0 +1,143 @@
+"""ehrnet demo: poses in a picture, folder or video, drawn and as JSON. Needs no ROS."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+HELP = "find the people in a picture, folder or video: annotated copy and JSON"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of this verb."""
+    parser.add_argument("source", help="picture, folder of pictures, video file or camera index")
+    parser.add_argument("--phi", type=int, default=-4, help="0 (H0) to -4 (H-4), default -4")
+    parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
+    parser.add_argument(
+        "--runtime", default="auto", help="auto, onnxruntime, openvino, tensorrt or torch"
+    )
+    parser.add_argument(
+        "--size", default="auto", help="network input: auto, square, 4:3, 16:9 or HxW"
+    )
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="stop after so many frames (a camera never ends)"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("demo_out"), metavar="FOLDER", help="where to write"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="the result on stdout, not the names of the files"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the annotated copy and the JSON file; 1 when nobody was found in any frame."""
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.estimator import PoseEstimator
+    from ehrnet_model.inference.models import find_model
+    from ehrnet_model.inference.runtime import open_runtime
+    from ehrnet_model.inference.sizes import parse_size
+    from ehrnet_ros.recording import make_folder, write_json
+    from ehrnet_ros.source import open_source
+
+    if args.frames is not None and args.frames < 1:
+        raise EhrnetError(f"--frames {args.frames} leaves nothing to do: give 1 or more.")
+    source = open_source(args.source)
+    if source.endless and args.frames is None:
+        raise EhrnetError("a camera never ends: say with --frames N when to stop.")
+    runtime = open_runtime(find_model(args.phi, args.model), args.runtime)
+    try:
+        size = args.size.strip().lower()
+        size_hw = None if size == "auto" else parse_size(size, runtime.info.input_size)
+        estimator = PoseEstimator(runtime, size_hw=size_hw)
+        out = make_folder(args.out)
+        stem = Path(args.source).stem or "camera"
+        frames, written = _annotate(estimator, source, args, out, stem)
+    finally:
+        runtime.close()
+    if not frames:
+        raise EhrnetError(f"there is no frame in {args.source}: the file is broken or empty.")
+    info = runtime.info
+    result = {
+        "source": args.source,
+        "model": f"{info.variant} {info.weights_name} ({info.quality})",
+        "runtime": runtime.name,
+        "keypoints": list(info.skeleton.names),
+        "files": [str(path) for path in written],
+        "frames": frames,
+    }
+    path = out / f"{stem}_poses.json"
+    write_json(path, result)
+    counts = [len(frame["people"]) for frame in frames]
+    people = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
+    times = sorted(frame["ms"] for frame in frames[1:] or frames)
+    print(
+        f"{len(frames)} frame{'s' * (len(frames) > 1)}, {people} people, "
+        f"{times[len(times) // 2]:.0f} ms each ({result['model']}, {runtime.name})",
+        file=sys.stderr,
+    )
+    if info.quality == "random":
+        print("the weights of this model are random: what is drawn means nothing.", file=sys.stderr)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print("\n".join(str(file) for file in [*written, path]))
+    return 0 if any(counts) else 1
+
+
+def _annotate(estimator: Any, source: Any, args: argparse.Namespace, out: Path, stem: str) -> Any:
+    """Runs the frames through the estimator; gives the frames' results and the files written."""
+    from ehrnet_model.inference.draw import draw_poses
+    from ehrnet_ros.recording import VideoFile, write_picture
+
+    path = Path(args.source)
+    still = source.rate == 0 and not source.endless
+    results: List[Dict[str, Any]] = []
+    written: List[Path] = []
+    with VideoFile(out / f"{stem}_poses.mp4", source.rate or 10.0) as video:
+        for index, picture in enumerate(itertools.islice(source.frames(), args.frames)):
+            poses, timings = estimator.estimate(picture)
+            results.append(_frame(index, picture, poses, timings))
+            drawn = draw_poses(picture, poses, estimator.runtime.info.skeleton)
+            if not still:
+                video.write(drawn)
+                continue
+            # Photographs stay JPEG, everything else is kept without loss.
+            ending = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
+            number = f"_{index:04d}" if path.is_dir() else ""
+            written.append(out / f"{stem}{number}_poses{ending}")
+            write_picture(written[-1], drawn)
+    if not still and results:
+        written.append(video.path)
+    return results, written
+
+
+def _frame(index: int, picture: Any, poses: Any, timings: Any) -> Dict[str, Any]:
+    """JSON of one frame: pixels of the picture, centre of the first pixel 0; absent is null."""
+    people = []
+    for person in range(len(poses)):
+        keypoints = [
+            [round(float(x), 2), round(float(y), 2), round(float(score), 4)]
+            if math.isfinite(x)
+            else None
+            for (x, y), score in zip(poses.xy[person], poses.score[person])
+        ]
+        people.append(
+            {
+                "score": round(float(poses.person_score[person]), 4),
+                "bbox": [round(float(v), 2) for v in poses.bbox[person]],
+                "keypoints": keypoints,
+            }
+        )
+    return {
+        "frame": index,
+        "width": picture.shape[1],
+        "height": picture.shape[0],
+        "ms": round(timings.total_ms, 2),
+        "people": people,
+    }

@@ -1,0 +1,122 @@
+"""Pictures, videos and JSON written so that a file of that name is always whole. No ROS."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional, Type
+
+import cv2
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file beside, then renames it: readers see the old one or the whole new one.
+
+    Raises:
+        EhrnetError: the folder cannot be written to.
+
+    """
+    part = _beside(path)
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise EhrnetError(f"{path} cannot be written ({error.strerror}).") from None
+    finally:
+        part.unlink() if part.exists() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON; NaN is refused, as JSON has none."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Writes a (H, W, 3) uint8 BGR picture; the name's ending chooses JPEG or PNG."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
+    ok, content = cv2.imencode(path.suffix, picture, options)
+    if not ok:
+        raise EhrnetError(f"OpenCV cannot write the picture {path}: use .jpg or .png.")
+    write_bytes(path, content.tobytes())
+
+
+class VideoFile:
+    """An MP4 video that is there when it is whole; use it in a ``with`` statement.
+
+    Every frame takes the size of the first one. Nothing is left where no frame was written or the
+    block ends in an exception.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path = path
+        self.frames = 0
+        self._part = _beside(path)
+        self._rate = rate
+        self._writer: Optional[cv2.VideoWriter] = None
+        self._size_wh = (0, 0)
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds a (H, W, 3) uint8 BGR frame.
+
+        Raises:
+            EhrnetError: the video cannot be written there.
+
+        """
+        if self._writer is None:
+            # Compressed chroma has half the resolution: an odd last row or column would be lost.
+            self._size_wh = (frame.shape[1] // 2 * 2, frame.shape[0] // 2 * 2)
+            fourcc = cv2.VideoWriter_fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self._part), fourcc, self._rate, self._size_wh)
+            if not self._writer.isOpened():
+                raise EhrnetError(f"OpenCV cannot write a video to {self.path}.")
+        if frame.shape[1::-1] != self._size_wh:
+            if (frame.shape[1] // 2 * 2, frame.shape[0] // 2 * 2) == self._size_wh:
+                frame = np.ascontiguousarray(frame[: self._size_wh[1], : self._size_wh[0]])
+            else:
+                frame = cv2.resize(frame, self._size_wh, interpolation=cv2.INTER_AREA)
+        self._writer.write(frame)
+        self.frames += 1
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+            if kind is None:
+                os.replace(self._part, self.path)
+        if self._part.exists():
+            self._part.unlink()
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made where it is not there.
+
+    Raises:
+        EhrnetError: it cannot be made.
+
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EhrnetError(f"The folder {path} cannot be made ({error.strerror}).") from None
+    return path
+
+
+def _beside(path: Path) -> Path:
+    # The ending stays: OpenCV and others choose the format by it.
+    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

@@ -1,0 +1,90 @@
+"""Frames from a picture, a folder of pictures, a video or a camera that OpenCV opens. No ROS."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple
+
+import cv2
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+class Source(NamedTuple):
+    """Where frames come from.
+
+    Attributes:
+        frames: gives an iterator over (H, W, 3) uint8 BGR frames from the beginning.
+        rate: frames per second of the source itself, 0 where it has none.
+        endless: a camera: it does not begin again.
+
+    """
+
+    frames: Callable[[], Iterator[np.ndarray]]
+    rate: float
+    endless: bool
+
+
+def open_source(text: str) -> Source:
+    """The source that a path or a camera index names.
+
+    Raises:
+        EhrnetError: there is no such file, folder or camera, or nothing in it can be read.
+
+    """
+    if not text:
+        raise EhrnetError(
+            "The parameter source is empty: give it a picture, a folder, a video file or the index of a camera."
+        )
+    if text.isdigit():
+        return _capture(int(text), f"camera {text}", endless=True)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        names = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+        if not names:
+            raise EhrnetError(f"The folder {path} holds no picture ({', '.join(PICTURES)}).")
+        _read(names[0])
+        return Source(lambda: (_read(name) for name in names), 0.0, False)
+    if not path.is_file():
+        raise EhrnetError(
+            f"There is no file or folder {path}: give a picture, a folder, a video file or "
+            "the index of a camera."
+        )
+    if path.suffix.lower() in PICTURES:
+        picture = _read(path)
+        return Source(lambda: iter((picture,)), 0.0, False)
+    return _capture(str(path), f"video {path}", endless=False)
+
+
+def _read(path: Path) -> np.ndarray:
+    # Not imread: it takes no path with characters outside the locale's everywhere.
+    picture = (
+        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    )
+    if picture is None:
+        raise EhrnetError(
+            f"The picture {path} cannot be decoded: it is broken or of an unknown kind."
+        )
+    return picture
+
+
+def _capture(device: Any, what: str, endless: bool) -> Source:
+    capture = cv2.VideoCapture(device)
+    if not capture.isOpened():
+        raise EhrnetError(f"OpenCV cannot open {what}: check that it exists and is not in use.")
+    rate = capture.get(cv2.CAP_PROP_FPS)
+
+    def frames() -> Iterator[np.ndarray]:
+        if not endless and capture.get(cv2.CAP_PROP_POS_FRAMES) > 0:
+            capture.open(device)
+        while True:
+            ok, frame = capture.read()
+            if not ok:
+                return
+            yield frame
+
+    return Source(frames, rate if rate > 0 and math.isfinite(rate) else 0.0, endless)
