@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ def resident_mb(pid: int) -> float:
     return 0.0
 
 
-def isolate() -> Dict[str, str]:
+def isolate() -> dict[str, str]:
     """An environment whose ROS graph is this benchmark's own."""
     profile = str(ROOT / "config" / "fastdds_shm.xml")
     own = {
@@ -45,21 +45,20 @@ def isolate() -> Dict[str, str]:
     return dict(os.environ)
 
 
-def run(args: argparse.Namespace, folder: Path) -> List[Dict[str, Any]]:
+def run(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Feeds the node until it answered ``args.frames`` frames."""
     environment = isolate()
     import rclpy
-    from rclpy.qos import qos_profile_sensor_data
-
     from ehrnet_msgs.msg import PoseArray
+    from rclpy.qos import qos_profile_sensor_data
 
     height, width = (int(part) for part in args.camera.split("x")[::-1])
     picture = folder / "picture.png"
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     cv2.imwrite(str(picture), noise)
 
-    ages: List[float] = []
-    memory: List[float] = []
+    ages: list[float] = []
+    memory: list[float] = []
     rclpy.init()
     listener = rclpy.create_node("benchmark")
     listener.create_subscription(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 import numpy as np
 
 import ehrnet_model
 
 
-def summary(milliseconds: Sequence[float]) -> Dict[str, float]:
+def summary(milliseconds: Sequence[float]) -> dict[str, float]:
     """Median and 95th percentile."""
     return {
         "median_ms": round(float(np.median(milliseconds)), 3),
@@ -21,7 +22,7 @@ def summary(milliseconds: Sequence[float]) -> Dict[str, float]:
     }
 
 
-def machine() -> Dict[str, Any]:
+def machine() -> dict[str, Any]:
     """Where this was measured; figures mean nothing without it."""
     import cv2
 
@@ -50,7 +51,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-def print_table(rows: List[Dict[str, Any]]) -> None:
+def print_table(rows: list[dict[str, Any]]) -> None:
     """Rows of equal keys as a Markdown table on stdout."""
     keys = list(rows[0])
     cells = [keys] + [[str(row[key]) for key in keys] for row in rows]
@@ -61,7 +62,7 @@ def print_table(rows: List[Dict[str, Any]]) -> None:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
 
 
-def write_json(path: Optional[Path], name: str, rows: List[Dict[str, Any]]) -> None:
+def write_json(path: Path | None, name: str, rows: list[dict[str, Any]]) -> None:
     """``{"benchmark", "machine", "rows"}``; nothing without a path."""
     if path is not None:
         text = json.dumps({"benchmark": name, "machine": machine(), "rows": rows}, indent=1)

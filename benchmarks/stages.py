@@ -13,7 +13,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def export_random(network: Any, variant: Variant, path: Path, export: Any) -> No
     export(network.eval(), path, info)
 
 
-def measure(model: Path, camera: str, runtime: str, threads: int, frames: int) -> Dict[str, Any]:
+def measure(model: Path, camera: str, runtime: str, threads: int, frames: int) -> dict[str, Any]:
     """One row: a model fed by one camera."""
     from rclpy.serialization import serialize_message
     from std_msgs.msg import Header
@@ -66,7 +66,7 @@ def measure(model: Path, camera: str, runtime: str, threads: int, frames: int) -
     opened.close()
     opened = open_runtime(model, runtime, size_hw, threads)
     estimator = PoseEstimator(opened)
-    times: Dict[str, List[float]] = {
+    times: dict[str, list[float]] = {
         name: [] for name in ("convert", "letterbox", "engine", "decode", "message", "callback")
     }
     for number in range(frames + 3):
@@ -86,7 +86,7 @@ def measure(model: Path, camera: str, runtime: str, threads: int, frames: int) -
         times["message"].append((done - estimated) * 1e3)
         times["callback"].append((done - start) * 1e3)
     opened.close()
-    row: Dict[str, Any] = {
+    row: dict[str, Any] = {
         "model": opened.info.variant,
         "weights": opened.info.quality,
         "runtime": f"{opened.name} {threads}T",

@@ -26,6 +26,7 @@ class SkeletonInfo:
 
     @property
     def num_keypoints(self) -> int:
+        """K."""
         return len(self.names)
 
 

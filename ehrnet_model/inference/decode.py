@@ -86,7 +86,8 @@ class DecodeOptions:
         unknown = sorted(set(values) - known)
         if unknown:
             raise EhrnetError(
-                f"decode option {unknown[0]!r} does not exist: use one of {', '.join(sorted(known))}."
+                f"decode option {unknown[0]!r} does not exist: use one of "
+                f"{', '.join(sorted(known))}."
             )
         return DecodeOptions(**values)
 

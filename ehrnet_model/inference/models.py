@@ -19,7 +19,7 @@ def user_folder() -> Path:
 
 
 def available_models() -> Dict[int, Path]:
-    """phi -> model file, for every variant that has one; the user's own come before ours."""
+    """Model file by phi, for every variant that has one; the user's own come before ours."""
     found = {}
     for variant in VARIANTS.values():
         for folder in (user_folder(), PACKAGE_FOLDER):

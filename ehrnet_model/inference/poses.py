@@ -34,8 +34,8 @@ class Poses:
 
     def __post_init__(self) -> None:
         p, j = self.score.shape if self.score.ndim == 2 else (-1, -1)
-        expected = {"xy": (p, j, 2), "std": (p, j), "person_score": (p,), "bbox": (p, 4), "id": (p,)}
-        for name, shape in expected.items():
+        expected = {"xy": (p, j, 2), "std": (p, j), "person_score": (p,), "bbox": (p, 4)}
+        for name, shape in {**expected, "id": (p,)}.items():
             actual = getattr(self, name).shape
             if actual != shape:
                 raise ValueError(f"Poses.{name} has shape {actual}, expected {shape}")
@@ -58,6 +58,7 @@ class Poses:
 
     @staticmethod
     def empty(num_keypoints: int = 17) -> Poses:
+        """Nobody."""
         j = num_keypoints
         return Poses.build(np.zeros((0, j, 2)), np.zeros((0, j)), np.zeros((0, j)), np.zeros(0))
 
@@ -107,4 +108,5 @@ class Timings:
 
     @property
     def total_ms(self) -> float:
+        """Sum of the stages."""
         return self.letterbox_ms + self.engine_ms + self.decode_ms
