@@ -166,7 +166,7 @@ def to_image(picture: np.ndarray, header: Any, encoding: str = "bgr8") -> Image:
     msg.height, msg.width = height, width
     msg.encoding = encoding
     msg.is_bigendian = 0
-    msg.step = contiguous.strides[0]
+    msg.step = contiguous.nbytes // height
     msg.data = data
     return msg
 

@@ -21,6 +21,7 @@ from rclpy.exceptions import (
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.runtime import RUNTIMES
 from ehrnet_model.inference.sizes import parse_size
 
 ANY_TIME = "any time"
@@ -74,7 +75,7 @@ class Settings:
     runtime: str = _parameter(
         "auto",
         "What computes. A runtime named here is never replaced by another; auto logs its choice.",
-        choices=("auto", "onnxruntime", "openvino", "tensorrt", "torch"),
+        choices=RUNTIMES,
     )
     threads: int = _parameter(
         0, "CPU threads of the runtime; 0: two, or one on a single core.", low=0, high=256

@@ -151,9 +151,13 @@ def nominal_camera_info(image: Image, fov_deg: float) -> CameraInfo:
 def main(args: Optional[List[str]] = None) -> int:
     """Runs the node until its source ends, SIGINT or SIGTERM. 2 when it could not start."""
     stop = threading.Event()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # a params_file that is none, in ROS's own words
+        rclpy.logging.get_logger("camera").fatal(f"The camera cannot start. {error}")
+        return 2
     code = 0
     node = None
     executor = SingleThreadedExecutor()

@@ -67,13 +67,19 @@ def _open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
     Raises:
         EhrnetError: the engine cannot be opened, or not with these settings.
     """
-    short_side = 384
-    if path.suffix == ".onnx":
-        short_side = model_info(path).input_size
-    size_hw = parameters.input_size(settings, short_side)
+    # An ONNX file tells its named sizes beforehand, an engine only once it is open.
+    early = path.suffix == ".onnx"
+    size_hw = parameters.input_size(settings, model_info(path).input_size) if early else None
     runtime = open_runtime(path, settings.runtime, size_hw, settings.threads or None)
+    wanted = parameters.input_size(settings, runtime.info.input_size)
+    if wanted and runtime.size_hw and wanted != runtime.size_hw:
+        runtime.close()
+        raise EhrnetError(
+            f"Parameter size asks for {wanted[0]}x{wanted[1]} but the engine of {path} is for "
+            f"{runtime.size_hw[0]}x{runtime.size_hw[1]}: set size to auto, or build another engine."
+        )
     options = parameters.decode_options(settings, runtime.info.decode)
-    estimator = PoseEstimator(runtime, options)
+    estimator = PoseEstimator(runtime, options, wanted)
     estimator(np.zeros((480, 640, 3), np.uint8))
     return estimator
 
@@ -142,8 +148,10 @@ class PoseNode(LifecycleNode):
         self._worker: Optional[EngineWorker] = None
         self._retired: Optional[EngineWorker] = None
         # Held while messages go out and while that is switched off: after a transition to inactive
-        # has returned, nothing more is published.
+        # has returned, nothing more is published. Images taken before that count as stale ever
+        # after: each carries the number of its subscription.
         self._publishing = threading.Lock()
+        self._subscribed = 0
         self._image_subscription: Any = None
         self._info_subscription: Any = None
         self._camera_info: Optional[CameraInfo] = None
@@ -162,8 +170,14 @@ class PoseNode(LifecycleNode):
 
     def start(self) -> None:
         """Configures, and activates once the engine is ready, if ``autostart`` says so."""
-        if self._autostarting:
-            self.trigger_configure()
+        if not self._autostarting:
+            return
+        if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+            self._autostarting = False
+            self.get_logger().info(
+                "Unconfigured: mend this and start again, or set the parameters and run "
+                f"`ros2 lifecycle set {self.get_fully_qualified_name()} configure`."
+            )
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Checks parameters and the model file, starts loading the engine, makes the publishers."""
@@ -325,6 +339,7 @@ class PoseNode(LifecycleNode):
             if subscription is not None:
                 self.destroy_subscription(subscription)
         self._image_subscription = self._info_subscription = None
+        self._subscribed += 1
         if self._worker is not None:
             self._worker.frames.clear()
 
@@ -335,16 +350,16 @@ class PoseNode(LifecycleNode):
         self._had_images = True
         self._complaint.reset()
         if self._worker is not None:
-            self._worker.frames.put((msg, time.monotonic()))
+            self._worker.frames.put((msg, time.monotonic(), self._subscribed))
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg
 
     # In the worker's thread
 
-    def _process(self, estimator: PoseEstimator, item: Tuple[Any, float]) -> None:
+    def _process(self, estimator: PoseEstimator, item: Tuple[Any, float, int]) -> None:
         """From one image message to all messages that follow from it."""
-        msg, arrived = item
+        msg, arrived, subscribed = item
         settings = self._settings
         try:
             convert = to_picture_compressed if isinstance(msg, CompressedImage) else to_picture
@@ -355,7 +370,8 @@ class PoseNode(LifecycleNode):
             estimator.options = parameters.decode_options(settings, estimator.runtime.info.decode)
             poses, timings = estimator.estimate(picture.array, rgb=picture.order == "rgb")
             with self._publishing:
-                if self._active and self._outputs is not None:
+                current = self._active and subscribed == self._subscribed
+                if current and self._outputs is not None:
                     age_ms = self._publish(self._outputs, poses, picture, msg.header, settings)
                     wait_ms = (time.monotonic() - arrived) * 1e3
                     self._counters.published(len(poses), timings.engine_ms, wait_ms, age_ms)
@@ -544,13 +560,13 @@ class _ToRos(logging.Handler):
 def main(args: Optional[List[str]] = None) -> int:
     """Runs the node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
     stop = threading.Event()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = PoseNode()
-    except EhrnetError as error:
-        rclpy.logging.get_logger("pose").fatal(str(error))
+    except Exception as error:  # a params_file that is none ends here too, with ROS's own words
+        rclpy.logging.get_logger("pose").fatal(f"The pose node cannot start. {error}")
         rclpy.try_shutdown()
         return 2
     library = logging.getLogger("ehrnet_model")

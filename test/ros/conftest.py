@@ -28,6 +28,7 @@ def ros_environment(tmp_path_factory):
         "ROS_HOME": str(home),
         "ROS_LOG_DIR": str(home / "log"),
         "ROS_PYTHON_CHECK_FIELDS": "1",
+        "XDG_DATA_HOME": str(home / "data"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(
             os.pathsep
         ),
@@ -72,7 +73,7 @@ def model(dots, tmp_path_factory):
 class Process:
     """A node as a process of its own; what it says is kept."""
 
-    def __init__(self, module, parameters, folder, remaps=(), namespace=""):
+    def __init__(self, module, parameters, folder, remaps=(), namespace="", extra=()):
         command = [sys.executable, "-m", f"ehrnet_ros.{module}", "--ros-args"]
         for name, value in parameters.items():
             command += ["-p", f"{name}:={value}"]
@@ -80,6 +81,7 @@ class Process:
             command += ["-r", remap]
         if namespace:
             command += ["-r", f"__ns:=/{namespace}"]
+        command += extra
         self.path = folder / f"{module}_{time.monotonic_ns()}.log"
         with open(self.path, "wb") as log:
             self.popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
@@ -117,8 +119,8 @@ def start(ros_environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("nodes")
     processes = []
 
-    def start(module, remaps=(), namespace="", **parameters):
-        process = Process(module, parameters, folder, remaps, namespace)
+    def start(module, remaps=(), namespace="", extra=(), **parameters):
+        process = Process(module, parameters, folder, remaps, namespace, extra)
         processes.append(process)
         return process
 

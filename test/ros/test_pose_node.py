@@ -320,6 +320,13 @@ def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, s
     assert sentence in process.log() and "Traceback" not in process.log()
 
 
+def test_a_params_file_that_is_none_ends_the_process_with_one_sentence(start, tmp_path):
+    (tmp_path / "broken.yaml").write_text("/**:\n  ros__parameters: [1, 2")
+    process = start("pose_node", extra=["--params-file", str(tmp_path / "broken.yaml")])
+    assert process.wait() == 2, process.log()
+    assert "broken.yaml" in process.log() and "Traceback" not in process.log()
+
+
 def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start, model, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(model.read_bytes()[:1000])
@@ -344,6 +351,16 @@ def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start
     assert peer.change_state("mended", "configure") and peer.change_state("mended", "activate")
     node.wait_for_log("Ready:")
     assert "Traceback" not in node.log()
+    assert node.interrupt() == 0
+
+
+def test_a_phi_without_weights_is_told_what_to_do_and_never_answers(peer, start, tmp_path):
+    """In a home without models: H-1 has no weights in the package."""
+    node = start("pose_node", phi=-1, remaps=["__node:=empty"])
+    log = node.wait_for_log("Unconfigured")
+    assert "no weights for phi -1" in log and "ehrnet" in log
+    assert peer.state("empty") == "unconfigured"
+    assert "empty/poses" not in dict(peer.node.get_topic_names_and_types())
     assert node.interrupt() == 0
 
 
