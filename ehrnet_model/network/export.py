@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 import warnings
@@ -57,7 +58,7 @@ def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
         import onnxruntime  # noqa: F401  (the parity check needs it)
     except ImportError as error:
         raise EhrnetError(
-            f"exporting needs the package {error.name}: pip install 'ehrnet[onnx]'."
+            f"exporting needs the package {error.name}: pip install {error.name}."
         ) from None
     path = Path(path)
     if not path.parent.is_dir():
@@ -113,6 +114,9 @@ def parity_shapes(input_size: int) -> Sequence[Tuple[int, int, int]]:
 
 def _trace(deployed: DeployedNetwork) -> bytes:
     axes = {0: "batch", 1: "height", 2: "width"}
+    # Before torch 2.5 there was only this exporter, and no name for it.
+    named = "dynamo" in inspect.signature(torch.onnx.export).parameters
+    exporter: Dict[str, Any] = {"dynamo": False} if named else {}
     # The exporter of opset 17 is called old, and traces shapes on purpose: both by intention.
     with TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         file = Path(folder) / "traced.onnx"
@@ -121,7 +125,7 @@ def _trace(deployed: DeployedNetwork) -> bytes:
             deployed,
             (example_images((2, 96, 128)),),
             file,
-            dynamo=False,
+            **exporter,
             opset_version=OPSET,
             do_constant_folding=True,
             input_names=[INPUT_NAME],

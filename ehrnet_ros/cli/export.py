@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         import torch  # noqa: F401
     except ImportError:
         raise EhrnetError(
-            "exporting needs PyTorch, which is not installed: pip install 'ehrnet[train]'."
+            "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
         ) from None
     from ehrnet_model.network.export import export_onnx
     from ehrnet_model.network.torch_runtime import load_weights, random_network
