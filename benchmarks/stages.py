@@ -23,7 +23,6 @@ from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.runtime import open_runtime
 from ehrnet_model.inference.sizes import parse_size
-from ehrnet_model.variants import Variant
 
 CAMERAS = {"640x480": (480, 640, "4:3"), "1920x1080": (1080, 1920, "16:9")}
 
@@ -33,21 +32,13 @@ def model_file(phi: int, folder: Path) -> Path:
     try:
         return find_model(phi)
     except EhrnetError:
-        from ehrnet_model.network.efficienthrnet import EfficientHRNet
         from ehrnet_model.network.export import export_onnx
+        from ehrnet_model.network.torch_runtime import random_network
 
-        variant = Variant.from_phi(phi)
-        path = folder / f"{variant.name}.onnx"
-        export_random(EfficientHRNet(variant), variant, path, export_onnx)
+        network, info = random_network(phi)
+        path = folder / f"{info.variant}.onnx"
+        export_onnx(network, path, info)
         return path
-
-
-def export_random(network: Any, variant: Variant, path: Path, export: Any) -> None:
-    """Writes a network as it is, marked as random."""
-    from ehrnet_model.inference.runtime import ModelInfo
-
-    info = ModelInfo(variant.name, variant.phi, quality="random", input_size=variant.input_size)
-    export(network.eval(), path, info)
 
 
 def measure(model: Path, camera: str, runtime: str, threads: int, frames: int) -> dict[str, Any]:

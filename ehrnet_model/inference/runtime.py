@@ -54,7 +54,8 @@ class ModelInfo:
             cell).
         decode: decode defaults stored with the weights (fields of DecodeOptions).
         version: version of ehrnet_model that exported the file.
-        input_size: side of the square input the paper uses for this variant.
+        input_size: short side, in pixels, of the network input that suits the weights best; the
+            paper's square unless the weights were trained for another scale.
         extra: anything else (licence, metrics, recipe), for people to read.
     """
 

@@ -51,6 +51,8 @@ class CheckpointMeta:
         weights_name: short human name of the weights.
         quality: ``released``, ``preview``, ``imported`` or ``random``.
         coordinates: ``pixel-centre`` or ``reference``, see ``inference.runtime.ModelInfo``.
+        input_size: short side of the network input, in pixels, that suits these weights best; 0:
+            the variant's own.
         decode: decode defaults that suit these weights (fields of DecodeOptions).
         metrics: what was measured with them, by name, with the setting in the name or beside it.
         recipe: how they were made, for people to read.
@@ -64,6 +66,7 @@ class CheckpointMeta:
     weights_name: str = ""
     quality: str = "random"
     coordinates: str = "pixel-centre"
+    input_size: int = 0
     decode: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)

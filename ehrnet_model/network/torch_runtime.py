@@ -98,7 +98,7 @@ def load_weights(weights: Path) -> tuple[nn.Module, ModelInfo]:
         quality=meta.quality,
         coordinates=meta.coordinates,
         decode=dict(meta.decode),
-        input_size=VARIANTS[meta.variant].input_size,
+        input_size=meta.input_size or VARIANTS[meta.variant].input_size,
         version=ehrnet_model.__version__,
         extra={key: value for key, value in extra.items() if value},
     )
