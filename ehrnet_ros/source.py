@@ -38,7 +38,8 @@ def open_source(text: str) -> Source:
     """
     if not text:
         raise EhrnetError(
-            "The parameter source is empty: give it a picture, a folder, a video file or the index of a camera."
+            "The parameter source is empty: give it a picture, a folder, a video file or the index "
+            "of a camera."
         )
     if text.isdigit():
         return _capture(int(text), f"camera {text}", endless=True)
