@@ -1,0 +1,357 @@
+"""The demo: a camera made of a video, the pose node, and a listener, as real ROS processes.
+
+`./demo` calls this once everything is installed. It prints people, rate and latency and writes the
+video and a picture with the skeletons drawn in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import demo_video
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.draw import draw_poses
+from ehrnet_model.inference.models import find_model
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.runtime import ModelInfo, model_info
+from ehrnet_ros.recording import VideoFile, make_folder, write_picture
+from ehrnet_ros.source import Source, open_source
+
+ROOT = Path(__file__).resolve().parents[1]
+START_S = 60.0  # for the network to load and the processes to find each other
+SILENT_S = 3.0  # without poses for so long after the last image: no more are coming
+STILL_IMAGES = 50  # how often a single picture is sent, so that there is a rate to speak of
+STILL_RATE = 10.0
+KEPT_IMAGES = 60  # images that wait for their poses, newest; older ones count as without
+
+
+class Process:
+    """One node as a process of its own; what it says goes to a file."""
+
+    def __init__(self, name: str, arguments: list[str], folder: Path) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        command = [sys.executable, "-m", f"ehrnet_ros.{name}", "--ros-args", *arguments]
+        with open(self.log, "wb") as log:
+            # A session of its own: Ctrl-C reaches only us, and we end the others in order.
+            self.popen = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self.popen.poll() is None
+
+    def failed(self) -> EhrnetError:
+        """What to say when it ended or stays silent: its last error, else its last line."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        errors = [line for line in lines if "[ERROR]" in line or "[FATAL]" in line]
+        said = (errors or lines or ["it said nothing"])[-1]
+        state = "does not get ready" if self.running else f"ended with {self.popen.returncode}"
+        return EhrnetError(f"The process {self.name} {state}: {said.split(']: ')[-1]}")
+
+    def stop(self) -> None:
+        """Asks it to end as Ctrl-C does; kills it when it does not."""
+        if self.running:
+            self.popen.send_signal(signal.SIGINT)
+            try:
+                self.popen.wait(10)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+
+
+class Listener:
+    """Joins images and poses by the stamp of their header, and draws in a thread of its own.
+
+    An image is drawn with the poses computed from it. One that the node left out, because a newer
+    one was there, is drawn with the poses before it and counted.
+    """
+
+    def __init__(self, video: VideoFile) -> None:
+        self.poses_seen = 0
+        self.images_seen = 0
+        self.without = 0
+        self.people: list[int] = []
+        self.latencies_ms: list[float] = []
+        self.arrivals: list[float] = []
+        self.best: tuple[float, np.ndarray | None] = (-1.0, None)
+        self.error: Exception | None = None
+        self._video = video
+        self._items: queue.Queue[tuple[str, Any] | None] = queue.Queue()
+        self._waiting: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._early: dict[int, Poses] = {}  # poses that overtook their image
+        self._last = Poses.empty()
+        self._thread = threading.Thread(target=self._run, name="draw")
+        self._thread.start()
+
+    def on_image(self, msg: Any) -> None:
+        """Takes an image; called by the executor."""
+        self.images_seen += 1
+        self._items.put(("image", msg))
+
+    def on_poses(self, msg: Any) -> None:
+        """Takes the poses of one image; called by the executor."""
+        self.poses_seen += 1
+        self.arrivals.append(time.monotonic())
+        self.latencies_ms.append(msg.latency_ms)
+        self.people.append(len(msg.skeletons))
+        self._items.put(("poses", msg))
+
+    def finish(self) -> None:
+        """Draws what is left and ends the thread; raises what went wrong there."""
+        self._items.put(None)
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            while True:
+                item = self._items.get()
+                if item is None:
+                    break
+                self._take(*item)
+            while self._waiting:
+                self._draw(None)
+        except Exception as error:  # handed to finish(); the queue is only emptied from here on
+            self.error = error
+
+    def _take(self, kind: str, msg: Any) -> None:
+        from ehrnet_ros.image_msgs import to_picture
+        from ehrnet_ros.pose_msgs import from_pose_array
+
+        stamp = msg.header.stamp.sec * 10**9 + msg.header.stamp.nanosec
+        if kind == "image":
+            self._waiting[stamp] = to_picture(msg).bgr()
+            if stamp in self._early:
+                self._pass(stamp, self._early.pop(stamp))
+            elif len(self._waiting) > KEPT_IMAGES:
+                self._draw(None)
+        elif stamp in self._waiting:
+            self._pass(stamp, from_pose_array(msg))
+        else:
+            self._early[stamp] = from_pose_array(msg)
+
+    def _pass(self, stamp: int, poses: Poses) -> None:
+        """Draws everything up to the image of these poses."""
+        while next(iter(self._waiting)) != stamp:
+            self._draw(None)
+        self._draw(poses)
+
+    def _draw(self, poses: Poses | None) -> None:
+        _, picture = self._waiting.popitem(last=False)
+        if poses is None:
+            self.without += 1
+        else:
+            self._last = poses
+        drawn = draw_poses(picture, self._last)
+        self._video.write(drawn)
+        if poses is not None and float(poses.person_score.sum()) > self.best[0]:
+            self.best = float(poses.person_score.sum()), drawn
+
+
+def environment(logs: Path) -> dict[str, str]:
+    """Variables of every process: a ROS domain of its own on this machine, large shared memory."""
+    profile = str(ROOT / "config" / "fastdds_shm.xml")
+    return {
+        "AMENT_PREFIX_PATH": os.pathsep.join(
+            filter(None, [sys.prefix, os.environ.get("AMENT_PREFIX_PATH")])
+        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_LOCALHOST_ONLY": "0",
+        "ROS_LOG_DIR": str(logs),
+        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
+    }
+
+
+def play(args: argparse.Namespace, source: Source, video: VideoFile, logs: Path) -> Listener:
+    """Runs camera and pose node until the source has ended or Ctrl-C; gives what was heard."""
+    import rclpy
+    from ehrnet_msgs.msg import PoseArray, SkeletonInfo
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+    from rclpy.signals import SignalHandlerOptions
+    from sensor_msgs.msg import Image
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    node = rclpy.create_node("listener")
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    listener = Listener(video)
+    infos: list[SkeletonInfo] = []
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    node.create_subscription(SkeletonInfo, "pose/skeleton_info", infos.append, latched)
+    node.create_subscription(PoseArray, "pose/poses", listener.on_poses, 100)
+    node.create_subscription(Image, "image", listener.on_image, 10)
+
+    still = source.rate == 0 and not source.endless and Path(args.source).is_file()
+    camera_arguments = _parameters(
+        source=args.source,
+        rate=STILL_RATE if still else 0.0,
+        loop=still,
+        wait_for_subscriber=True,
+        camera_info=False,
+    )
+    pose_arguments = _parameters(
+        phi=args.phi, model=args.model, runtime=args.runtime, size=args.size
+    )
+    processes: list[Process] = []
+
+    def until(done: Any, seconds: float, process: Process) -> None:
+        end = time.monotonic() + seconds
+        while not done() and not stop.is_set():
+            executor.spin_once(timeout_sec=0.1)
+            if not process.running or time.monotonic() > end:
+                raise process.failed()
+
+    try:
+        pose = Process("pose_node", pose_arguments, logs)
+        processes.append(pose)
+        # Ready means: the network computes, and the node takes images because we listen.
+        until(lambda: infos and node.count_subscribers("image") > 1, START_S, pose)
+        if infos:
+            info = infos[-1]
+            _say(f"pose node ready: {info.model}, phi {info.phi}, {info.runtime}")
+        camera = Process("picture_node", camera_arguments, logs)
+        processes.append(camera)
+        _say(f"playing {args.source} (Ctrl-C ends it)")
+        last, told, seen = time.monotonic(), time.monotonic(), 0
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.1)
+            now = time.monotonic()
+            if listener.images_seen + listener.poses_seen > seen:
+                seen, last = listener.images_seen + listener.poses_seen, now
+            if not pose.running:
+                raise pose.failed()
+            if still and listener.poses_seen >= STILL_IMAGES:
+                break
+            if not camera.running:
+                if camera.popen.returncode:
+                    raise camera.failed()
+                if listener.poses_seen >= listener.images_seen or now - last > SILENT_S:
+                    break
+            elif now - last > START_S:
+                raise pose.failed()
+            if now - told > 2 and listener.people:
+                told = now
+                _say(f"{listener.images_seen} images, {_people(listener.people[-1])} now")
+    finally:
+        for process in reversed(processes):
+            process.stop()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+        listener.finish()
+    return listener
+
+
+def _parameters(**values: Any) -> list[str]:
+    arguments = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, str):
+            value = "'" + value.replace("'", "''") + "'"  # YAML: else 16:9 and 1e3 are numbers
+        arguments += ["-p", f"{name}:={value}"]
+    return arguments
+
+
+def _people(count: int) -> str:
+    return "1 person" if count == 1 else f"{count} people"
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+def report(listener: Listener, info: ModelInfo) -> str:
+    """The line of people, rate and latency."""
+    low, high = min(listener.people), max(listener.people)
+    people = _people(low) if low == high else f"{low} to {high} people"
+    text = f"{people} in {listener.poses_seen} images"
+    span = listener.arrivals[-1] - listener.arrivals[0]
+    if span > 0:
+        text += f", {(listener.poses_seen - 1) / span:.1f} images/s"
+    ages = np.array(listener.latencies_ms)
+    ages = ages[np.isfinite(ages)]
+    if len(ages):
+        p50, p95 = np.percentile(ages, (50, 95))
+        text += f", from image to poses {p50:.0f} ms (p50), {p95:.0f} ms (p95)"
+    if listener.without:
+        text += f", {listener.without} images left out for newer ones"
+    return f"{text} [{info.variant}, {info.quality} weights]"
+
+
+def main() -> int:
+    """Runs the demo; 0 when poses came, 1 when nobody was found, 2 when it could not run."""
+    parser = argparse.ArgumentParser(
+        prog="./demo",
+        description="People's skeletons from a video, through real ROS 2 nodes. Without a file: a "
+        "short video made of photographs.",
+    )
+    parser.add_argument(
+        "source", nargs="?", help="picture, folder of pictures, video, or index of a camera"
+    )
+    parser.add_argument("--phi", type=int, default=-4, help="0 (H0) to -4 (H-4), default -4")
+    parser.add_argument("--model", default="", help="model file to use instead of phi's")
+    parser.add_argument("--runtime", default="auto", help="auto, onnxruntime, openvino, tensorrt")
+    parser.add_argument("--size", default="auto", help="auto, square, 4:3, 16:9 or HxW")
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="where to write")
+    args = parser.parse_args()
+    try:
+        # Before anything starts: is there a network, and something to look at?
+        path = find_model(args.phi, args.model)
+        info = model_info(path)
+        # The nodes are started from here, yet a relative path is the user's.
+        args.model = str(path.resolve()) if args.model else ""
+        if args.source is None:
+            _say("making a video of several people from photographs (scikit-image, matplotlib)")
+            build = ROOT / "build" / "demo"
+            args.source = str(demo_video.make(build / "people.mp4", build))
+        source = open_source(args.source)
+        stem = Path(args.source).stem or "camera"
+        out = make_folder(args.out)
+        with tempfile.TemporaryDirectory(prefix="ehrnet_demo_") as folder:
+            os.environ.update(environment(Path(folder)))
+            with VideoFile(out / f"{stem}_poses.mp4", source.rate or STILL_RATE) as video:
+                listener = play(args, source, video, Path(folder))
+        if not listener.poses_seen:
+            raise EhrnetError(f"No image of {args.source} came back with poses.")
+        print(report(listener, info))
+        if info.quality == "random":
+            print("The weights are random, for tests and timing: what is drawn means nothing.")
+        if video.frames:
+            print(video.path)
+        if listener.best[1] is not None:
+            picture = out / f"{stem}_poses.jpg"
+            write_picture(picture, listener.best[1])
+            print(picture)
+        return 0 if any(listener.people) else 1
+    except EhrnetError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    cv2.setNumThreads(1)  # the network wants the cores
+    sys.exit(main())
