@@ -305,7 +305,9 @@ def _looks_pickled(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors header may begin with any length, but its ninth byte opens a JSON object.
-    return (start[:2] == b"PK" or start[:1] == b"\x80") and start[8:9] != b"{"
+    # A shorter file is neither.
+    magic = start[:2] == b"PK" or start[:1] == b"\x80"
+    return magic and len(start) == 9 and start[8:] != b"{"
 
 
 # The published networks' files -----------------------------------------------------------------
