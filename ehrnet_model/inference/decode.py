@@ -118,6 +118,8 @@ class Peaks:
     def from_output(output: np.ndarray) -> Peaks:
         """Peaks from one image's (J, K, 15) engine output, laid out as runtime.py says.
 
+        Of equal neighbours, which all are maxima, one stays.
+
         Raises:
             EhrnetError: another shape, or values that are not finite.
         """
@@ -131,11 +133,12 @@ class Peaks:
                 "the engine gave values that are not finite: its weights or its precision are "
                 "broken, export the model again or build the engine with precision fp32."
             )
+        cell = output[..., 4:6].astype(np.int32)
         return Peaks(
-            score=output[..., 0],
+            score=_without_plateaus(output[..., 0], cell),
             xy=output[..., 1:3],
             tag=output[..., 3:4],
-            cell=output[..., 4:6].astype(np.int32),
+            cell=cell,
             patch=output[..., 6:15].reshape(output.shape[:2] + (3, 3)),
         )
 
@@ -171,37 +174,80 @@ def decode(
 
 
 def group(peaks: Peaks, options: DecodeOptions) -> np.ndarray:
-    """Who has which peak: (P, J) int, index of the peak or -1. People in order of appearance."""
-    num_keypoints, num_tags = len(peaks.score), peaks.tag.shape[2]
+    """Who has which peak: (P, J) int, index of the peak or -1. People in no particular order."""
+    num_keypoints, gate = len(peaks.score), options.tag_threshold
     good = peaks.score >= max(options.keypoint_threshold, np.finfo(np.float32).tiny)
-    if not good.any():
+    keypoint, peak = np.nonzero(good)
+    if not len(keypoint):
         return np.zeros((0, num_keypoints), np.int64)
-    _drop_plateaus(peaks, good)
-    gate = options.tag_threshold
-    chosen = np.full((int(good.sum()), num_keypoints), -1, np.int64)
-    tag_sum = np.zeros((len(chosen), num_tags), np.float64)
-    members = np.zeros((len(chosen), 1), np.float64)
+    tag = peaks.tag[keypoint, peak].astype(np.float64)
+    cluster, lone = _tag_clusters(keypoint, tag, num_keypoints, gate)
+    number = np.cumsum(lone) - 1
+    clear = lone[cluster]
+    chosen = np.full((int(lone.sum()), num_keypoints), -1, np.int64)
+    chosen[number[cluster[clear]], keypoint[clear]] = peak[clear]
+    if clear.all():
+        return chosen
+    unclear = ~clear
+    keypoint, peak, tag = keypoint[unclear], peak[unclear], tag[unclear]
+    matched = _match(keypoint, peak, tag, peaks.score[keypoint, peak], num_keypoints, gate)
+    return np.concatenate([chosen, matched])
+
+
+def _tag_clusters(
+    keypoint: np.ndarray, tag: np.ndarray, num_keypoints: int, gate: float
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Cuts the peaks where the tag axis has a gap of the gate or more.
+
+    No match reaches over such a gap, so clusters can be settled one by one; and a cluster narrower
+    than the gate that has no keypoint twice is one person whatever the order of matching.
+
+    Returns:
+        (M,) the cluster of each of the M peaks, and (C,) bool, which clusters are one person.
+    """
+    order = np.argsort(tag[:, 0], kind="stable")
+    ordered = tag[order]
+    begins = np.ones(len(tag), bool)
+    begins[1:] = np.diff(ordered[:, 0]) >= gate
+    starts = np.flatnonzero(begins)
+    cluster = np.empty(len(tag), np.int64)
+    cluster[order] = np.cumsum(begins) - 1
+    extent = np.maximum.reduceat(ordered, starts) - np.minimum.reduceat(ordered, starts)
+    times = np.bincount(cluster * num_keypoints + keypoint, minlength=len(starts) * num_keypoints)
+    once = (times.reshape(-1, num_keypoints) <= 1).all(1)
+    return cluster, once & (np.sqrt((extent**2).sum(1)) < gate)
+
+
+def _match(
+    keypoint: np.ndarray,
+    peak: np.ndarray,
+    tag: np.ndarray,
+    score: np.ndarray,
+    num_keypoints: int,
+    gate: float,
+) -> np.ndarray:
+    """(P, J): hands M peaks, sorted by keypoint, to people, one keypoint after the other."""
+    chosen = np.full((len(peak), num_keypoints), -1, np.int64)
+    tag_sum, members = np.zeros(tag.shape), np.zeros((len(tag), 1))
+    bounds = np.searchsorted(keypoint, np.arange(num_keypoints + 1)).tolist()
+    # What a match is worth; leaving a peak alone is worth nothing. Detection breaks ties.
+    full_worth = (gate + 1e-3 * score)[:, None]
     people = 0
     for j in _ORDER_17 if num_keypoints == len(_ORDER_17) else range(num_keypoints):
-        found = np.flatnonzero(good[j])
-        if not len(found):
+        mine = slice(bounds[j], bounds[j + 1])
+        tags = tag[mine]
+        if not len(tags):
             continue
-        tags = peaks.tag[j, found].astype(np.float64)
-        owner = np.full(len(found), -1)
-        if people:
-            means = tag_sum[:people] / members[:people]
-            if num_tags == 1:
-                distance = np.abs(tags - means[:, 0])
-            else:
-                distance = np.linalg.norm(tags[:, None] - means, axis=2)
-            # What a match is worth; leaving a peak alone is worth nothing. Detection breaks ties.
-            worth = gate - distance + 1e-3 * peaks.score[j, found, None]
-            worth[distance >= gate] = 0
-            owner = assign(worth)
+        means = tag_sum[:people] / members[:people]
+        if tags.shape[1] == 1:
+            distance = np.abs(tags - means[:, 0])
+        else:
+            distance = np.sqrt(((tags[:, None] - means) ** 2).sum(2))
+        owner = assign((full_worth[mine] - distance) * (distance < gate))
         new = np.flatnonzero(owner < 0)
         owner[new] = np.arange(people, people + len(new))
         people += len(new)
-        chosen[owner, j] = found
+        chosen[owner, j] = peak[mine]
         tag_sum[owner] += tags
         members[owner] += 1
     return chosen[:people]
@@ -216,75 +262,72 @@ def assign(worth: np.ndarray) -> np.ndarray:
     Returns:
         (R,) int, each row's column or -1.
     """
+    num_rows, num_columns = worth.shape
+    if not num_columns:
+        return np.full(num_rows, -1)
     best = worth.argmax(1)
-    wanted = worth[np.arange(len(best)), best] > 0
-    result = np.where(wanted, best, -1)
-    claims = best[wanted]
-    if len(np.unique(claims)) == len(claims):
-        return result  # everybody gets what is best for him: nothing can be better
-    # Rows that share wishes are settled among themselves; the others stay as they are.
-    for rows, columns in _components(worth > 0):
-        if len(rows) == 1:
-            continue
-        result[rows] = -1
-        for row, column in _hungarian(worth[np.ix_(rows, columns)]):
-            result[rows[row]] = columns[column]
-    return result
+    price = worth[np.arange(num_rows), best]
+    row_of = [-1] * num_columns
+    column_of = [-1] * num_rows
+    crowded = []
+    for row, (column, most) in enumerate(zip(best.tolist(), price.tolist())):
+        if most > 0:
+            if row_of[column] < 0:
+                row_of[column], column_of[row] = row, column
+            else:
+                crowded.append(row)
+    if crowded:
+        _make_room(worth, np.maximum(price, 0).tolist(), row_of, column_of, crowded)
+    return np.array(column_of)
 
 
-def _components(allowed: np.ndarray) -> List[Tuple[np.ndarray, np.ndarray]]:
-    """Connected parts (row indices, column indices) of a bipartite graph (R, C) bool."""
-    parts = []
-    left = allowed.any(1)
-    while left.any():
-        rows = np.zeros(len(left), bool)
-        rows[left.argmax()] = True
-        while True:
-            columns = allowed[rows].any(0)
-            grown = allowed[:, columns].any(1)
-            if (grown == rows).all():
-                break
-            rows = grown
-        parts.append((np.flatnonzero(rows), np.flatnonzero(columns)))
-        left &= ~rows
-    return parts
+def _make_room(
+    worth: np.ndarray, u: List[float], row_of: List[int], column_of: List[int], crowded: List[int]
+) -> None:
+    """Brings rows whose best column is taken into the pairing, in place, keeping it the best.
 
-
-def _hungarian(worth: np.ndarray) -> List[Tuple[int, int]]:
-    """Pairs of greatest total worth, only those worth more than 0.
-
-    Shortest augmenting paths with potentials (Jonker and Volgenant 1987). A column of its own per
-    row, worth 0, stands for staying alone.
+    Shortest augmenting paths with potentials (Jonker and Volgenant 1987) over the pairs worth
+    something only: u[r] + v[c] >= worth[r, c], equal where paired; u[r] = 0 where r stays alone.
     """
-    rows, real = worth.shape
-    cost = np.concatenate([-np.maximum(worth, 0), np.zeros((rows, rows))], 1)
-    columns = real + rows
-    u, v = np.zeros(rows), np.zeros(columns)
-    owner = np.full(columns, -1)
-    for start in range(rows):
-        shortest = np.full(columns, np.inf)
-        previous = np.full(columns, -1)
-        done = np.zeros(columns, bool)
-        row, column, reached = start, -1, 0.0
+    pairs: List[List[Tuple[int, float]]] = [[] for _ in u]
+    rows, columns = np.nonzero(worth > 0)
+    for row, column, value in zip(rows.tolist(), columns.tolist(), worth[rows, columns].tolist()):
+        pairs[row].append((column, value))
+    v = [0.0] * len(row_of)
+    for start in crowded:
+        shortest: Dict[int, float] = {}  # columns seen and not yet settled
+        settled: Dict[int, float] = {}
+        came_from: Dict[int, int] = {}
+        row, reached = start, 0.0
+        alone, alone_at = start, u[start]
         while True:
-            through = reached + cost[row] - u[row] - v
-            closer = ~done & (through < shortest)
-            shortest[closer], previous[closer] = through[closer], column
-            column = int(np.where(done, np.inf, shortest).argmin())
-            reached = float(shortest[column])
-            if owner[column] < 0:
+            if reached + u[row] < alone_at:
+                alone, alone_at = row, reached + u[row]
+            for column, value in pairs[row]:
+                if column not in settled:
+                    through = reached + u[row] + v[column] - value
+                    if through < shortest.get(column, np.inf):
+                        shortest[column], came_from[column] = through, row
+            if shortest:
+                column = min(shortest, key=shortest.__getitem__)
+            if not shortest or shortest[column] >= alone_at:
+                # Cheapest is that one row on the way gives up what it had.
+                end, column = alone_at, column_of[alone]
+                column_of[alone] = -1
                 break
-            done[column] = True
-            row = int(owner[column])
-        settled = np.flatnonzero(done)
-        u[start] += reached
-        u[owner[settled]] += reached - shortest[settled]
-        v[settled] += shortest[settled] - reached
-        while column >= 0:  # turn the path round
-            before = int(previous[column])
-            owner[column] = start if before < 0 else owner[before]
-            column = before
-    return [(int(owner[c]), c) for c in range(real) if owner[c] >= 0 and worth[owner[c], c] > 0]
+            reached = shortest.pop(column)
+            if row_of[column] < 0:
+                end = reached
+                break
+            settled[column] = reached
+            row = row_of[column]
+        u[start] -= end
+        for passed, distance in settled.items():
+            u[row_of[passed]] -= end - distance
+            v[passed] += end - distance
+        while column >= 0:  # everyone on the way moves one place
+            row = came_from[column]
+            row_of[column], column_of[row], column = row, column, column_of[row]
 
 
 def refine(peaks: Peaks, chosen: np.ndarray, options: DecodeOptions) -> np.ndarray:
@@ -294,28 +337,30 @@ def refine(peaks: Peaks, chosen: np.ndarray, options: DecodeOptions) -> np.ndarr
     within one and a half times the person's box. The best of them is taken, best person first.
     """
     chosen = chosen.copy()
-    free = peaks.score >= max(options.refine_threshold, np.finfo(np.float32).tiny)
     present = chosen >= 0
+    free = peaks.score >= max(options.refine_threshold, np.finfo(np.float32).tiny)
     free[np.nonzero(present)[1], chosen[present]] = False
-    for person in range(len(chosen)):
-        have = np.flatnonzero(chosen[person] >= 0)
-        gaps = np.flatnonzero(chosen[person] < 0)
-        if not len(gaps) or not free[gaps].any():
-            continue
-        xy = peaks.xy[have, chosen[person, have]]
-        tag = peaks.tag[have, chosen[person, have]].mean(0)
-        low, high = xy.min(0), xy.max(0)
-        margin = 0.25 * (high - low)
-        place, distance = peaks.xy[gaps], np.linalg.norm(peaks.tag[gaps] - tag, axis=2)
-        fits = free[gaps] & (distance < options.tag_threshold)
-        fits &= ((place >= low - margin) & (place <= high + margin)).all(2)
-        value = np.where(
-            fits, peaks.score[gaps] * (1 - distance / (options.tag_threshold + 1e-9)), -1
-        )
-        best = value.argmax(1)
-        filled = value[np.arange(len(gaps)), best] > 0
-        chosen[person, gaps[filled]] = best[filled]
-        free[gaps[filled], best[filled]] = False
+    person, gap = np.nonzero(~present & free.any(1))
+    if not len(person):
+        return chosen
+    xy, tag = _take(peaks.xy, chosen), _take(peaks.tag, chosen)
+    low = np.where(present[..., None], xy, np.inf).min(1)
+    high = np.where(present[..., None], xy, -np.inf).max(1)
+    margin = 0.25 * (high - low)
+    low, high = (low - margin)[person, None], (high + margin)[person, None]
+    mean_tag = (tag.sum(1) / present.sum(1)[:, None])[person, None]
+    place = peaks.xy[gap]
+    distance = np.sqrt(((peaks.tag[gap] - mean_tag) ** 2).sum(2))
+    fits = free[gap] & (distance < options.tag_threshold)
+    fits &= ((place >= low) & (place <= high)).all(2)
+    value = fits * peaks.score[gap] * (1 - distance / (options.tag_threshold + 1e-9))
+    for number in np.flatnonzero(fits.any(1)):
+        j = gap[number]
+        worth = value[number] * free[j]
+        best = int(worth.argmax())
+        if worth[best] > 0:
+            chosen[person[number], j] = best
+            free[j, best] = False
     return chosen
 
 
@@ -339,16 +384,21 @@ def oks_nms(
     low = np.where(present[..., None], xy, np.inf).min(1)
     high = np.where(present[..., None], xy, -np.inf).max(1)
     area = np.maximum((high - low).prod(1), 1)
-    both = present[:, None] & present[None]
-    squared = ((xy[:, None] - xy[None]) ** 2).sum(3)
-    similarity = np.exp(-squared / (2 * variance * area[:, None, None])) * both
-    oks = similarity.sum(2) / np.maximum(both.sum(2), 1)
+    # Boxes with a gap so wide that even the softest keypoint cannot be similar enough.
+    apart = np.maximum(low[:, None] - high, low - high[:, None]).max(2)
+    reach = np.sqrt(-2 * variance.max() * area * np.log(max(threshold, 1e-6)))
+    better, lesser = np.nonzero(np.triu(apart <= reach[:, None], 1))
+    both = present[better] & present[lesser]
+    squared = ((xy[better] - xy[lesser]) ** 2).sum(2)
+    similarity = np.exp(squared / (-2 * variance * area[better, None])) * both
+    common = both.sum(1)
+    oks = similarity.sum(1) / np.maximum(common, 1)
     # Two people with few keypoints in common say little about each other.
-    oks[both.sum(2) < 0.5 * present.sum(1)[None]] = 0
+    double = (oks > threshold) & (common >= 0.5 * present.sum(1)[lesser])
     doubled = np.zeros(len(xy), bool)
-    for person in range(len(xy)):
-        if not doubled[person]:
-            doubled[person + 1 :] |= oks[person, person + 1 :] > threshold
+    for first, second in zip(better[double], lesser[double]):
+        if not doubled[first]:
+            doubled[second] = True
     return np.flatnonzero(~doubled)
 
 
@@ -359,21 +409,17 @@ def _take(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return taken
 
 
-def _drop_plateaus(peaks: Peaks, good: np.ndarray) -> None:
-    """Unmarks, in place, peaks that are equal neighbours of an earlier one of the same keypoint."""
-    equal = (peaks.score[:, 1:] == peaks.score[:, :-1]) & good[:, 1:]
+def _without_plateaus(score: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Scores with 0 at all but the first peak of each patch of equal neighbours."""
+    equal = (score[:, 1:] == score[:, :-1]) & (score[:, 1:] > 0)
+    if not equal.any():
+        return score
+    score = score.copy()
     for j in np.flatnonzero(equal.any(1)):
-        kept: List[int] = []
-        for k in np.flatnonzero(good[j]):
-            near = any(
-                peaks.score[j, k] == peaks.score[j, other]
-                and np.abs(peaks.cell[j, k] - peaks.cell[j, other]).max() <= _PLATEAU_RADIUS
-                for other in kept
-            )
-            if near:
-                good[j, k] = False
-            else:
-                kept.append(int(k))
+        near = np.abs(cell[j, :, None] - cell[j]).max(2) <= _PLATEAU_RADIUS
+        same = near & (score[j, :, None] == score[j])
+        score[j, np.tril(same, -1).any(1)] = 0
+    return score
 
 
 def _peak_width(patch: np.ndarray) -> np.ndarray:

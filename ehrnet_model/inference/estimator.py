@@ -8,6 +8,7 @@ from typing import Optional, Tuple
 import cv2
 import numpy as np
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses, Timings
@@ -50,6 +51,11 @@ class PoseEstimator:
                 that are not finite.
         """
         started = time.perf_counter()
+        if image.ndim != 3:
+            raise EhrnetError(
+                f"expected an image of shape (height, width, 3), got {image.shape}: convert it to "
+                "three channels first."
+            )
         image_hw = image.shape[0], image.shape[1]
         box = Letterbox.fit(image_hw, self.input_size(image_hw))
         if self._input.shape[1:3] != box.size_hw:

@@ -75,10 +75,11 @@ class Poses:
         std = np.array(std, np.float32)
         absent = ~(score > 0) | ~np.isfinite(xy).all(-1)
         xy[absent], score[absent], std[absent] = np.nan, 0, np.nan
-        bbox = np.full((len(xy), 4), np.nan, np.float32)
-        for i in np.flatnonzero(~absent.all(1)):
-            bbox[i, :2] = xy[i, ~absent[i]].min(0)
-            bbox[i, 2:] = xy[i, ~absent[i]].max(0)
+        bbox = np.empty((len(xy), 4), np.float32)
+        if bbox.size:
+            bbox[:, :2] = np.where(absent[..., None], np.inf, xy).min(1)
+            bbox[:, 2:] = np.where(absent[..., None], -np.inf, xy).max(1)
+            bbox[absent.all(1)] = np.nan
         ids = np.full(len(xy), -1, np.int32)
         return Poses(xy, score, std, np.array(person_score, np.float32), bbox, ids)
 

@@ -7,7 +7,7 @@ import json
 import sys
 import zlib
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from ehrnet_model.skeleton import COCO_17
 
 FACTS = Path(__file__).parents[1] / "facts"
 # What the published code made of the maps of `golden_maps`, recorded from a run of it.
-GOLDEN: List[Dict[str, Any]] = json.loads(
+GOLDEN: list[dict[str, Any]] = json.loads(
     gzip.decompress((FACTS / "golden_decode.json.gz").read_bytes())
 )["cases"]
 
@@ -29,7 +29,7 @@ def uniform(name: str, *shape: int) -> np.ndarray:
     return ((np.asarray(raw, np.uint64) >> np.uint64(11)) * 2.0**-53).reshape(shape)
 
 
-def golden_maps(people: int, tag_dims: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+def golden_maps(people: int, tag_dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Heatmaps (17, 64, 80) and (17, 128, 160), tags (tag_dims, 17, 64, 80), by the file's rule."""
     if people == 0:
         low, high = np.full((17, 64, 80), 0.01), np.full((17, 128, 160), 0.01)
@@ -61,7 +61,7 @@ def mirror(maps: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['people']} people {c['tag_dims']}d")
-def test_reference_decoder_gives_the_published_answers(case: Dict[str, Any]) -> None:
+def test_reference_decoder_gives_the_published_answers(case: dict[str, Any]) -> None:
     low, high, tags = golden_maps(case["people"], case["tag_dims"])
     lowres = np.concatenate([low, tags[0]])
     mirrored = None
@@ -107,7 +107,7 @@ def test_enlarge_of_a_slope_keeps_the_slope() -> None:
 
 @pytest.mark.parametrize("coordinates", ["pixel-centre", "reference"])
 @pytest.mark.parametrize("size", [(8, 8), (16, 24)])
-def test_find_peaks_is_the_twin_of_the_graph(coordinates: str, size: Tuple[int, int]) -> None:
+def test_find_peaks_is_the_twin_of_the_graph(coordinates: str, size: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch", reason="the graph's twin is compared with needs torch")
     from ehrnet_model.network.deploy import DeployedNetwork
 

@@ -1,0 +1,442 @@
+"""Grouping and what follows, against answers by hand and a slow obvious grouping."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.decode import (
+    DecodeOptions,
+    Peaks,
+    assign,
+    decode,
+    group,
+    oks_nms,
+    refine,
+)
+from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.reference import find_peaks
+from ehrnet_model.skeleton import COCO_17
+
+SAME = Letterbox.fit((384, 512), (384, 512))
+# Keypoints are handed to people in this order: head and torso first.
+ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
+EVERYBODY = DecodeOptions(person_threshold=0.0, min_keypoints=1, max_people=1000, nms_oks=1.0)
+
+
+def output(*peaks: tuple[int, float, float, float, float], width: float = 2.0) -> np.ndarray:
+    """Engine output (17, 30, 15) holding peaks (keypoint, x, y, score, tag), best first.
+
+    Each peak is a Gaussian of the given standard deviation in cells.
+    """
+    out = np.zeros((17, 30, 15), np.float32)
+    used = [0] * 17
+    dy, dx = np.mgrid[-1:2, -1:2]
+    bell = np.exp(-(dx**2 + dy**2) / (2 * width**2)).ravel()
+    for k, x, y, score, tag in sorted(peaks, key=lambda p: -p[3]):
+        cell = np.round((x - 0.5) / 2), np.round((y - 0.5) / 2)
+        out[k, used[k]] = [score, x, y, tag, *cell, *(score * bell)]
+        used[k] += 1
+    return out
+
+
+def crowd(
+    people: int, seed: int = 0, spacing: float = 2.0, spread: float = 0.1, missing: float = 0.15
+) -> tuple[np.ndarray, np.ndarray]:
+    """Engine output of people far apart, and who is whose peak: (people, 17) index or -1."""
+    rng = np.random.default_rng(seed)
+    tags = spacing * np.arange(people)[:, None] + rng.uniform(-spread, spread, (people, 17))
+    scores = rng.uniform(0.2, 1, (people, 17))
+    scores[rng.random((people, 17)) < missing] = 0
+    out = np.zeros((17, max(30, people), 15), np.float32)
+    whose = np.full((people, 17), -1)
+    for k in range(17):
+        for place, person in enumerate(np.argsort(-scores[:, k])[: (scores[:, k] > 0).sum()]):
+            x, y = 40 + 70 * (person % 7), 40 + 60 * (person // 7)
+            xy = (x, y) + rng.uniform(-20, 20, 2)
+            patch = np.full(9, scores[person, k] / 2)
+            patch[4] = scores[person, k]
+            out[k, place] = [scores[person, k], *xy, tags[person, k], *(xy / 2).round(), *patch]
+            whose[person, k] = place
+    return out, whose
+
+
+def as_set(chosen: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(int(v) for v in row) for row in chosen}
+
+
+# ---------------------------------------------------------------------------- grouping
+
+
+@pytest.mark.parametrize("people", [0, 1, 5, 15, 20, 30, 36])
+def test_as_many_groups_as_people(people: int) -> None:
+    # The published rule finds up to 286 groups for 36 people (forced matches, 30-group limit).
+    for seed in range(8):
+        out, whose = crowd(people, seed)
+        chosen = group(Peaks.from_output(out), EVERYBODY)
+        assert as_set(chosen) == as_set(whose[(whose >= 0).any(1)])
+
+
+def brute_assign(worth: np.ndarray) -> float:
+    """Greatest total worth over every way of pairing rows with columns."""
+    rows, columns = worth.shape
+    best = 0.0
+    for picks in itertools.product(range(-1, columns), repeat=rows):
+        used = [c for c in picks if c >= 0]
+        if len(set(used)) == len(used):
+            best = max(best, sum(worth[r, c] for r, c in enumerate(picks) if c >= 0))
+    return best
+
+
+def slow_group(peaks: Peaks, options: DecodeOptions) -> set[tuple[int, ...]]:
+    """Keypoint after keypoint, every possible matching tried; people are lists of peaks."""
+    people: list[dict[int, int]] = []
+    for k in ORDER:
+        found = [i for i, s in enumerate(peaks.score[k]) if s >= options.keypoint_threshold]
+        means = [np.mean([peaks.tag[j, i, 0] for j, i in p.items()], dtype=float) for p in people]
+        best, matching = 0.0, [-1] * len(found)
+        for picks in itertools.product(range(-1, len(people)), repeat=len(found)):
+            used = [p for p in picks if p >= 0]
+            if len(set(used)) < len(used):
+                continue
+            total, allowed = 0.0, True
+            for i, p in zip(found, picks):
+                if p >= 0:
+                    distance = abs(float(peaks.tag[k, i, 0]) - means[p])
+                    allowed &= distance < options.tag_threshold
+                    total += options.tag_threshold - distance + 1e-3 * float(peaks.score[k, i])
+            if allowed and total > best + 1e-9:
+                best, matching = total, list(picks)
+        for i, p in zip(found, matching):
+            if p >= 0:
+                people[p][k] = i
+            else:
+                people.append({k: i})
+    return {tuple(p.get(k, -1) for k in range(17)) for p in people}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_grouping_equals_the_slow_obvious_one(seed: int) -> None:
+    # Tags closer than the gate: nearly every pair is in question.
+    rng = np.random.default_rng(seed)
+    spacing = rng.choice([0.3, 0.6, 0.9, 1.4])
+    out, _ = crowd(int(rng.integers(2, 4)), seed, spacing, spread=0.5, missing=0.6)
+    peaks = Peaks.from_output(out)
+    assert as_set(group(peaks, EVERYBODY)) == slow_group(peaks, EVERYBODY)
+
+
+@pytest.mark.parametrize("spacing", [0.5, 2.0])
+def test_order_of_the_peaks_does_not_matter(spacing: float) -> None:
+    out, _ = crowd(12, 3, spacing)
+    rng = np.random.default_rng(0)
+    shuffled, origin = out.copy(), np.zeros((17, 30), int)
+    for k in range(17):
+        origin[k] = rng.permutation(30)
+        shuffled[k] = out[k, origin[k]]
+    plain = group(Peaks.from_output(out), EVERYBODY)
+    mixed = group(Peaks.from_output(shuffled), EVERYBODY)
+    back = np.where(mixed >= 0, origin[np.arange(17), np.maximum(mixed, 0)], -1)
+    assert as_set(plain) == as_set(back)
+
+
+@pytest.mark.parametrize("spacing", [0.5, 2.0])
+def test_a_person_with_far_tags_changes_nobody_else(spacing: float) -> None:
+    for seed in range(5):
+        out, _ = crowd(8, seed, spacing, spread=0.2)
+        before = group(Peaks.from_output(out), EVERYBODY)
+        more = out.copy()
+        place = (out[..., 0] > 0).sum(1)
+        for k in range(0, 17, 2):  # its early keypoints partly missing: the published rule's trap
+            more[k, place[k]] = [0.15, 300, 300, -40, 150, 150, *np.zeros(9)]
+        after = as_set(group(Peaks.from_output(more), EVERYBODY))
+        assert as_set(before) <= after and len(after) == len(before) + 1
+
+
+def test_displaced_matches_do_not_break_correct_groups() -> None:
+    # Shoulder of A missing, C new. Forced to match everything, shifting everybody by one person
+    # costs as much as the right answer.
+    tags = [0.0, 2.0, 4.0]
+    noses = [(0, 50.0 + 100 * i, 50.0, 0.9, tags[i]) for i in (0, 1)]
+    shoulders = [(5, 50.0 + 100 * i, 100.0, 0.8, tags[i]) for i in (1, 2)]
+    chosen = group(Peaks.from_output(output(*noses, *shoulders)), EVERYBODY)
+    have = {tuple(np.flatnonzero(row >= 0)) for row in chosen}
+    assert len(chosen) == 3 and have == {(0,), (0, 5), (5,)}
+
+
+def test_equal_tags_do_not_overwrite_a_person() -> None:
+    # Two people with the very same tag: the second nose stays a person of its own.
+    peaks = [(0, 50.0, 50.0, 0.9, 1.0), (0, 250.0, 50.0, 0.8, 1.0), (5, 60.0, 90.0, 0.9, 1.0)]
+    chosen = group(Peaks.from_output(output(*peaks)), EVERYBODY)
+    assert len(chosen) == 2 and (chosen >= 0).sum() == 3
+
+
+def test_true_distances_count_not_rounded_ones() -> None:
+    # Both hips are within the gate of both people; rounded to integers all distances are 0.
+    peaks = [(0, 50.0, 50.0, 0.9, 0.0), (0, 250.0, 50.0, 0.9, 0.4)]
+    hips = [(11, 250.0, 200.0, 0.9, 0.35), (11, 50.0, 200.0, 0.5, 0.05)]
+    poses = decode(
+        Peaks.from_output(output(*peaks, *hips)),
+        dataclasses.replace(EVERYBODY, refine=False),
+        COCO_17,
+        SAME,
+    )
+    assert len(poses) == 2
+    np.testing.assert_array_equal(poses.xy[:, 0, 0], poses.xy[:, 11, 0])
+
+
+def test_several_tags_per_keypoint() -> None:
+    # As from a plain and a mirrored pass: apart in the second tag only.
+    peaks = Peaks.from_output(output((0, 9, 9, 0.9, 0), (0, 60, 9, 0.8, 0), (5, 9, 30, 0.9, 0)))
+    tag = np.zeros((17, 30, 2), np.float32)
+    tag[0, 1, 1] = 5
+    chosen = group(dataclasses.replace(peaks, tag=tag), EVERYBODY)
+    assert as_set(chosen[:, [0, 5]]) == {(0, 0), (1, -1)}
+
+
+# ---------------------------------------------------------------------------- assignment
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_assignment_is_the_best_there_is(seed: int) -> None:
+    scipy = pytest.importorskip("scipy.optimize", reason="the independent assignment is SciPy's")
+    rng = np.random.default_rng(seed)
+    rows, columns = rng.integers(1, 31, 2)
+    worth = rng.random((rows, columns))
+    worth[rng.random((rows, columns)) < rng.choice([0, 0.5, 0.9])] = 0
+    if seed % 3 == 0:
+        worth = worth.round(1)  # ties
+    owner = assign(worth)
+    paired = owner >= 0
+    assert len(set(owner[paired])) == paired.sum()
+    got = worth[np.flatnonzero(paired), owner[paired]]
+    assert (got > 0).all()
+    r, c = scipy.linear_sum_assignment(worth, maximize=True)
+    assert got.sum() == pytest.approx(worth[r, c].sum(), abs=1e-9)
+
+
+def test_assignment_small_cases_by_trying_everything() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        worth = rng.normal(size=rng.integers(1, 5, 2)).round(1)  # negative: never paired
+        owner = assign(worth)
+        total = sum(worth[r, c] for r, c in enumerate(owner) if c >= 0)
+        assert total == pytest.approx(brute_assign(worth))
+
+
+def test_assignment_with_nobody() -> None:
+    assert assign(np.zeros((3, 0))).tolist() == [-1, -1, -1]
+    assert assign(np.zeros((2, 2))).tolist() == [-1, -1]
+
+
+# ---------------------------------------------------------------------------- peaks
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("channel", [0, 3, 9])
+def test_values_that_are_not_finite_are_an_error(value: float, channel: int) -> None:
+    out = output((0, 9, 9, 0.9, 0))
+    out[3, 4, channel] = value
+    with pytest.raises(EhrnetError, match="not finite"):
+        Peaks.from_output(out)
+
+
+def test_output_of_another_shape_is_an_error() -> None:
+    with pytest.raises(EhrnetError, match="shape"):
+        Peaks.from_output(np.zeros((17, 30, 4), np.float32))
+
+
+def test_a_plateau_is_one_peak() -> None:
+    low, high = np.zeros((34, 24, 32)), np.zeros((17, 48, 64))
+    high[0, 10, 10:13] = high[0, 11, 12] = 1.6
+    high[0, 30, 40] = 1.6  # as high, elsewhere
+    out = find_peaks(low, high)
+    assert (out[0, :, 0] > 0.7).sum() == 5
+    peaks = Peaks.from_output(out)
+    assert (peaks.score[0] > 0.7).sum() == 2
+    assert (out[0, :5, 0] > 0.7).all()  # the engine's own array is left alone
+
+
+def test_std_is_the_width_of_the_gaussian() -> None:
+    peaks = [(k, 100.0 + 5 * k, 100.0, 0.8, 0.0) for k in range(5)]
+    half = Letterbox.fit((768, 1024), (384, 512))
+    poses = decode(Peaks.from_output(output(*peaks, width=1.7)), EVERYBODY, COCO_17, half)
+    # 1.7 cells, of two input pixels, of two image pixels.
+    np.testing.assert_allclose(poses.std[0, :5], 1.7 * 2 * 2, rtol=1e-4)
+    assert np.isnan(poses.std[0, 5:]).all()
+
+
+# ---------------------------------------------------------------------------- people
+
+
+def test_a_person_by_hand() -> None:
+    peaks = [(0, 100.0, 50.0, 0.9, 1.0), (5, 120.0, 80.0, 0.6, 1.1), (6, 80.0, 80.0, 0.3, 0.9)]
+    poses = decode(Peaks.from_output(output(*peaks)), DecodeOptions(), COCO_17, SAME)
+    assert len(poses) == 1
+    np.testing.assert_allclose(poses.xy[0, [0, 5, 6]], [[100, 50], [120, 80], [80, 80]])
+    assert poses.person_score[0] == pytest.approx(1.8 / 17)
+    np.testing.assert_allclose(poses.bbox[0], [80, 50, 120, 80])
+    absent = np.delete(np.arange(17), [0, 5, 6])
+    assert np.isnan(poses.xy[0, absent]).all() and (poses.score[0, absent] == 0).all()
+
+
+def test_best_people_first_and_no_more_than_asked() -> None:
+    out, _ = crowd(20, 1)
+    everybody = decode(Peaks.from_output(out), EVERYBODY, COCO_17, SAME)
+    assert (np.diff(everybody.person_score) <= 0).all()
+    few = decode(
+        Peaks.from_output(out), dataclasses.replace(EVERYBODY, max_people=4), COCO_17, SAME
+    )
+    np.testing.assert_array_equal(few.xy, everybody.xy[:4])
+
+
+def test_thresholds() -> None:
+    peaks = [(k, 50.0 + 4 * k, 60.0, 0.2, 0.0) for k in range(4)]
+    peaks += [(k, 300.0 + 4 * k, 60.0, 0.9, 9.0) for k in range(2)]
+
+    def count(**options: float) -> int:
+        chosen = DecodeOptions(**{"person_threshold": 0.0, **options})  # type: ignore[arg-type]
+        return len(decode(Peaks.from_output(output(*peaks)), chosen, COCO_17, SAME))
+
+    assert count() == 1
+    assert count(min_keypoints=1) == 2
+    assert count(min_keypoints=5) == 0
+    assert count(keypoint_threshold=0.3) == 0
+    assert count(person_threshold=0.06) == 0
+    assert count(keypoint_threshold=0.3, min_keypoints=2) == 1
+
+
+def test_nobody_is_an_answer() -> None:
+    poses = decode(Peaks.from_output(np.zeros((17, 30, 15), np.float32)), EVERYBODY, COCO_17, SAME)
+    assert len(poses) == 0 and poses.xy.shape == (0, 17, 2)
+
+
+def test_unused_places_are_never_people_even_at_threshold_zero() -> None:
+    options = dataclasses.replace(EVERYBODY, keypoint_threshold=0.0, refine_threshold=0.0)
+    poses = decode(Peaks.from_output(output((0, 9, 9, 0.9, 0))), options, COCO_17, SAME)
+    assert (poses.score > 0).sum() == 1
+
+
+# ---------------------------------------------------------------------------- refine
+
+TORSO = [
+    (5, 120.0, 100.0, 0.9, 0.0),
+    (6, 80.0, 100.0, 0.9, 0.0),
+    (11, 115.0, 200.0, 0.9, 0.0),
+    (12, 85.0, 200.0, 0.9, 0.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("weak", "filled"),
+    [
+        ((9, 125.0, 150.0, 0.07, 0.3), True),
+        ((9, 129.0, 224.0, 0.07, 0.3), True),  # just inside 1.5 times the box
+        ((9, 131.0, 150.0, 0.07, 0.3), False),  # just outside
+        ((9, 400.0, 300.0, 0.09, 0.0), False),  # far away
+        ((9, 125.0, 150.0, 0.07, 1.2), False),  # somebody else's tag
+        ((9, 125.0, 150.0, 0.04, 0.0), False),  # too weak
+    ],
+)
+def test_refine_fills_only_near_fitting_and_strong_enough(
+    weak: tuple[int, float, float, float, float], filled: bool
+) -> None:
+    peaks = Peaks.from_output(output(*TORSO, weak))
+    poses = decode(peaks, DecodeOptions(), COCO_17, SAME)
+    assert len(poses) == 1
+    assert bool(poses.score[0, 9] > 0) == filled
+    # The score that ranks people is that of what was found, not of what was filled in.
+    assert poses.person_score[0] == pytest.approx(3.6 / 17)
+    without = decode(peaks, DecodeOptions(refine=False), COCO_17, SAME)
+    assert without.score[0, 9] == 0
+
+
+def test_refine_gives_a_peak_once_to_the_better_person() -> None:
+    better = [(k, x, y, 0.9, 0.0) for k, x, y, _, _ in TORSO]
+    lesser = [(k, x + 5, y + 5, 0.5, 0.9) for k, x, y, _, _ in TORSO]
+    out = output(*better, *lesser, (9, 110.0, 150.0, 0.07, 0.45))
+    options = DecodeOptions(nms_oks=1.0, tag_threshold=0.6)
+    poses = decode(Peaks.from_output(out), options, COCO_17, SAME)
+    assert len(poses) == 2
+    assert poses.score[0, 9] > 0 and poses.score[1, 9] == 0
+
+
+def test_refine_keeps_what_was_there() -> None:
+    out, _ = crowd(10, 5, spacing=0.7)
+    peaks = Peaks.from_output(out)
+    before = group(peaks, EVERYBODY)
+    after = refine(peaks, before, EVERYBODY)
+    assert (after[before >= 0] == before[before >= 0]).all()
+    for k in range(17):
+        owned = after[after[:, k] >= 0, k]
+        assert len(set(owned)) == len(owned)
+
+
+# ---------------------------------------------------------------------------- doubles
+
+
+def slow_oks(a: np.ndarray, b: np.ndarray, both: np.ndarray, area: float) -> float:
+    """COCO's formula: mean of exp(-d^2 / (2 area k^2)) with k twice sigma."""
+    values = [
+        np.exp(-((a[k] - b[k]) ** 2).sum() / (2 * area * (2 * COCO_17.sigmas[k]) ** 2))
+        for k in np.flatnonzero(both)
+    ]
+    return float(np.mean(values)) if values else 0.0
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7, 0.95])
+def test_doubles_of_a_better_person_go(threshold: float) -> None:
+    rng = np.random.default_rng(7)
+    gone = 0
+    for _ in range(30):
+        people = rng.integers(2, 9)
+        xy = rng.uniform(0, 200, (3, 17, 2))[rng.integers(0, 3, people)]
+        xy = xy + rng.normal(0, rng.choice([2, 10, 30], (people, 1, 1)), xy.shape)
+        present = rng.random((people, 17)) < 0.7
+        kept: list[int] = []
+        for i in range(people):
+            double = False
+            for j in kept:
+                both = present[i] & present[j]
+                side = np.ptp(xy[j][present[j]], axis=0)
+                enough = both.sum() >= 0.5 * present[i].sum()
+                double |= enough and slow_oks(xy[i], xy[j], both, side.prod()) > threshold
+            if not double:
+                kept.append(i)
+        assert oks_nms(xy.astype(np.float32), present, COCO_17, threshold).tolist() == kept
+        gone += people - len(kept)
+    assert gone > 5
+
+
+def test_people_side_by_side_are_no_doubles() -> None:
+    near = [(k, x + 40, y, 0.5, 5.0) for k, x, y, _, _ in TORSO]
+    poses = decode(Peaks.from_output(output(*TORSO, *near)), DecodeOptions(), COCO_17, SAME)
+    assert len(poses) == 2
+    twin = [(k, x + 4, y, 0.5, 5.0) for k, x, y, _, _ in TORSO]
+    poses = decode(Peaks.from_output(output(*TORSO, *twin)), DecodeOptions(), COCO_17, SAME)
+    assert len(poses) == 1 and poses.score[0, 5] == pytest.approx(0.9)
+
+
+# ---------------------------------------------------------------------------- options
+
+
+def test_options_refuse_what_is_not_possible() -> None:
+    with pytest.raises(EhrnetError, match="max_people = 0"):
+        DecodeOptions(max_people=0)
+    with pytest.raises(EhrnetError, match="keypoint_threshold"):
+        DecodeOptions(keypoint_threshold=float("nan"))
+    with pytest.raises(EhrnetError, match="refine"):
+        DecodeOptions(refine="yes")  # type: ignore[arg-type]
+    with pytest.raises(EhrnetError, match="max_people"):
+        DecodeOptions(max_people=2.5)  # type: ignore[arg-type]
+    with pytest.raises(EhrnetError, match="'treshold' does not exist"):
+        DecodeOptions.from_dict({"treshold": 0.2})
+
+
+def test_options_survive_the_metadata() -> None:
+    options = DecodeOptions(keypoint_threshold=0.2, refine=False, tag_threshold=2)
+    assert DecodeOptions.from_dict(options.to_dict()) == options
+    assert DecodeOptions.from_dict({"max_people": 5}, max_people=7).max_people == 7
