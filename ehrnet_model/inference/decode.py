@@ -29,6 +29,8 @@ _HALF_SIZE_STRIDE = 2.0
 # Two maxima of one plateau lie within the radius of the graph's 5x5 maximum filter.
 _PLATEAU_RADIUS = 2
 _MIN_HEAT = 1e-3
+# Small against differences of tags, large against rounding.
+_TIE_BREAK = 1e-3
 
 
 def _option(default: Any, low: float, high: float, text: str) -> Any:
@@ -231,7 +233,7 @@ def _match(
     tag_sum, members = np.zeros(tag.shape), np.zeros((len(tag), 1))
     bounds = np.searchsorted(keypoint, np.arange(num_keypoints + 1)).tolist()
     # What a match is worth; leaving a peak alone is worth nothing. Detection breaks ties.
-    full_worth = (gate + 1e-3 * score)[:, None]
+    full_worth = (gate + _TIE_BREAK * (gate**2 + score))[:, None]
     people = 0
     for j in _ORDER_17 if num_keypoints == len(_ORDER_17) else range(num_keypoints):
         mine = slice(bounds[j], bounds[j + 1])
@@ -243,7 +245,9 @@ def _match(
             distance = np.abs(tags - means[:, 0])
         else:
             distance = np.sqrt(((tags[:, None] - means) ** 2).sum(2))
-        owner = assign((full_worth[mine] - distance) * (distance < gate))
+        # On a line, two tags beyond two people cost the same either way round. Squares do not.
+        worth = full_worth[mine] - distance - _TIE_BREAK * distance**2
+        owner = assign(worth * (distance < gate))
         new = np.flatnonzero(owner < 0)
         owner[new] = np.arange(people, people + len(new))
         people += len(new)
