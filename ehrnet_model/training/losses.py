@@ -1,0 +1,79 @@
+"""The two losses: masked squared error of heatmaps, pull and push of tags (paper section 3.3).
+
+Factors are those of the optimised sum, see ``LossOptions``: the mean squared error of maps that are
+nearly all zero has gradients below Adam's epsilon, so everything is scaled by 1000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Weights of the loss.
+
+    Attributes:
+        scale: factor of everything.
+        low, high: factors of the heatmap losses at a quarter and at half the input size.
+        peak_weight: squared errors count 1 + peak_weight * target.
+        tag: factor of pull + push; the published recipe has 1e-3.
+    """
+
+    scale: float = 1000.0
+    low: float = 1.0
+    high: float = 1.0
+    peak_weight: float = 3.0
+    tag: float = 1e-2
+
+
+def heatmap_loss(
+    predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, peak_weight: float = 0.0
+) -> torch.Tensor:
+    """Mean over all cells of (predicted - target)^2 where mask is 1, masked cells counting as 0.
+
+    All tensors (N, J, H, W), or a mask that broadcasts. Returns a scalar.
+    """
+    error = (predicted.float() - target) ** 2 * mask
+    if peak_weight:
+        error = error * (1 + peak_weight * target)
+    return error.mean()
+
+
+def tag_loss(
+    tags: torch.Tensor, index: torch.Tensor, person: torch.Tensor, image_of_person: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pull and push, each a mean over the images of the batch.
+
+    Pull: mean over people of the mean squared distance of a person's tags from their mean. Push:
+    half the mean over ordered pairs of people of exp(-(difference of means)^2); 0 with fewer than 2.
+
+    Args:
+        tags: (N, J, H, W).
+        index: (M,) flat positions in the whole of ``tags``.
+        person: (M,) number of the person each position belongs to, 0 .. P-1, each at least once.
+        image_of_person: (P,) image of each person.
+
+    Returns:
+        pull, push.
+    """
+    images, people = tags.shape[0], len(image_of_person)
+    zero = tags.new_zeros((), dtype=torch.float32)
+    if people == 0:
+        return zero, zero
+    values = tags.float().reshape(-1)[index]
+    count = torch.zeros(people, device=tags.device).index_add(0, person, torch.ones_like(values))
+    means = torch.zeros(people, device=tags.device).index_add(0, person, values) / count
+    spread = torch.zeros(people, device=tags.device).index_add(
+        0, person, (values - means[person]) ** 2
+    )
+    per_image = torch.bincount(image_of_person, minlength=images).float()
+    crowd = per_image[image_of_person]
+    pull = (spread / count / crowd).sum() / images
+    same = image_of_person[:, None] == image_of_person[None]
+    same = same & ~torch.eye(people, dtype=torch.bool, device=tags.device)
+    pairs = (crowd * (crowd - 1)).clamp(min=1)
+    push = torch.exp(-((means[:, None] - means[None]) ** 2)) * same / pairs[:, None]
+    return pull, 0.5 * push.sum() / images

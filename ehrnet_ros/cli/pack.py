@@ -1,0 +1,40 @@
+"""``ehrnet pack``: pictures and annotations into one file for training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "pack pictures and COCO-style keypoint annotations into one file for training"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("--annotations", type=Path, required=True, metavar="JSON[.gz]")
+    parser.add_argument(
+        "--images", type=Path, required=True, nargs="+", metavar="DIR_OR_ZIP", help="where the pictures are"
+    )
+    parser.add_argument("--pseudo", type=Path, metavar="JSON[.gz]", help="a teacher's labels to fill gaps with")
+    parser.add_argument("--pseudo-set", metavar="NAME", help="use only the teacher's images of this set")
+    parser.add_argument("--max-side", type=int, default=448, help="reduce longer pictures to this side (448)")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.pack")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the pack."""
+    from tqdm import tqdm
+
+    from ehrnet_model.training.pack import write_pack
+
+    counts = write_pack(
+        args.out,
+        args.annotations,
+        args.images,
+        args.pseudo,
+        args.pseudo_set,
+        args.max_side,
+        progress=lambda items: tqdm(items, unit="image", file=sys.stderr),
+    )
+    print(f"{args.out}: {counts['images']} images, {counts['people']} people")
+    return 0
