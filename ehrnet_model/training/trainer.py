@@ -1,0 +1,510 @@
+"""The training loop: one process or several (torchrun), a run folder, exact resume.
+
+Several processes each make and learn their own windows and average gradients after every step, so
+that n processes with batch b do what one does with batch n b (normalisation statistics are those of
+each process's part, averaged).
+
+A run folder holds ``config.json`` (options, packs with their hashes, versions), ``log.csv`` (one
+line every ``log_steps``), ``holdout.csv`` (measures on held-back images) and ``state.pt``, which is
+replaced as a whole and holds weights, their moving average, optimiser, clock, random state and the
+position in the data.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import platform
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.network.blocks import ConvNorm
+from ehrnet_model.network.efficienthrnet import EfficientHRNet
+from ehrnet_model.training.holdout import box_oks, held_back_people
+from ehrnet_model.training.init_lite0 import init_from_lite0
+from ehrnet_model.training.losses import LossOptions, heatmap_loss, tag_loss
+from ehrnet_model.training.pack import Pack
+from ehrnet_model.training.sampler import SampleOptions, Sampler, Window
+from ehrnet_model.variants import Variant
+
+log = logging.getLogger(__name__)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Everything that decides what a run does.
+
+    Attributes:
+        phi: the variant.
+        packs: (file, weight of its people).
+        hours: length of the schedule in hours of training, or
+        steps: in steps, where above 0.
+        windows: (side in pixels, batch, share of the steps) of the windows.
+        lr, weight_decay: of AdamW; the decay acts on kernels only.
+        warmup_steps: the rate rises linearly over these.
+        final: share of ``lr`` at the end of the cosine.
+        ema: decay of the moving average of the weights.
+        drop_connect: rate in the backbone.
+        freeze: the stem and this many stages of the backbone keep their weights (0: none, and no stem).
+        seed: of weights and samples.
+        bf16: convolutions in bfloat16.
+        lite0: npz file that starts the backbone, see ``init_lite0``.
+        start: state.pt of another run whose averaged weights start this one.
+        holdout: share of images never trained on.
+        loss, sample: see there.
+        save_seconds, log_steps, holdout_seconds: how often to save, log and measure.
+    """
+
+    phi: int = -4
+    packs: tuple[tuple[str, float], ...] = ()
+    hours: float = 1.0
+    steps: int = 0
+    windows: tuple[tuple[int, int, float], ...] = ((128, 16, 1.0),)
+    lr: float = 4e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 100
+    final: float = 0.01
+    ema: float = 0.999
+    drop_connect: float = 0.0
+    freeze: int = 0
+    seed: int = 0
+    bf16: bool = True
+    lite0: str = ""
+    start: str = ""
+    holdout: float = 0.03
+    loss: LossOptions = field(default_factory=LossOptions)
+    sample: SampleOptions = field(default_factory=SampleOptions)
+    save_seconds: float = 180.0
+    log_steps: int = 50
+    holdout_seconds: float = 600.0
+
+
+@dataclass
+class Batch:
+    """Windows as tensors. N windows; see ``sampler.Window``; P people of all windows together."""
+
+    images: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    low_mask: torch.Tensor
+    high_mask: torch.Tensor
+    tag_index: torch.Tensor
+    tag_person: torch.Tensor
+    image_of_person: torch.Tensor
+
+
+def normalise(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 RGB (N, H, W, 3) to the network's float32 (N, 3, H, W), channels last in memory."""
+    scale = 1 / (255 * np.array(STD, np.float32))
+    shift = -np.array(MEAN, np.float32) / np.array(STD, np.float32)
+    values = pictures.astype(np.float32)
+    values *= scale
+    values += shift
+    return torch.from_numpy(values).permute(0, 3, 1, 2)
+
+
+def _channels_last(maps: np.ndarray) -> torch.Tensor:
+    """(N, J, H, W) as the network lays out its outputs, float32: mixed layouts are slow."""
+    return torch.from_numpy(maps).to(torch.float32).contiguous(memory_format=torch.channels_last)
+
+
+class _Dense(torch.autograd.Function):
+    """Nothing forward; a gradient without gaps in memory backward.
+
+    The gradient of a padded tensor is a view with gaps, on which the backward pass of batch
+    normalisation is ten times slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0].contiguous(memory_format=torch.channels_last)
+
+
+def _densify(network: torch.nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, ConvNorm) and module.pad is not None:
+            module.register_forward_pre_hook(lambda _, inputs: (_Dense.apply(inputs[0]),))
+
+
+def collate(windows: Sequence[Window]) -> Batch:
+    """Stacks windows of one size."""
+    index, person, owner, people = [], [], [], 0
+    for n, window in enumerate(windows):
+        names, numbers = np.unique(window.tag_person, return_inverse=True)
+        index.append(window.tag_index + n * window.low.size)
+        person.append(numbers + people)
+        owner.append(np.full(len(names), n))
+        people += len(names)
+    return Batch(
+        normalise(np.stack([w.picture for w in windows])),
+        _channels_last(np.stack([w.low for w in windows])),
+        _channels_last(np.stack([w.high for w in windows])),
+        _channels_last(np.stack([w.low_mask for w in windows])),
+        _channels_last(np.stack([w.high_mask for w in windows])),
+        torch.from_numpy(np.concatenate(index)).long(),
+        torch.from_numpy(np.concatenate(person)).long(),
+        torch.from_numpy(np.concatenate(owner)).long(),
+    )
+
+
+def compute_losses(
+    network: torch.nn.Module, batch: Batch, options: LossOptions, bf16: bool
+) -> dict[str, torch.Tensor]:
+    """The weighted sum under ``loss`` and its parts.
+
+    ``rel4`` and ``rel2`` are the squared errors without weights, divided by those of empty maps.
+    """
+    joints = batch.low.shape[1]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        low_all, high = network(batch.images)
+    low, tags = low_all[:, :joints].float(), low_all[:, joints:]
+    high = high.float()
+    low_loss = heatmap_loss(low, batch.low, batch.low_mask, options.peak_weight)
+    high_loss = heatmap_loss(high, batch.high, batch.high_mask, options.peak_weight)
+    pull, push = tag_loss(tags, batch.tag_index, batch.tag_person, batch.image_of_person)
+    total = options.low * low_loss + options.high * high_loss + options.tag * (pull + push)
+    parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss}
+    with torch.no_grad():
+        for name, maps, target, mask in (
+            ("rel4", low, batch.low, batch.low_mask),
+            ("rel2", high, batch.high, batch.high_mask),
+        ):
+            zero = (target**2 * mask).sum().clamp(min=1e-9)
+            parts[name] = (((maps.detach() - target) ** 2) * mask).sum() / zero
+    parts["pull"], parts["push"] = pull, push
+    return parts
+
+
+class Average:
+    """Exponential moving average of weights and normalisation statistics, with a short memory first."""
+
+    def __init__(self, network: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.count = 0
+        self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: torch.nn.Module) -> None:
+        self.count += 1
+        weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
+        floats, new = [], []
+        for key, value in network.state_dict().items():
+            if value.is_floating_point():
+                floats.append(self.state[key])
+                new.append(value)
+            else:
+                self.state[key].copy_(value)
+        torch._foreach_lerp_(floats, new, weight)
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Writes beside, flushes, renames: the file is the old one or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        raise EhrnetError(
+            f"{path} could not be written ({error}); the previous state is untouched."
+        ) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A state.pt, tensors and plain values only. Raises EhrnetError for anything else."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise EhrnetError(f"{path} is not a training state ({error}).") from None
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        options: what to do.
+        folder: run folder; a run found there is continued, if it has the same options.
+        change: continue with other options (schedule, data, loss), keeping weights and optimiser.
+    """
+
+    def __init__(self, options: TrainOptions, folder: Path, change: bool = False) -> None:
+        self.options, self.folder = options, Path(folder)
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.world > 1 and not distributed.is_initialized():
+            distributed.init_process_group("gloo")
+        if not options.packs:
+            raise EhrnetError("no data: give at least one pack (see 'ehrnet pack').")
+        for side, batch, _ in options.windows:
+            if side % 32 or side < 64 or batch < 1:
+                raise EhrnetError(f"a window of {side} pixels, batch {batch}: sides are multiples of 32 from 64.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.packs = [(Pack(Path(p)), w) for p, w in options.packs]
+        self.sampler = Sampler(self.packs, options.seed, options.holdout)
+        if not self.sampler.num_people:
+            raise EhrnetError("the packs hold no person to train on.")
+        config = json.loads(json.dumps(asdict(options)))
+        config["pack_sha256"] = [pack.sha256 for pack, _ in self.packs]
+        self.step = self.images = 0
+        self.seconds = 0.0
+        self._clock = time.monotonic()
+
+        torch.manual_seed(options.seed)
+        self.network = EfficientHRNet(Variant.from_phi(options.phi), drop_connect=options.drop_connect)
+        kernels = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": kernels, "weight_decay": options.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=options.lr,
+            fused=True,
+        )
+        state_file = self.folder / "state.pt"
+        if state_file.exists():
+            state = load_state(state_file)
+            if state["config"] != config and not change:
+                different = [k for k in config if config[k] != state["config"].get(k)]
+                raise EhrnetError(
+                    f"{folder} holds a run with other options ({', '.join(different)}): choose another "
+                    "folder, or say --change to continue with the new ones."
+                )
+            self.network.load_state_dict(state["network"])
+            self.average = Average(self.network, options.ema)
+            self.average.state = state["average"]
+            self.average.count = state["average_count"]
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
+            torch.set_rng_state(state["rng"])
+        else:
+            if options.start:
+                self.network.load_state_dict(load_state(Path(options.start))["average"])
+            elif options.lite0:
+                init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
+            self.average = Average(self.network, options.ema)
+        self.network.to(memory_format=torch.channels_last)
+        if options.freeze:
+            for part in (self.network.backbone.stem, *self.network.backbone.stages[: options.freeze]):
+                part.requires_grad_(False)
+        _densify(self.network)
+        self.config = config
+        note = {
+            **config,
+            "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        }
+        if self.rank == 0:
+            (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
+        self.held_back = held_back_people([pack for pack, _ in self.packs], options.holdout)
+
+    def _pictures(self, count: int) -> torch.Tensor:
+        side = 192
+        windows = [self.sampler.sample(2**31 + i, side, self.options.sample) for i in range(count)]
+        return normalise(np.stack([w.picture for w in windows]))
+
+    def _plan(self, step: int) -> tuple[int, int]:
+        """Window side and batch of a step."""
+        shares = np.cumsum([share for _, _, share in self.options.windows])
+        draw = np.random.default_rng([self.options.seed, 77, step]).random() * shares[-1]
+        side, batch, _ = self.options.windows[int(np.searchsorted(shares, draw, side="right"))]
+        return side, batch
+
+    def progress(self) -> float:
+        """How much of the schedule is done, 0 to 1."""
+        if self.options.steps:
+            return min(1.0, self.step / self.options.steps)
+        return min(1.0, self.seconds / (self.options.hours * 3600))
+
+    def _rate(self) -> float:
+        o = self.options
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
+        return o.lr * min(1.0, (self.step + 1) / o.warmup_steps) * (o.final + (1 - o.final) * cosine)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches from the current position on, made one step ahead in a thread."""
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
+        stop = threading.Event()
+        start_step, start_images = self.step, self.images
+
+        def work() -> None:
+            step, images = start_step, start_images
+            while not stop.is_set():
+                try:
+                    side, count = self._plan(step)
+                    first = images + self.rank * count
+                    item: Batch | BaseException = collate(
+                        [self.sampler.sample(first + i, side, self.options.sample) for i in range(count)]
+                    )
+                    step, images = step + 1, images + count * self.world
+                except BaseException as error:  # handed to the training thread, which raises it
+                    item = error
+                while not stop.is_set():
+                    try:
+                        ready.put(item, timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+                if isinstance(item, BaseException):
+                    return
+
+        thread = threading.Thread(target=work, daemon=True, name="windows")
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One update; returns the parts of the loss."""
+        self.network.train()
+        rate = self._rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        parts = compute_losses(self.network, batch, self.options.loss, self.options.bf16)
+        self.optimiser.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        now = time.monotonic()
+        self.seconds += now - self._clock
+        self._clock = now
+        if self.world > 1:
+            self._share()
+        self.optimiser.step()
+        self.average.update(self.network)
+        self.step += 1
+        self.images += len(batch.images) * self.world
+        return {key: value.detach() for key, value in parts.items()}
+
+    def _share(self) -> None:
+        """Averages gradients, normalisation statistics and the clock over all processes."""
+        parts = [p.grad for p in self.network.parameters() if p.grad is not None]
+        parts += [b for b in self.network.buffers() if b.is_floating_point()]
+        clock = torch.tensor([self.seconds])
+        parts.append(clock)
+        flat = torch.cat([part.detach().flatten() for part in parts])
+        distributed.all_reduce(flat)
+        flat /= self.world
+        position = 0
+        with torch.no_grad():
+            for part in parts:
+                count = part.numel()
+                part.copy_(flat[position : position + count].view(part.shape))
+                position += count
+        self.seconds = float(clock)
+
+    def save(self) -> None:
+        """Replaces state.pt (the first process does)."""
+        if self.rank:
+            return
+        save_state(
+            {
+                "config": self.config,
+                "network": self.network.state_dict(),
+                "average": self.average.state,
+                "average_count": self.average.count,
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "images": self.images,
+                "seconds": self.seconds,
+                "rng": torch.get_rng_state(),
+            },
+            self.folder / "state.pt",
+        )
+
+    def averaged(self) -> EfficientHRNet:
+        """A network with the averaged weights, for use."""
+        network = EfficientHRNet(Variant.from_phi(self.options.phi))
+        network.load_state_dict(self.average.state)
+        return network.to(memory_format=torch.channels_last).eval()
+
+    def measure(self) -> dict[str, float]:
+        """boxOKS of the averaged weights on held-back people; appended to holdout.csv."""
+        if not self.held_back or self.rank:
+            return {}
+        values = box_oks(self.averaged(), self.held_back, self.options.bf16)
+        self._append("holdout.csv", {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values})
+        return values
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        path = self.folder / name
+        fresh = not path.exists()
+        with open(path, "a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+    def run(self, tell: Callable[[str], None] = log.info, steps: int | None = None) -> None:
+        """Trains to the end of the schedule (or for ``steps`` more), saving on the way and at the end."""
+        o = self.options
+        clock = self._clock = time.monotonic()
+        saved = measured = clock
+        sums: dict[str, float] = {}
+        counted = 0
+        mark, mark_images, last = clock, self.images, self.step + steps if steps else None
+        batches = self._batches()
+        try:
+            while self.progress() < 1 and self.step != last:
+                parts = self.train_step(next(batches))
+                if not torch.isfinite(parts["loss"]):
+                    raise EhrnetError(
+                        f"the loss is not a number at step {self.step}: go on from {self.folder}/state.pt "
+                        "with a lower learning rate."
+                    )
+                now = time.monotonic()
+                counted += 1
+                for key, value in parts.items():
+                    sums[key] = sums.get(key, 0.0) + float(value)
+                if self.step % o.log_steps == 0 and self.rank == 0:
+                    row = {key: value / counted for key, value in sums.items()}
+                    speed = (self.images - mark_images) / max(1e-9, now - mark)
+                    self._append(
+                        "log.csv",
+                        {
+                            "step": self.step, "images": self.images, "seconds": round(self.seconds),
+                            "lr": self._rate(), **row, "images_per_s": speed,
+                        },
+                    )
+                    tell(
+                        f"step {self.step} images {self.images} {100 * self.progress():.1f} % "
+                        f"loss {row['loss']:.3f} rel4 {row['rel4']:.3f} rel2 {row['rel2']:.3f} "
+                        f"pull {row['pull']:.3f} push {row['push']:.3f} {speed:.1f} img/s"
+                    )
+                    sums, counted, mark, mark_images = {}, 0, now, self.images
+                if now - measured > o.holdout_seconds:
+                    tell(f"held back: {self.measure()}")
+                    measured = time.monotonic()
+                if now - saved > o.save_seconds:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            batches.close()
+        self.save()
+        if self.progress() >= 1:
+            tell(f"held back: {self.measure()}")

@@ -1,0 +1,110 @@
+"""``ehrnet train``: train a variant on packs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+HELP = "train a variant on packs made by 'ehrnet pack'"
+
+
+def _pack(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition(":")
+    try:
+        return (name, float(weight)) if name else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def _window(text: str) -> tuple[int, int, float]:
+    parts = text.split(":")
+    try:
+        return int(parts[0]), int(parts[1]), float(parts[2]) if len(parts) > 2 else 1.0
+    except (ValueError, IndexError):
+        raise argparse.ArgumentTypeError("a window is SIDE:BATCH[:SHARE], for example 128:16:0.7") from None
+
+
+def _setting(text: str) -> tuple[str, float]:
+    name, sign, value = text.partition("=")
+    try:
+        if sign:
+            return name, float(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError("a setting is NAME=NUMBER, for example upper_body=0.4")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder; a run in it goes on")
+    parser.add_argument("--phi", type=int, default=-4, choices=(0, -1, -2, -3, -4))
+    parser.add_argument("--pack", type=_pack, required=True, nargs="+", metavar="FILE[:WEIGHT]")
+    parser.add_argument("--hours", type=float, default=1.0, help="length of the schedule in hours of training")
+    parser.add_argument("--steps", type=int, default=0, help="length of the schedule in steps instead")
+    parser.add_argument("--window", type=_window, nargs="+", default=None, metavar="SIDE:BATCH[:SHARE]")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--final", type=float, default=0.01, help="share of the rate left at the end")
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--holdout", type=float, default=0.03, help="share of the images never trained on")
+    parser.add_argument("--lite0", default="", metavar="NPZ", help="EfficientNet-Lite0 weights to start from")
+    parser.add_argument("--start", default="", metavar="STATE", help="state.pt of another run to start from")
+    parser.add_argument("--sample", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
+    parser.add_argument("--loss", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
+    parser.add_argument(
+        "--freeze", type=int, default=0, metavar="N", help="keep the weights of stem and first N stages"
+    )
+    parser.add_argument("--fp32", action="store_true", help="no bfloat16")
+    parser.add_argument("--change", action="store_true", help="go on with other options than the run's")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains until the schedule ends; interrupting loses what came after the last save."""
+    import dataclasses
+
+    import cv2
+
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.training.losses import LossOptions
+    from ehrnet_model.training.sampler import SampleOptions
+    from ehrnet_model.training.trainer import Trainer, TrainOptions
+
+    cv2.setNumThreads(1)
+
+    def build(kind: Any, settings: list[tuple[str, float]]) -> Any:
+        names = {f.name for f in dataclasses.fields(kind)}
+        values: dict[str, Any] = {}
+        for name, value in settings:
+            if name in ("fill_min", "fill_max") and "fill" in names:
+                low, high = values.get("fill", kind().fill)
+                values["fill"] = (value, high) if name == "fill_min" else (low, value)
+            elif name in names and name != "fill":
+                values[name] = value
+            else:
+                raise EhrnetError(f"there is no setting '{name}'; known: {', '.join(sorted(names))}.")
+        return kind(**values)
+
+    options = TrainOptions(
+        phi=args.phi,
+        packs=tuple(args.pack),
+        hours=args.hours,
+        steps=args.steps,
+        windows=tuple(args.window or [(128, 16, 1.0)]),
+        lr=args.lr,
+        final=args.final,
+        ema=args.ema,
+        seed=args.seed,
+        freeze=args.freeze,
+        bf16=not args.fp32,
+        lite0=args.lite0,
+        start=args.start,
+        holdout=args.holdout,
+        loss=build(LossOptions, args.loss),
+        sample=build(SampleOptions, args.sample),
+    )
+    trainer = Trainer(options, args.out, args.change)
+    trainer.run(lambda text: print(text, file=sys.stderr, flush=True))
+    print(f"{args.out}: {trainer.step} steps, {trainer.images} images, {trainer.seconds / 3600:.2f} hours")
+    return 0
