@@ -58,7 +58,7 @@ def held_back_people(
 def box_oks(
     network: torch.nn.Module, people: Sequence[HeldBackPerson], bf16: bool = True, batch: int = 16
 ) -> dict[str, float]:
-    """boxOKS and the share of people above 0.5, in all and for groups of keypoints."""
+    """BoxOKS and the share of people above 0.5, in all and for groups of keypoints."""
     from ehrnet_model.training.trainer import normalise
 
     network.eval()

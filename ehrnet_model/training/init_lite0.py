@@ -6,7 +6,8 @@ worth is the standard deviation of what it puts out on real pictures (times the 
 next layer makes of it, where it is hidden inside a block).
 
 The source is an npz file with batch normalisation folded into kernels and biases: ``stem``,
-``blocks.0`` .. ``blocks.15`` with ``expand``, ``dw`` and ``project``, each ``.weight`` and ``.bias``.
+``blocks.0`` .. ``blocks.15`` with ``expand``, ``dw`` and ``project``, each with ``.weight`` and
+``.bias``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.network.blocks import ConvNorm
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
@@ -63,7 +65,8 @@ class _Statistics:
 def _best(worth: torch.Tensor, count: int) -> torch.Tensor:
     if count > len(worth):
         raise EhrnetError(
-            f"the source has {len(worth)} channels where {count} are needed: use it for H0 and smaller."
+            f"the source has {len(worth)} channels where {count} are needed: use it for H0 and "
+            "smaller."
         )
     return worth.topk(count).indices.sort().values
 
@@ -90,7 +93,13 @@ def init_from_lite0(network: EfficientHRNet, path: Path, pictures: torch.Tensor)
     backbone = network.backbone
     norms = {k: v.flatten(1).norm(dim=1) for k, v in tensors.items() if k.endswith("dw.weight")}
 
-    def put(layer, name: str, rows: torch.Tensor, columns: torch.Tensor | None, gain=None) -> None:
+    def put(
+        layer: ConvNorm,
+        name: str,
+        rows: torch.Tensor,
+        columns: torch.Tensor | None,
+        gain: torch.Tensor | None = None,
+    ) -> None:
         weight = tensors[f"{name}.weight"][rows]
         if columns is not None:
             weight = weight[:, columns]

@@ -70,6 +70,7 @@ class ImageLabels:
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> ImageLabels:
+        """The inverse of ``to_json``."""
         return ImageLabels(
             keypoints=np.array(record["keypoints"], np.float32).reshape(-1, 17, 3),
             boxes=np.array(record["boxes"], np.float32).reshape(-1, 4),

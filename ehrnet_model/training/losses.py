@@ -48,7 +48,8 @@ def tag_loss(
     """Pull and push, each a mean over the images of the batch.
 
     Pull: mean over people of the mean squared distance of a person's tags from their mean. Push:
-    half the mean over ordered pairs of people of exp(-(difference of means)^2); 0 with fewer than 2.
+    half the mean over ordered pairs of people of exp(-(difference of means)^2), 0 with fewer than
+    two people.
 
     Args:
         tags: (N, J, H, W).

@@ -7,12 +7,10 @@ everything else that makes a training sample, so it is done once.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import struct
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,80 +19,12 @@ from typing import Any
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation.coco import load_annotations
+from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_model.training.labels import ImageLabels, TeacherRule, merge
 
 MAGIC = b"EHRPACK1"
 _HEAD = struct.Struct("<8sQQ")
-
-
-def read_json(path: Path) -> Any:
-    """JSON, gzipped or not. Raises EhrnetError when it cannot be read."""
-    try:
-        raw = Path(path).read_bytes()
-        return json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-    except (OSError, EOFError, ValueError) as error:
-        raise EhrnetError(f"{path} cannot be read as JSON ({error}): give a COCO-style file.") from None
-
-
-class ImageFiles:
-    """Image files by name, from folders and zip files.
-
-    A file is looked for under its name in the annotations, then under its last part alone.
-    """
-
-    def __init__(self, places: Iterable[Path]) -> None:
-        self._folders: list[Path] = []
-        self._zips: dict[str, tuple[zipfile.ZipFile, str]] = {}
-        for place in places:
-            place = Path(place)
-            if place.is_dir():
-                self._folders.append(place)
-                continue
-            try:
-                archive = zipfile.ZipFile(place)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise EhrnetError(f"{place} is neither a folder nor a zip file ({error}).") from None
-            for name in archive.namelist():
-                self._zips.setdefault(name, (archive, name))
-                self._zips.setdefault(name.rsplit("/", 1)[-1], (archive, name))
-
-    def read(self, name: str) -> bytes | None:
-        """The file's bytes, or None where no place has it."""
-        short = name.rsplit("/", 1)[-1]
-        for folder in self._folders:
-            for candidate in (folder / name, folder / short):
-                if candidate.is_file():
-                    return candidate.read_bytes()
-        for candidate_name in (name, short):
-            if candidate_name in self._zips:
-                archive, inner = self._zips[candidate_name]
-                return archive.read(inner)
-        return None
-
-    def decode(self, name: str) -> np.ndarray:
-        """The picture as uint8 (H, W, 3) RGB. Raises EhrnetError when missing or not an image."""
-        import cv2
-
-        data = self.read(name)
-        if data is None:
-            raise EhrnetError(f"image {name} is in none of the given folders and zip files.")
-        picture = cv2.imdecode(
-            np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        )
-        if picture is None:
-            raise EhrnetError(f"image {name} does not decode: it is damaged or not an image.")
-        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-def _check(data: Any, path: Path) -> None:
-    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
-        raise EhrnetError(f"{path} has no list 'images': give a COCO-style annotation file.")
-    ids = {image.get("id") for image in data["images"]}
-    for ann in data.get("annotations", []):
-        if ann.get("image_id") not in ids:
-            raise EhrnetError(f"{path}: annotation {ann.get('id')} is of an image that is not listed.")
-        if len(ann.get("keypoints") or [0] * 51) != 51:
-            raise EhrnetError(f"{path}: annotation {ann.get('id')} has not 17 keypoints of 3 numbers.")
 
 
 def write_pack(
@@ -121,15 +51,13 @@ def write_pack(
     """
     import cv2
 
-    data = read_json(annotations)
-    _check(data, annotations)
+    data = load_annotations(annotations)
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for ann in data.get("annotations", []):
         by_image[ann["image_id"]].append(ann)
     taught: dict[Any, list[dict[str, Any]]] = {}
     if pseudo is not None:
-        teacher = read_json(pseudo)
-        _check(teacher, pseudo)
+        teacher = load_annotations(pseudo)
         for image in teacher["images"]:
             if pseudo_set is None or image.get("set") == pseudo_set:
                 taught[image["id"]] = []
@@ -150,7 +78,8 @@ def write_pack(
                 if picture.shape[:2] != (image["height"], image["width"]):
                     raise EhrnetError(
                         f"image {image['file_name']} is {picture.shape[1]}x{picture.shape[0]}, its "
-                        f"annotations say {image['width']}x{image['height']}: they do not belong together."
+                        f"annotations say {image['width']}x{image['height']}: they do not belong "
+                        "together."
                     )
                 labels = merge(image, by_image[image["id"]], taught.get(image["id"]), rule)
                 scale = min(1.0, max_side / max(picture.shape[:2]))
@@ -178,8 +107,12 @@ def write_pack(
                 file.write(np.ascontiguousarray(picture).tobytes())
             index = json.dumps(
                 {
-                    "annotations_sha256": hashlib.sha256(Path(annotations).read_bytes()).hexdigest(),
-                    "pseudo_sha256": hashlib.sha256(Path(pseudo).read_bytes()).hexdigest() if pseudo else "",
+                    "annotations_sha256": hashlib.sha256(
+                        Path(annotations).read_bytes()
+                    ).hexdigest(),
+                    "pseudo_sha256": hashlib.sha256(Path(pseudo).read_bytes()).hexdigest()
+                    if pseudo
+                    else "",
                     "max_side": max_side,
                     "images": records,
                 }

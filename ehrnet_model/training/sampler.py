@@ -118,7 +118,7 @@ def warp(
     matrix: np.ndarray,
     size: int,
     mirror: bool,
-    border: int | tuple[int, int, int] = 0,
+    border: tuple[int, int, int] = (0, 0, 0),
 ) -> Scene:
     """Cuts a window out of a picture and moves its labels along."""
     import cv2
@@ -131,13 +131,19 @@ def warp(
         source = cv2.resize(source, (w, h), interpolation=cv2.INTER_AREA)
         # x_small = (x + 0.5) * f - 0.5; put its inverse in front of the matrix.
         back = np.array(
-            [[1 / factors[0], 0, 0.5 / factors[0] - 0.5], [0, 1 / factors[1], 0.5 / factors[1] - 0.5]]
+            [
+                [1 / factors[0], 0, 0.5 / factors[0] - 0.5],
+                [0, 1 / factors[1], 0.5 / factors[1] - 0.5],
+            ]
         )
         moved = moved @ np.vstack([back, [0, 0, 1]])
         scale *= 2
-    colour = (border,) * 3 if isinstance(border, int) else border
     cut = cv2.warpAffine(
-        np.ascontiguousarray(source), moved, (size, size), flags=cv2.INTER_LINEAR, borderValue=colour
+        np.ascontiguousarray(source),
+        moved,
+        (size, size),
+        flags=cv2.INTER_LINEAR,
+        borderValue=border,
     )
 
     def move(xy: np.ndarray) -> np.ndarray:
@@ -147,7 +153,12 @@ def warp(
         out = []
         for x, y, w, h in boxes:
             gx, gy = w * grow, h * grow
-            square = [[x - gx, y - gy], [x + w + gx, y - gy], [x + w + gx, y + h + gy], [x - gx, y + h + gy]]
+            square = [
+                [x - gx, y - gy],
+                [x + w + gx, y - gy],
+                [x + w + gx, y + h + gy],
+                [x - gx, y + h + gy],
+            ]
             out.append(move(np.array(square)))
         return out
 
@@ -262,10 +273,12 @@ class Sampler:
 
     @property
     def num_people(self) -> int:
+        """How many people may be picked."""
         return len(self._people)
 
     @property
     def num_images(self) -> int:
+        """How many images are not held back."""
         return len(self._all)
 
     def sample(self, number: int, size: int, options: SampleOptions) -> Window:
@@ -282,7 +295,10 @@ class Sampler:
     def _scene(self, rng: np.random.Generator, size: int, options: SampleOptions) -> Scene:
         mirror = bool(rng.random() < 0.5)
         degrees = rng.uniform(-1, 1) * options.rotation if rng.random() < options.rotate else 0.0
-        border = 0 if rng.random() < 0.6 else tuple(int(v) for v in rng.integers(0, 256, 3))
+        border = (0, 0, 0)
+        if rng.random() > 0.6:
+            red, green, blue = rng.integers(0, 256, 3)
+            border = (int(red), int(green), int(blue))
         if rng.random() < options.background or not self._people:
             source = self._empty if self._empty and rng.random() < 0.7 else self._all
             pack, i = source[int(rng.integers(len(source)))]

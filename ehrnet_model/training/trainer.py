@@ -21,7 +21,7 @@ import platform
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class TrainOptions:
         final: share of ``lr`` at the end of the cosine.
         ema: decay of the moving average of the weights.
         drop_connect: rate in the backbone.
-        freeze: the stem and this many stages of the backbone keep their weights (0: none, and no stem).
+        freeze: so many stages of the backbone, and the stem, keep their weights; 0: none.
         seed: of weights and samples.
         bf16: convolutions in bfloat16.
         lite0: npz file that starts the backbone, see ``init_lite0``.
@@ -195,7 +195,7 @@ def compute_losses(
 
 
 class Average:
-    """Exponential moving average of weights and normalisation statistics, with a short memory first."""
+    """Exponential moving average of weights and statistics; its memory grows from a few steps."""
 
     def __init__(self, network: torch.nn.Module, decay: float) -> None:
         self.decay = decay
@@ -204,6 +204,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: torch.nn.Module) -> None:
+        """Takes the network's present weights in."""
         self.count += 1
         weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
         floats, new = [], []
@@ -259,7 +260,9 @@ class Trainer:
             raise EhrnetError("no data: give at least one pack (see 'ehrnet pack').")
         for side, batch, _ in options.windows:
             if side % 32 or side < 64 or batch < 1:
-                raise EhrnetError(f"a window of {side} pixels, batch {batch}: sides are multiples of 32 from 64.")
+                raise EhrnetError(
+                    f"a window of {side} pixels, batch {batch}: sides are multiples of 32 from 64."
+                )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.packs = [(Pack(Path(p)), w) for p, w in options.packs]
         self.sampler = Sampler(self.packs, options.seed, options.holdout)
@@ -272,7 +275,9 @@ class Trainer:
         self._clock = time.monotonic()
 
         torch.manual_seed(options.seed)
-        self.network = EfficientHRNet(Variant.from_phi(options.phi), drop_connect=options.drop_connect)
+        self.network = EfficientHRNet(
+            Variant.from_phi(options.phi), drop_connect=options.drop_connect
+        )
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(
@@ -289,8 +294,8 @@ class Trainer:
             if state["config"] != config and not change:
                 different = [k for k in config if config[k] != state["config"].get(k)]
                 raise EhrnetError(
-                    f"{folder} holds a run with other options ({', '.join(different)}): choose another "
-                    "folder, or say --change to continue with the new ones."
+                    f"{folder} holds a run with other options ({', '.join(different)}): choose "
+                    "another folder, or say --change to continue with the new ones."
                 )
             self.network.load_state_dict(state["network"])
             self.average = Average(self.network, options.ema)
@@ -307,13 +312,20 @@ class Trainer:
             self.average = Average(self.network, options.ema)
         self.network.to(memory_format=torch.channels_last)
         if options.freeze:
-            for part in (self.network.backbone.stem, *self.network.backbone.stages[: options.freeze]):
+            for part in (
+                self.network.backbone.stem,
+                *self.network.backbone.stages[: options.freeze],
+            ):
                 part.requires_grad_(False)
         _densify(self.network)
         self.config = config
         note = {
             **config,
-            "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+            "versions": {
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
         }
         if self.rank == 0:
             (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
@@ -340,9 +352,11 @@ class Trainer:
     def _rate(self) -> float:
         o = self.options
         cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
-        return o.lr * min(1.0, (self.step + 1) / o.warmup_steps) * (o.final + (1 - o.final) * cosine)
+        return (
+            o.lr * min(1.0, (self.step + 1) / o.warmup_steps) * (o.final + (1 - o.final) * cosine)
+        )
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         """Batches from the current position on, made one step ahead in a thread."""
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
         stop = threading.Event()
@@ -355,7 +369,10 @@ class Trainer:
                     side, count = self._plan(step)
                     first = images + self.rank * count
                     item: Batch | BaseException = collate(
-                        [self.sampler.sample(first + i, side, self.options.sample) for i in range(count)]
+                        [
+                            self.sampler.sample(first + i, side, self.options.sample)
+                            for i in range(count)
+                        ]
                     )
                     step, images = step + 1, images + count * self.world
                 except BaseException as error:  # handed to the training thread, which raises it
@@ -444,11 +461,14 @@ class Trainer:
         return network.to(memory_format=torch.channels_last).eval()
 
     def measure(self) -> dict[str, float]:
-        """boxOKS of the averaged weights on held-back people; appended to holdout.csv."""
+        """BoxOKS of the averaged weights on held-back people; appended to holdout.csv."""
         if not self.held_back or self.rank:
             return {}
         values = box_oks(self.averaged(), self.held_back, self.options.bf16)
-        self._append("holdout.csv", {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values})
+        self._append(
+            "holdout.csv",
+            {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values},
+        )
         return values
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
@@ -461,7 +481,7 @@ class Trainer:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
     def run(self, tell: Callable[[str], None] = log.info, steps: int | None = None) -> None:
-        """Trains to the end of the schedule (or for ``steps`` more), saving on the way and at the end."""
+        """Trains to the end of the schedule, or for ``steps`` more; saves now and then and last."""
         o = self.options
         clock = self._clock = time.monotonic()
         saved = measured = clock
@@ -474,8 +494,8 @@ class Trainer:
                 parts = self.train_step(next(batches))
                 if not torch.isfinite(parts["loss"]):
                     raise EhrnetError(
-                        f"the loss is not a number at step {self.step}: go on from {self.folder}/state.pt "
-                        "with a lower learning rate."
+                        f"the loss is not a number at step {self.step}: go on from "
+                        f"{self.folder}/state.pt with a lower learning rate."
                     )
                 now = time.monotonic()
                 counted += 1
@@ -487,8 +507,12 @@ class Trainer:
                     self._append(
                         "log.csv",
                         {
-                            "step": self.step, "images": self.images, "seconds": round(self.seconds),
-                            "lr": self._rate(), **row, "images_per_s": speed,
+                            "step": self.step,
+                            "images": self.images,
+                            "seconds": round(self.seconds),
+                            "lr": self._rate(),
+                            **row,
+                            "images_per_s": speed,
                         },
                     )
                     tell(
@@ -497,7 +521,7 @@ class Trainer:
                         f"pull {row['pull']:.3f} push {row['push']:.3f} {speed:.1f} img/s"
                     )
                     sums, counted, mark, mark_images = {}, 0, now, self.images
-                if now - measured > o.holdout_seconds:
+                if now - measured > o.holdout_seconds and self.rank == 0:
                     tell(f"held back: {self.measure()}")
                     measured = time.monotonic()
                 if now - saved > o.save_seconds:
@@ -506,5 +530,5 @@ class Trainer:
         finally:
             batches.close()
         self.save()
-        if self.progress() >= 1:
+        if self.progress() >= 1 and self.rank == 0:
             tell(f"held back: {self.measure()}")

@@ -13,11 +13,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("--annotations", type=Path, required=True, metavar="JSON[.gz]")
     parser.add_argument(
-        "--images", type=Path, required=True, nargs="+", metavar="DIR_OR_ZIP", help="where the pictures are"
+        "--images",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="DIR_OR_ZIP",
+        help="where the pictures are",
     )
-    parser.add_argument("--pseudo", type=Path, metavar="JSON[.gz]", help="a teacher's labels to fill gaps with")
-    parser.add_argument("--pseudo-set", metavar="NAME", help="use only the teacher's images of this set")
-    parser.add_argument("--max-side", type=int, default=448, help="reduce longer pictures to this side (448)")
+    parser.add_argument(
+        "--pseudo", type=Path, metavar="JSON[.gz]", help="a teacher's labels to fill gaps with"
+    )
+    parser.add_argument(
+        "--pseudo-set", metavar="NAME", help="use only the teacher's images of this set"
+    )
+    parser.add_argument(
+        "--max-side", type=int, default=448, help="reduce longer pictures to this side (448)"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.pack")
 
 

@@ -23,7 +23,9 @@ def _window(text: str) -> tuple[int, int, float]:
     try:
         return int(parts[0]), int(parts[1]), float(parts[2]) if len(parts) > 2 else 1.0
     except (ValueError, IndexError):
-        raise argparse.ArgumentTypeError("a window is SIDE:BATCH[:SHARE], for example 128:16:0.7") from None
+        raise argparse.ArgumentTypeError(
+            "a window is SIDE:BATCH[:SHARE], for example 128:16:0.7"
+        ) from None
 
 
 def _setting(text: str) -> tuple[str, float]:
@@ -38,26 +40,48 @@ def _setting(text: str) -> tuple[str, float]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="run folder; a run in it goes on")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="run folder; a run in it goes on"
+    )
     parser.add_argument("--phi", type=int, default=-4, choices=(0, -1, -2, -3, -4))
     parser.add_argument("--pack", type=_pack, required=True, nargs="+", metavar="FILE[:WEIGHT]")
-    parser.add_argument("--hours", type=float, default=1.0, help="length of the schedule in hours of training")
-    parser.add_argument("--steps", type=int, default=0, help="length of the schedule in steps instead")
-    parser.add_argument("--window", type=_window, nargs="+", default=None, metavar="SIDE:BATCH[:SHARE]")
+    parser.add_argument(
+        "--hours", type=float, default=1.0, help="length of the schedule in hours of training"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=0, help="length of the schedule in steps instead"
+    )
+    parser.add_argument(
+        "--window", type=_window, nargs="+", default=None, metavar="SIDE:BATCH[:SHARE]"
+    )
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--final", type=float, default=0.01, help="share of the rate left at the end")
+    parser.add_argument(
+        "--final", type=float, default=0.01, help="share of the rate left at the end"
+    )
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--holdout", type=float, default=0.03, help="share of the images never trained on")
-    parser.add_argument("--lite0", default="", metavar="NPZ", help="EfficientNet-Lite0 weights to start from")
-    parser.add_argument("--start", default="", metavar="STATE", help="state.pt of another run to start from")
+    parser.add_argument(
+        "--holdout", type=float, default=0.03, help="share of the images never trained on"
+    )
+    parser.add_argument(
+        "--lite0", default="", metavar="NPZ", help="EfficientNet-Lite0 weights to start from"
+    )
+    parser.add_argument(
+        "--start", default="", metavar="STATE", help="state.pt of another run to start from"
+    )
     parser.add_argument("--sample", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
     parser.add_argument("--loss", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
     parser.add_argument(
-        "--freeze", type=int, default=0, metavar="N", help="keep the weights of stem and first N stages"
+        "--freeze",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep the weights of stem and first N stages",
     )
     parser.add_argument("--fp32", action="store_true", help="no bfloat16")
-    parser.add_argument("--change", action="store_true", help="go on with other options than the run's")
+    parser.add_argument(
+        "--change", action="store_true", help="go on with other options than the run's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +107,9 @@ def run(args: argparse.Namespace) -> int:
             elif name in names and name != "fill":
                 values[name] = value
             else:
-                raise EhrnetError(f"there is no setting '{name}'; known: {', '.join(sorted(names))}.")
+                raise EhrnetError(
+                    f"there is no setting '{name}'; known: {', '.join(sorted(names))}."
+                )
         return kind(**values)
 
     options = TrainOptions(
@@ -106,5 +132,8 @@ def run(args: argparse.Namespace) -> int:
     )
     trainer = Trainer(options, args.out, args.change)
     trainer.run(lambda text: print(text, file=sys.stderr, flush=True))
-    print(f"{args.out}: {trainer.step} steps, {trainer.images} images, {trainer.seconds / 3600:.2f} hours")
+    print(
+        f"{args.out}: {trainer.step} steps, {trainer.images} images, "
+        f"{trainer.seconds / 3600:.2f} hours"
+    )
     return 0

@@ -1,0 +1,204 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.training.labels import ABSENT, POSITIVE, WEAK, ImageLabels, merge
+from ehrnet_model.training.pack import Pack, write_pack
+from ehrnet_model.training.sampler import (
+    SampleOptions,
+    Sampler,
+    affine,
+    held_back,
+    recolour,
+    render,
+    warp,
+)
+
+
+def person(x, y, size, number=1, v=2, **more):
+    xy = np.array([[x + size * (k % 4) / 4, y + size * k / 17] for k in range(17)])
+    keypoints = [float(c) for a, b in xy for c in (a, b, v)]
+    return {
+        "id": number,
+        "image_id": 1,
+        "bbox": [x, y, size, size],
+        "area": size * size * 0.5,
+        "iscrowd": 0,
+        "keypoints": keypoints,
+        **more,
+    }
+
+
+def test_pack_round_trip(figures, pack_file):
+    pack = Pack(pack_file)
+    assert len(pack) == 4
+    for i in range(4):
+        want = cv2.imread(str(figures / f"{i}.png"))[..., ::-1]
+        np.testing.assert_array_equal(pack.picture(i), want)
+    data = json.loads((figures / "figures.json").read_text())
+    want = np.array(data["annotations"][1]["keypoints"]).reshape(17, 3)
+    np.testing.assert_allclose(pack.labels[1].keypoints[0, :, :2], want[:, :2], atol=0.01)
+    assert (pack.labels[1].keypoints[0, :, 2] == POSITIVE).all()
+    assert len(pack.labels[3].boxes) == 0
+
+
+def test_large_pictures_are_reduced_with_their_labels(figures, tmp_path):
+    write_pack(tmp_path / "small.pack", figures / "figures.json", [figures], max_side=110)
+    pack = Pack(tmp_path / "small.pack")
+    assert max(pack.picture(2).shape) == 110
+    big = json.loads((figures / "figures.json").read_text())["annotations"][2]
+    want = (np.array(big["keypoints"]).reshape(17, 3)[:, :2] + 0.5) * 0.5 - 0.5
+    np.testing.assert_allclose(pack.labels[2].keypoints[0, :, :2], want, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: d["images"][0].update(file_name="gone.png"), "gone.png"),
+        (lambda d: d["images"][0].update(width=7), "do not belong together"),
+        (lambda d: d["annotations"][0].update(image_id=99), "not listed"),
+        (lambda d: d["annotations"][0].update(keypoints=[1, 2, 3]), "17 keypoints"),
+        (lambda d: d.pop("images"), "no list 'images'"),
+    ],
+)
+def test_broken_annotations_are_refused_and_nothing_is_written(figures, tmp_path, spoil, words):
+    data = json.loads((figures / "figures.json").read_text())
+    spoil(data)
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    with pytest.raises(EhrnetError, match=words):
+        write_pack(tmp_path / "a.pack", tmp_path / "a.json", [figures])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_damaged_packs_and_json_are_refused(figures, pack_file, tmp_path):
+    (tmp_path / "cut.pack").write_bytes(pack_file.read_bytes()[:-10])
+    (tmp_path / "other.pack").write_bytes(b"something else entirely, and long enough")
+    (tmp_path / "bad.json").write_text('{"images": [')
+    for name in ("cut.pack", "other.pack", "missing.pack"):
+        with pytest.raises(EhrnetError, match="is not a pack"):
+            Pack(tmp_path / name)
+    with pytest.raises(EhrnetError, match="cannot be read"):
+        write_pack(tmp_path / "x.pack", tmp_path / "bad.json", [figures])
+
+
+def test_damaged_picture_is_named(figures, tmp_path):
+    data = json.loads((figures / "figures.json").read_text())
+    for image in data["images"]:
+        (tmp_path / image["file_name"]).write_bytes((figures / image["file_name"]).read_bytes())
+    (tmp_path / "1.png").write_bytes(b"not a picture")
+    with pytest.raises(EhrnetError, match="1.png does not decode"):
+        write_pack(tmp_path / "a.pack", figures / "figures.json", [tmp_path])
+
+
+def test_teacher_fills_gaps_and_human_labels_win():
+    human = person(100, 100, 80)
+    human["keypoints"][:15] = [0.0] * 15  # the data set has no face keypoints
+    image = {"labelled_keypoints": list(range(5, 17)), "all_people_labelled": False}
+    scores = [0.9] * 16 + [0.2]
+    same = person(102, 101, 80, score=0.9, keypoint_scores=scores)
+    other = person(300, 100, 60, score=0.5, keypoint_scores=scores)
+    weak = person(400, 10, 30, score=0.1, keypoint_scores=scores)
+    noise = person(10, 10, 30, score=0.01, keypoint_scores=scores)
+
+    alone = merge(image, [human])
+    assert alone.only_near_people and alone.unlabelled_channels == [0, 1, 2, 3, 4]
+
+    both = merge(image, [human], [same, other, weak, noise])
+    assert not both.only_near_people and both.unlabelled_channels == []
+    assert both.human.tolist() == [True, False]
+    np.testing.assert_allclose(both.keypoints[0, 5, :2], human["keypoints"][15:17])
+    np.testing.assert_allclose(both.keypoints[0, 0, :2], same["keypoints"][:2])
+    assert both.keypoints[0, 16, 2] == POSITIVE and both.keypoints[1, 16, 2] == WEAK
+    np.testing.assert_allclose(both.ignore, [weak["bbox"]])
+
+
+def test_crowds_and_people_without_keypoints_give_no_loss():
+    crowd = person(0, 0, 50, iscrowd=1)
+    empty = person(60, 0, 50, v=0)
+    labels = merge({}, [crowd, empty, person(120, 0, 50)])
+    assert len(labels.boxes) == 1 and len(labels.ignore) == 2
+    again = ImageLabels.from_json(json.loads(json.dumps(labels.to_json())))
+    np.testing.assert_allclose(again.keypoints, labels.keypoints, atol=0.01)
+    assert (labels.keypoints[0, :, 2] != ABSENT).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.floats(30, 100),
+    st.floats(30, 80),
+    st.floats(20, 150),
+    st.floats(-180, 180),
+    st.booleans(),
+)
+def test_keypoints_follow_the_pixels(x, y, side, degrees, mirror):
+    picture = np.zeros((120, 140, 3), np.uint8)
+    yy, xx = np.mgrid[:120, :140]
+    blob = 255 * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * 2.5**2))
+    picture[:] = blob[..., None].astype(np.uint8)
+    keypoints = np.zeros((1, 17, 3), np.float32)
+    keypoints[0, 1] = x, y, POSITIVE
+    labels = ImageLabels(
+        keypoints, np.zeros((1, 4)), np.ones(1), np.ones(1, bool), np.zeros((0, 4))
+    )
+    centre = (x + 0.1 * side, y - 0.15 * side)
+    scene = warp(picture, labels, affine(centre, side, 96, degrees, mirror), 96, mirror)
+    joint = 2 if mirror else 1  # the left eye of a mirrored picture is a right eye
+    assert scene.keypoints[0, joint, 2] == POSITIVE
+    if mirror:
+        assert scene.keypoints[0, 1, 2] == ABSENT
+    weight = scene.picture[..., 0].astype(float)
+    weight[weight < 20] = 0
+    rows, columns = np.mgrid[:96, :96]
+    found = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
+    np.testing.assert_allclose(scene.keypoints[0, joint, :2], found, atol=0.6)
+
+
+def test_a_sample_depends_on_its_number_alone(pack_file):
+    options = SampleOptions(mosaic=0.3, background=0.2)
+    first = Sampler([(Pack(pack_file), 1.0)], seed=3, holdout=0.0)
+    second = Sampler([(Pack(pack_file), 1.0)], seed=3, holdout=0.0)
+    for number in (0, 7, 3):
+        a, b = first.sample(number, 64, options), second.sample(number, 64, options)
+        np.testing.assert_array_equal(a.picture, b.picture)
+        np.testing.assert_array_equal(a.high, b.high)
+    assert (first.sample(1, 64, options).picture != first.sample(2, 64, options).picture).any()
+
+
+def test_mosaics_put_peaks_and_tags_where_the_pictures_are(pack_file):
+    sampler = Sampler([(Pack(pack_file), 1.0)], holdout=0.0)
+    options = SampleOptions(mosaic=1.0, background=0.0)
+    window = sampler.sample(5, 128, options)
+    assert window.picture.shape == (128, 128, 3) and window.low.shape == (17, 32, 32)
+    assert len(set(window.tag_person)) >= 3
+    # A tag is read at the cell next to its peak: within half a cell each way, sigma 2.
+    assert window.low.ravel()[window.tag_index].min() > np.exp(-(2 * 0.5**2) / 8) - 1e-3
+
+
+def test_held_back_images_are_never_drawn(pack_file):
+    pack = Pack(pack_file)
+    share = next(
+        s / 100 for s in range(1, 100) if 1 <= sum(held_back(i, s / 100) for i in range(3)) < 3
+    )
+    sampler = Sampler([(pack, 1.0)], holdout=share)
+    drawn = {pack.records[i]["id"] for _, i in sampler._all}
+    assert drawn == {i for i in range(4) if not held_back(i, share)}
+
+
+def test_colours_change_but_stay_pictures(pack_file):
+    picture = Pack(pack_file).picture(0)
+    out = recolour(picture, np.random.default_rng(0), SampleOptions(grey=1.0))
+    assert out.dtype == np.uint8 and out.shape == picture.shape
+    np.testing.assert_array_equal(out[..., 0], out[..., 1])
+
+
+def test_render_of_one_scene_keeps_its_picture(pack_file):
+    pack = Pack(pack_file)
+    scene = warp(pack.picture(0), pack.labels[0], affine((60, 80), 160, 64), 64, False)
+    window = render([scene], [(0, 0)], 64)
+    np.testing.assert_array_equal(window.picture, scene.picture)
+    assert window.high.max() > 0.8 and window.low_mask.all()

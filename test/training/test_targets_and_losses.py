@@ -1,0 +1,113 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ehrnet_model.training.losses import heatmap_loss, tag_loss
+from ehrnet_model.training.targets import heatmaps, loss_mask, tag_places, to_cells, to_pixels
+
+_spec = importlib.util.spec_from_file_location("_figures", Path(__file__).with_name("conftest.py"))
+_figures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_figures)
+uniform = _figures.uniform
+
+
+def golden_joints():
+    u = uniform("train:joints", 5 * 17 * 3).reshape(5, 17, 3)
+    xy = 38 * u[..., :2] - 3
+    xy = np.where((xy > -1) & (xy < 0), xy - 1, xy)
+    return np.trunc(xy), np.floor(3 * u[..., 2]).astype(int)
+
+
+def test_whole_numbered_centres_give_the_published_targets(golden):
+    xy, v = golden_joints()
+    maps = heatmaps(xy, v > 0, (32, 32))
+    want = golden["heatmap_target"]
+    np.testing.assert_allclose(maps.sum((1, 2)), want["channel_sum"], rtol=1e-5)
+    np.testing.assert_allclose(maps.ravel()[want["index"]], want["value"], atol=1e-6)
+    assert np.count_nonzero(maps) == want["nonzero"]
+
+
+def test_tag_places_are_the_published_ones(golden):
+    xy, v = golden_joints()
+    index, person = tag_places(xy, v > 0, (32, 32))
+    want = golden["joints_generator"]
+    assert np.bincount(person, minlength=5).tolist() == want["visible_per_person"]
+    first = [i for i, present in want["first_person"] if present]
+    assert index[person == 0].tolist() == first
+
+
+def test_heatmap_loss_is_the_published_one(golden):
+    xy, v = golden_joints()
+    target = torch.from_numpy(heatmaps(xy, v > 0, (32, 32)))[None]
+    predicted = torch.from_numpy(2 * uniform("train:pred", 17 * 32 * 32) - 1).float()
+    mask = torch.from_numpy((uniform("train:mask", 32 * 32) > 0.2).reshape(32, 32)).float()
+    loss = heatmap_loss(predicted.reshape(1, 17, 32, 32), target, mask)
+    assert float(loss) == pytest.approx(golden["heatmap_loss"]["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize("people", [0, 1, 2, 5])
+def test_tag_loss_is_the_published_one(golden, people):
+    xy, v = golden_joints()
+    index, person = tag_places(xy[:people], v[:people] > 0, (32, 32))
+    tags = torch.from_numpy(4 * uniform("train:tags", 17 * 32 * 32) - 2).float()
+    pull, push = tag_loss(
+        tags.reshape(1, 17, 32, 32),
+        torch.from_numpy(index),
+        torch.from_numpy(person),
+        torch.zeros(people, dtype=torch.long),
+    )
+    want = golden["ae_loss"]["persons"][str(people)]
+    assert float(pull) == pytest.approx(want["pull"], rel=1e-5, abs=1e-9)
+    assert float(push) == pytest.approx(want["push"], rel=1e-5, abs=1e-9)
+
+
+def test_tag_loss_of_a_batch_is_the_mean_of_its_images():
+    rng = np.random.default_rng(0)
+    tags = torch.from_numpy(rng.normal(size=(3, 2, 4, 4))).float()
+    places = {0: [[1, 5, 20], [7, 9]], 1: [], 2: [[3, 30], [2, 4, 6], [31]]}
+    index, person, owner, singles = [], [], [], []
+    for n, people in places.items():
+        local_index, local_person = [], []
+        for p, cells in enumerate(people):
+            local_index += cells
+            local_person += [p] * len(cells)
+            index += [n * 32 + c for c in cells]
+            person += [len(owner)] * len(cells)
+            owner.append(n)
+        singles.append(
+            tag_loss(
+                tags[n : n + 1],
+                torch.tensor(local_index, dtype=torch.long),
+                torch.tensor(local_person, dtype=torch.long),
+                torch.zeros(len(people), dtype=torch.long),
+            )
+        )
+    pull, push = tag_loss(tags, torch.tensor(index), torch.tensor(person), torch.tensor(owner))
+    assert float(pull) == pytest.approx(float(sum(s[0] for s in singles)) / 3, rel=1e-5)
+    assert float(push) == pytest.approx(float(sum(s[1] for s in singles)) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_sub_pixel_peak_is_centred_where_the_keypoint_is(stride):
+    place = np.array([[[41.3, 50.8]]])
+    maps = heatmaps(to_cells(place, stride), np.ones((1, 1), bool), (96 // stride, 96 // stride))
+    y, x = np.mgrid[: 96 // stride, : 96 // stride]
+    centre = np.array([(maps[0] * x).sum(), (maps[0] * y).sum()]) / maps.sum()
+    np.testing.assert_allclose(to_pixels(centre, stride), place[0, 0], atol=0.05)
+
+
+def test_mask_leaves_out_what_is_unknown_and_keeps_what_is_known():
+    cells = np.array([[[10.0, 10], [20, 10], [25, 25]]])
+    states = np.array([[1, -1, 0]])
+    box = np.array([[8.0, 8], [30, 8], [30, 30], [8, 30]])
+    mask = loss_mask(cells, states, [], None, [2], (32, 32))
+    assert mask[0].all()
+    assert mask[1, 10, 20] == 0 and mask[1, 10, 5] == 1
+    assert not mask[2].any()
+    mask = loss_mask(cells, states, [box], None, [], (32, 32))
+    assert mask[0, 10, 10] == 1 and mask[0, 28, 28] == 0 and mask[0, 2, 2] == 1
+    mask = loss_mask(cells, states, [], [box], [], (32, 32))
+    assert mask[2, 20, 20] == 1 and mask[2, 2, 2] == 0

@@ -1,0 +1,135 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.network.efficienthrnet import EfficientHRNet
+from ehrnet_model.training.init_lite0 import init_from_lite0
+from ehrnet_model.training.losses import LossOptions
+from ehrnet_model.training.sampler import SampleOptions
+from ehrnet_model.training.trainer import Trainer, TrainOptions, collate, load_state, save_state
+from ehrnet_model.variants import Variant
+
+STILL = SampleOptions(background=0.0, mosaic=0.0, rotate=0.0, colour=0.0, grey=0.0, group=0.0)
+
+
+def small(pack_file, **more):
+    defaults = dict(
+        packs=((str(pack_file), 1.0),),
+        steps=6,
+        windows=((64, 2, 1.0), (96, 1, 1.0)),
+        warmup_steps=2,
+        holdout=0.0,
+        bf16=False,
+        log_steps=2,
+        sample=STILL,
+    )
+    return TrainOptions(**{**defaults, **more})
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(pack_file, tmp_path):
+    options = small(pack_file)
+    Trainer(options, tmp_path / "whole").run()
+    Trainer(options, tmp_path / "parts").run(steps=3)
+    Trainer(options, tmp_path / "parts").run()
+    whole, parts = load_state(tmp_path / "whole/state.pt"), load_state(tmp_path / "parts/state.pt")
+    assert whole["step"] == parts["step"] == 6 and whole["images"] == parts["images"]
+    for key in ("network", "average"):
+        for name, value in whole[key].items():
+            torch.testing.assert_close(parts[key][name], value, rtol=0, atol=0)
+    assert (tmp_path / "parts/log.csv").read_text().startswith("step,images")
+
+
+def test_a_folder_of_another_run_is_refused(pack_file, tmp_path):
+    Trainer(small(pack_file), tmp_path).run(steps=1)
+    with pytest.raises(EhrnetError, match="lr"):
+        Trainer(small(pack_file, lr=1e-3), tmp_path)
+    changed = Trainer(small(pack_file, lr=1e-3), tmp_path, change=True)
+    assert changed.step == 1
+
+
+def test_a_few_pictures_are_learnt(pack_file, tmp_path):
+    options = small(pack_file, steps=60, windows=((64, 3, 1.0),), lr=3e-3, warmup_steps=5)
+    options = dataclasses.replace(options, loss=LossOptions(peak_weight=0.0))
+    trainer = Trainer(options, tmp_path)
+    batch = collate([trainer.sampler.sample(i, 64, options.sample) for i in range(3)])
+    losses = [trainer.train_step(batch) for _ in range(60)]
+    assert float(losses[-1]["rel4"]) < 0.5 < float(losses[0]["rel4"])
+
+
+def test_a_failed_write_keeps_the_previous_state(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    save_state({"step": 1}, path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(EhrnetError, match="previous state is untouched"):
+        save_state({"step": 2}, path)
+    assert load_state(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_damaged_states_and_bad_options_are_refused(pack_file, tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(EhrnetError, match="not a training state"):
+        Trainer(small(pack_file), tmp_path)
+    with pytest.raises(EhrnetError, match="multiples of 32"):
+        Trainer(small(pack_file, windows=((100, 2, 1.0),)), tmp_path / "a")
+    with pytest.raises(EhrnetError, match="no data"):
+        Trainer(small(pack_file, packs=()), tmp_path / "b")
+
+
+def lite0_tensors():
+    """Random tensors with the names and shapes of a folded EfficientNet-Lite0."""
+    rng = np.random.default_rng(0)
+    widths, repeats = (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1)
+    kernels, tensors = (3, 3, 5, 3, 5, 5, 3), {}
+
+    def put(name, *shape):
+        scale = (2 / np.prod(shape[1:])) ** 0.5
+        tensors[f"{name}.weight"] = (rng.normal(size=shape) * scale).astype(np.float16)
+        tensors[f"{name}.bias"] = rng.normal(size=shape[0]).astype(np.float32) * 0.1
+
+    put("stem", 32, 3, 3, 3)
+    channels, block = 32, 0
+    for stage in range(7):
+        for _ in range(repeats[stage]):
+            hidden = channels * (1 if block == 0 else 6)
+            if block:
+                put(f"blocks.{block}.expand", hidden, channels, 1, 1)
+            put(f"blocks.{block}.dw", hidden, 1, kernels[stage], kernels[stage])
+            put(f"blocks.{block}.project", widths[stage], hidden, 1, 1)
+            channels, block = widths[stage], block + 1
+    put("head", 1280, 320, 1, 1)
+    return tensors
+
+
+@pytest.mark.parametrize("phi", [-4, 0])
+def test_the_backbone_starts_from_slices_of_lite0(tmp_path, phi):
+    tensors = lite0_tensors()
+    np.savez(tmp_path / "lite0.npz", **tensors)
+    network = EfficientHRNet(Variant.from_phi(phi))
+    pictures = torch.randn(2, 3, 64, 64)
+    init_from_lite0(network, tmp_path / "lite0.npz", pictures)
+    last = network.backbone.stages[6][0]
+    rows, columns = last.project.conv.weight.shape[:2]
+    source = tensors["blocks.15.project.weight"].astype(np.float32)
+    kernel = last.project.conv.weight.detach().numpy()[..., 0, 0]
+    # Every row is a row of the source with some columns left out.
+    for row in kernel:
+        assert any(np.isin(row, candidate).all() for candidate in source[..., 0, 0])
+    assert rows <= 320 and columns <= 1152
+    assert float(network.backbone.stem.norm.running_var.min()) > 0
+    low, high = network.train()(pictures)
+    assert torch.isfinite(low).all() and torch.isfinite(high).all()
+
+
+def test_other_files_are_no_lite0(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    network = EfficientHRNet(Variant.from_phi(-4))
+    for name in ("x.npz", "missing.npz"):
+        with pytest.raises(EhrnetError, match="does not hold EfficientNet-Lite0"):
+            init_from_lite0(network, tmp_path / name, torch.zeros(1, 3, 64, 64))
