@@ -108,9 +108,9 @@ class Letterbox:
 def _halved(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The image, halved as often as it stays at least height x width.
 
-    Then interpolating between two neighbours leaves out no pixel, so small things do not vanish
-    between the samples. Averaging areas of any size (INTER_AREA) does the same at ten times the
-    time; each halving has a fast path. Resizing in steps lands where resizing at once does, since
+    Then samples are less than two pixels apart, and interpolating between neighbours lets nothing
+    vanish that the network could see. Averaging areas of any size (INTER_AREA) takes ten times as
+    long; halving has a fast path. Resizing in steps lands where resizing at once does, since
     ``(x + 0.5) * s - 0.5`` chains.
     """
     while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
