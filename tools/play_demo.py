@@ -1,6 +1,6 @@
 """The demo: a camera made of a video, the pose node, and a listener, as real ROS processes.
 
-`./demo` calls this once everything is installed. It prints people, rate and latency and writes the
+`./demo` runs this with the Python of .venv, once everything is installed there. It prints people, rate and latency and writes the
 video and a picture with the skeletons drawn in.
 """
 
@@ -326,8 +326,7 @@ def main() -> int:
         args.model = str(path.resolve()) if args.model else ""
         if args.source is None:
             _say("making a video of several people from photographs (scikit-image, matplotlib)")
-            build = ROOT / "build" / "demo"
-            args.source = str(demo_video.make(build / "people.mp4", build))
+            args.source = str(demo_video.make(ROOT / "build" / "demo" / "people.mp4"))
         source = open_source(args.source)
         stem = Path(args.source).stem or "camera"
         out = make_folder(args.out)
