@@ -24,6 +24,9 @@ VERBS = (
     "variants",
     "export",
     "import-checkpoint",
+    "pack",
+    "train",
+    "evaluate",
 )
 
 # What to do about a package that is not there, by its import name.
