@@ -71,11 +71,7 @@ def ensure(*levels: str) -> Path:
             "ehrnet_model and ehrnet_ros, linked to this folder",
             # What the link does not cover: metadata, and files copied beside the packages.
             [str(ROOT), *map(_tree, ("setup.py", "setup.cfg", "resource", "launch", "config"))],
-            lambda: pip(
-                python,
-                *("install", "--no-deps", "--no-build-isolation", "--config-settings"),
-                *("editable_mode=compat", "-e", str(ROOT)),
-            ),
+            lambda: pip(python, "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)),
         ),
     ]
     if "check" in levels:
