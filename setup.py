@@ -10,9 +10,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
-VERSION = re.search(
+(VERSION,) = re.findall(
     r'^__version__ = "(.+)"$', (HERE / "ehrnet_model/__init__.py").read_text(), re.MULTILINE
-).group(1)
+)
 
 TORCH = ["torch>=2.1", "safetensors>=0.4"]
 EXPORT = TORCH + ["onnx>=1.15"]

@@ -163,7 +163,7 @@ def compile_libraries(package: Package, work: Path) -> Path:
             f"the headers of Python are missing ({python_include}/Python.h): install them "
             f"(on Debian and Ubuntu: apt install python3.{sys.version_info[1]}-dev)."
         )
-    includes = [work / g for g in (C, FAST, SPECT, PY)]
+    includes: list[Path | str] = [work / g for g in (C, FAST, SPECT, PY)]
     includes += [python_include, numpy.get_include()]
     includes += [*sorted(d for d in INCLUDE.iterdir() if d.is_dir()), INCLUDE]
     flags = ["-fPIC", "-O1", "-w", *(f"-I{path}" for path in includes)]

@@ -38,13 +38,12 @@ SECTIONS = {"parameters": parameters, "variants": variants}
 def filled(text: str) -> str:
     """The README with every section as it should be."""
     for name, make in SECTIONS.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        body = make()
-        text, count = re.subn(
-            pattern, lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text, flags=re.S
-        )
-        if count != 1:
-            raise SystemExit(f"README.md has {count} sections '{name}', expected one.")
+        pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
+        found = list(re.finditer(pattern, text, flags=re.S))
+        if len(found) != 1:
+            raise SystemExit(f"README.md has {len(found)} sections '{name}', expected one.")
+        start, end = found[0].span()
+        text = f"{text[:start]}{make()}\n{text[end:]}"
     return text
 
 

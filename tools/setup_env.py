@@ -20,9 +20,11 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+STAMP = VENV / "ehrnet-setup.json"
 PHOTOS = VENV / "share" / "ehrnet" / "photos"
 REQUIREMENTS = ROOT / "requirements"
 
@@ -37,6 +39,15 @@ class SetupError(Exception):
     """One sentence for the user: what is missing and what to do."""
 
 
+class Part(NamedTuple):
+    """A part of .venv: its name in the stamp, what is said, what it is made from, how."""
+
+    name: str
+    what: str
+    inputs: list[list[tuple[str, str]]]
+    make: Callable[[], None]
+
+
 def say(text: str) -> None:
     """Talk, on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -46,54 +57,60 @@ def ensure(*levels: str) -> Path:
     """Makes .venv hold everything of the levels; returns its Python.
 
     Args:
-        levels: ``demo`` is always made; ``check`` adds what tests need, ``photos`` the photographs
-            of the demo's own video.
+        levels: beside what the demo needs: ``check`` is what tests need, ``photos`` what the
+            demo's own video is made of.
 
     Raises:
         SetupError: this machine, its network or .venv itself does not allow it.
     """
     python = VENV / "bin" / "python"
-    parts: list[tuple[str, str, list[object], Callable[[], None]]] = [
-        (
+    demo, check = REQUIREMENTS / "demo.txt", REQUIREMENTS / "check.txt"
+    pins = _tree("requirements/constraints.txt")
+    parts = [
+        Part(
             "packages",
             "ROS 2 wheels, NumPy, OpenCV and ONNX Runtime from the package index (about 150 MB)",
-            [_text("demo.txt"), _text("constraints.txt")],
-            lambda: pip(python, "install", "-r", str(REQUIREMENTS / "demo.txt")),
+            [_tree("requirements/demo.txt"), pins],
+            lambda: pip(python, "install", "-r", str(demo)),
         ),
-        (
+        Part(
+            "check",
+            "PyTorch and the test tools (about 400 MB with the CPU build of PyTorch)",
+            [_tree("requirements/check.txt"), pins],
+            lambda: pip(python, "install", "-r", str(check)),
+        ),
+        Part(
             "messages",
             "ehrnet_msgs, built with the compiler here",
-            [_text("constraints.txt"), _tree("ehrnet_msgs"), _tree("tools/build_msgs.py")],
+            [pins, _tree("ehrnet_msgs"), _tree("tools/build_msgs.py")],
             lambda: _messages(python),
         ),
-        (
+        Part(
             "project",
             "ehrnet_model and ehrnet_ros, linked to this folder",
-            # What the link does not cover: metadata, and files copied beside the packages.
-            [str(ROOT), *map(_tree, ("setup.py", "setup.cfg", "resource", "launch", "config"))],
-            lambda: pip(python, "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)),
+            [_tree(name) for name in ("setup.py", "setup.cfg", "resource")],
+            lambda: _project(python),
+        ),
+        Part(
+            "photos",
+            "three photographs from the packages scikit-image and matplotlib (24 MB)",
+            [_tree("requirements/photos.txt")],
+            lambda: _photos(python),
         ),
     ]
-    if "check" in levels:
-        what = "PyTorch and the test tools (about 400 MB with PyTorch's CPU build)"
-        hashed = [_text("check.txt"), _text("constraints.txt")]
-        install = ("install", "-r", str(REQUIREMENTS / "check.txt"))
-        parts.insert(1, ("check", what, [*hashed], lambda: pip(python, *install)))
-    if "photos" in levels:
-        what = "three photographs from the packages scikit-image and matplotlib (24 MB)"
-        parts.append(("photos", what, [_text("photos.txt")], lambda: _photos(python)))
+    wanted = {"packages", "messages", "project", *levels}
     _check_machine()
     with _lock():
         _make_venv(python)
-        stamp_file = VENV / "ehrnet-setup.json"
-        stamp = json.loads(stamp_file.read_text())
-        missing = [p for p in parts if stamp.get(p[0]) != _hash(p[2])]
-        for number, (name, what, hashed, make) in enumerate(missing, 1):
-            say(f"[{number}/{len(missing)}] {what} ...")
+        stamp = json.loads(STAMP.read_text())
+        hashes = {part.name: _hash(part.inputs) for part in parts}
+        todo = [p for p in parts if p.name in wanted and stamp.get(p.name) != hashes[p.name]]
+        for number, part in enumerate(todo, 1):
+            say(f"[{number}/{len(todo)}] {part.what} ...")
             started = time.monotonic()
-            make()
-            stamp[name] = _hash(hashed)
-            _write(stamp_file, json.dumps(stamp, indent=2))
+            part.make()
+            stamp[part.name] = hashes[part.name]
+            _write(STAMP, json.dumps(stamp, indent=2))
             say(f"      done in {time.monotonic() - started:.0f} s")
     return python
 
@@ -199,13 +216,12 @@ def _lock() -> Iterator[None]:
 
 
 def _make_venv(python: Path) -> None:
-    stamp_file = VENV / "ehrnet-setup.json"
     version = ".".join(map(str, sys.version_info[:2]))
     if VENV.exists():
         try:
-            stamp = json.loads(stamp_file.read_text())
+            stamp = json.loads(STAMP.read_text())
         except (OSError, ValueError):
-            if (VENV / "pyvenv.cfg").exists() and not stamp_file.exists():
+            if (VENV / "pyvenv.cfg").exists() and not STAMP.exists():
                 raise SetupError(
                     f"{VENV} was not made by ./demo or ./check: move it away, then start again."
                 ) from None
@@ -217,7 +233,7 @@ def _make_venv(python: Path) -> None:
         shutil.rmtree(VENV)
     say(f"setting up {VENV} with Python {platform.python_version()} ({sys.executable})")
     VENV.mkdir()
-    _write(stamp_file, json.dumps({"python": version, "path": str(VENV)}))
+    _write(STAMP, json.dumps({"python": version, "path": str(VENV)}))
     done = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True)
     if done.returncode:
         shutil.rmtree(VENV)
@@ -246,10 +262,28 @@ def _messages(python: Path) -> None:
     pip(python, "install", "--no-deps", "--force-reinstall", done.stdout.strip())
 
 
+def _project(python: Path) -> None:
+    """Links packages, commands and what ROS tools look for below share/ and lib/."""
+    pip(python, "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    # An editable install leaves out setup.py's data_files.
+    links = {f"share/ehrnet_ros/{name}": name for name in ("package.xml", "launch", "config")}
+    links["share/ament_index/resource_index/packages/ehrnet_ros"] = "resource/ehrnet_ros"
+    links |= {
+        f"lib/ehrnet_ros/{name}": f"resource/{name}" for name in ("picture_node", "pose_node")
+    }
+    for path, target in links.items():
+        link = VENV / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(ROOT / target)
+
+
 def _photos(python: Path) -> None:
     """Unpacks single pictures from wheels: the packages themselves would be ten times as much."""
     pins = dict(
-        line.split("==") for line in _text("photos.txt").splitlines() if line[:1] not in "#"
+        line.split("==")
+        for line in (REQUIREMENTS / "photos.txt").read_text().splitlines()
+        if "==" in line
     )
     PHOTOS.mkdir(parents=True, exist_ok=True)
     folder = VENV / "download"
@@ -264,10 +298,6 @@ def _photos(python: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _text(name: str) -> str:
-    return (REQUIREMENTS / name).read_text(encoding="utf-8")
-
-
 def _tree(name: str) -> list[tuple[str, str]]:
     """Names and hashes of all files of a folder of the repository, or of one file."""
     top = ROOT / name
@@ -279,7 +309,7 @@ def _tree(name: str) -> list[tuple[str, str]]:
     ]
 
 
-def _hash(values: list[object]) -> str:
+def _hash(values: list[list[tuple[str, str]]]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 

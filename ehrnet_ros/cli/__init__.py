@@ -99,8 +99,8 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     # Only the verb that was asked for is imported; for the help and for a typo, all of them are.
-    asked = next((word for word in argv if word in VERBS), None)
-    for verb in VERBS if asked is None else (asked,):
+    asked = next((word for word in argv if not word.startswith("-")), "")
+    for verb in (asked,) if asked in VERBS else VERBS:
         module = _module(verb)
         verb_parser = verbs.add_parser(verb, help=module.HELP, description=_sentence(module.HELP))
         module.add_arguments(verb_parser)
