@@ -1,0 +1,60 @@
+"""Which model file is loaded, and what is said when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference import models
+from ehrnet_model.inference.models import available_models, find_model, user_folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The user's folder and the package's, both empty."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    package = tmp_path / "package"
+    monkeypatch.setattr(models, "PACKAGE_FOLDER", package)
+    assert user_folder() == tmp_path / "share" / "ehrnet" / "models"
+    for folder in (user_folder(), package):
+        folder.mkdir(parents=True)
+    return user_folder(), package
+
+
+def test_the_users_own_model_comes_first(folders: tuple[Path, Path]) -> None:
+    user, package = folders
+    shipped = package / "H-4.onnx"
+    shipped.write_bytes(b"shipped")
+    assert find_model(-4) == shipped
+    (user / "H-4.onnx").write_bytes(b"own")
+    assert find_model(-4) == user / "H-4.onnx"
+    assert set(available_models()) == {-4}
+
+
+def test_without_weights_it_says_what_to_do(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(EhrnetError, match="present: none"):
+        find_model(-3)
+    (folders[1] / "H-4.onnx").write_bytes(b"shipped")
+    with pytest.raises(EhrnetError) as caught:
+        find_model(-3)
+    text = str(caught.value)
+    for words in ("phi -3", "H-3", "phi -4", "ehrnet train", "ehrnet export --phi -3"):
+        assert words in text
+
+
+@pytest.mark.parametrize("phi", [1, -5, 7])
+def test_variants_that_do_not_exist(phi: int) -> None:
+    with pytest.raises(EhrnetError, match=f"phi {phi} does not exist"):
+        find_model(phi)
+
+
+def test_a_path_is_taken_as_it_is(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    own = tmp_path / "mine.onnx"
+    with pytest.raises(EhrnetError, match="mine.onnx"):
+        find_model(-4, str(own))
+    own.write_bytes(b"")
+    assert find_model(5, str(own)) == own
+    with pytest.raises(EhrnetError, match="no model file"):
+        find_model(-4, str(tmp_path))
