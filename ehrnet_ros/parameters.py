@@ -147,10 +147,12 @@ def declare(node: Any) -> Settings:
         except InvalidParameterTypeException as error:
             raise EhrnetError(
                 f"Parameter {name} has to be a {_TYPE_NAMES[type(field.default)]}, such as "
-                f"{_yaml(field.default)}: {error}."
+                f"{_yaml(field.default)}: {error.args[0]}."
             ) from None
         except (InvalidParameterValueException, ParameterException) as error:
-            raise EhrnetError(f"Parameter {name} has to be {allowed(name)}: {error}.") from None
+            raise EhrnetError(
+                f"Parameter {name} has to be {allowed(name)}: {error.args[0]}."
+            ) from None
     # rclpy keeps what it was started with; names that nobody declared are lost in silence there.
     unknown = [
         name

@@ -143,6 +143,7 @@ class Peer:
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
         self._entities = []
+        self._clients = {}
 
     def close(self):
         import rclpy
@@ -188,15 +189,26 @@ class Peer:
                 each()
             self.executor.spin_once(timeout_sec=0.02)
 
-    def call(self, kind, name, request, seconds=PATIENCE_S):
-        client = self.node.create_client(kind, name)
-        try:
-            self.until(lambda: client.service_is_ready(), f"service {name}", seconds)
-            future = client.call_async(request)
-            self.until(future.done, f"answer of {name}", seconds)
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+    def call(self, kind, name, request, seconds=PATIENCE_S, again=True):
+        """The answer of a service.
+
+        A server may answer before it has discovered who asks, and the answer is lost: a client
+        gets half a second to be found, and what does no harm twice is asked again.
+        """
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+            self.until(self._clients[name].service_is_ready, f"service {name}", seconds)
+            self.spin(0.5)
+        client = self._clients[name]
+        futures = []
+
+        def ask():
+            if not futures or (again and time.monotonic() - ask.asked > 3):
+                ask.asked = time.monotonic()
+                futures.append(client.call_async(request))
+
+        self.until(lambda: any(f.done() for f in futures), f"answer of {name}", seconds, ask)
+        return next(f.result() for f in futures if f.done())
 
     def set_parameter(self, node, name, value):
         """The answer of a node to the wish to change one of its parameters."""
@@ -215,7 +227,7 @@ class Peer:
 
         number = getattr(Transition, f"TRANSITION_{transition.upper()}")
         request = ChangeState.Request(transition=Transition(id=number))
-        return self.call(ChangeState, f"{node}/change_state", request).success
+        return self.call(ChangeState, f"{node}/change_state", request, again=False).success
 
     def state(self, node):
         from lifecycle_msgs.srv import GetState

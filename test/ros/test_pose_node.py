@@ -354,6 +354,30 @@ def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start
     assert node.interrupt() == 0
 
 
+def test_weights_that_are_not_numbers_and_other_skeletons_never_go_active(
+    peer, start, model, tmp_path
+):
+    onnx = pytest.importorskip("onnx", reason="writing the test models needs onnx")
+    graph = onnx.load(str(model))
+    entry = next(p for p in graph.metadata_props if p.key == "ehrnet")
+    stored = entry.value
+    entry.value = stored.replace("left_ankle", "tail")
+    onnx.save(graph, str(tmp_path / "tail.onnx"))
+    entry.value = stored
+    weights = max(
+        (t for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT),
+        key=lambda t: np.prod(t.dims),
+    )
+    broken = np.full(list(weights.dims), np.nan, np.float32)
+    weights.CopyFrom(onnx.numpy_helper.from_array(broken, weights.name))
+    onnx.save(graph, str(tmp_path / "nan.onnx"))
+    for name, sentence in (("tail", "of skeleton 'coco-17'"), ("nan", "not finite")):
+        node = start("pose_node", model=tmp_path / f"{name}.onnx", remaps=[f"__node:={name}"])
+        node.wait_for_log(sentence)
+        peer.until(lambda: peer.state(name) == "unconfigured", "unconfigured")  # noqa: B023
+        assert "Traceback" not in node.log() and node.interrupt() == 0
+
+
 def test_a_phi_without_weights_is_told_what_to_do_and_never_answers(peer, start, tmp_path):
     """In a home without models: H-1 has no weights in the package."""
     node = start("pose_node", phi=-1, remaps=["__node:=empty"])
