@@ -79,6 +79,10 @@ def test_as_many_groups_as_people(people: int) -> None:
         out, whose = crowd(people, seed)
         chosen = group(Peaks.from_output(out), EVERYBODY)
         assert as_set(chosen) == as_set(whose[(whose >= 0).any(1)])
+        # As an engine gives them: the best 30 of each keypoint, but still everybody.
+        chosen = group(Peaks.from_output(out[:, :30]), EVERYBODY)
+        whose = np.where(whose < 30, whose, -1)
+        assert len(chosen) == people and as_set(chosen) == as_set(whose)
 
 
 def brute_assign(worth: np.ndarray) -> float:
