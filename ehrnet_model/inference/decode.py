@@ -6,14 +6,14 @@ people may form before the best are kept, the true tag distance counts instead o
 value, and a keypoint is filled in later only near the person and above a score. The published
 behaviour is in reference.py.
 
-Shapes: J keypoints, K peaks each, T tag dimensions, P people.
+Shapes: J keypoints, K peaks each, P people.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class Peaks:
     Attributes:
         score: (J, K) float32, heatmap value; 0 marks an unused place.
         xy: (J, K, 2) float32, sub-pixel position in pixels of the network input.
-        tag: (J, K, T) float32.
+        tag: (J, K) float32, near for keypoints of one person, far for those of two.
         cell: (J, K, 2) int32, x and y on the map at half size.
         patch: (J, K, 3, 3) float32, the heatmap around the cell.
     """
@@ -139,7 +139,7 @@ class Peaks:
         return Peaks(
             score=_without_plateaus(output[..., 0], cell),
             xy=output[..., 1:3],
-            tag=output[..., 3:4],
+            tag=output[..., 3],
             cell=cell,
             patch=output[..., 6:15].reshape(output.shape[:2] + (3, 3)),
         )
@@ -207,17 +207,17 @@ def _tag_clusters(
     Returns:
         (M,) the cluster of each of the M peaks, and (C,) bool, which clusters are one person.
     """
-    order = np.argsort(tag[:, 0], kind="stable")
+    order = np.argsort(tag, kind="stable")
     ordered = tag[order]
     begins = np.ones(len(tag), bool)
-    begins[1:] = np.diff(ordered[:, 0]) >= gate
+    begins[1:] = np.diff(ordered) >= gate
     starts = np.flatnonzero(begins)
     cluster = np.empty(len(tag), np.int64)
     cluster[order] = np.cumsum(begins) - 1
-    extent = np.maximum.reduceat(ordered, starts) - np.minimum.reduceat(ordered, starts)
+    extent = ordered[np.append(starts[1:], len(tag)) - 1] - ordered[starts]
     times = np.bincount(cluster * num_keypoints + keypoint, minlength=len(starts) * num_keypoints)
     once = (times.reshape(-1, num_keypoints) <= 1).all(1)
-    return cluster, once & (np.sqrt((extent**2).sum(1)) < gate)
+    return cluster, once & (extent < gate)
 
 
 def _match(
@@ -230,108 +230,57 @@ def _match(
 ) -> np.ndarray:
     """(P, J): hands M peaks, sorted by keypoint, to people, one keypoint after the other."""
     chosen = np.full((len(peak), num_keypoints), -1, np.int64)
-    tag_sum, members = np.zeros(tag.shape), np.zeros((len(tag), 1))
+    tag_sum, members = np.zeros(len(tag)), np.zeros(len(tag))
     bounds = np.searchsorted(keypoint, np.arange(num_keypoints + 1)).tolist()
-    # What a match is worth; leaving a peak alone is worth nothing. Detection breaks ties.
-    full_worth = (gate + _TIE_BREAK * (gate**2 + score))[:, None]
     people = 0
     for j in _ORDER_17 if num_keypoints == len(_ORDER_17) else range(num_keypoints):
         mine = slice(bounds[j], bounds[j + 1])
-        tags = tag[mine]
-        if not len(tags):
-            continue
-        means = tag_sum[:people] / members[:people]
-        if tags.shape[1] == 1:
-            distance = np.abs(tags - means[:, 0])
-        else:
-            distance = np.sqrt(((tags[:, None] - means) ** 2).sum(2))
-        # On a line, two tags beyond two people cost the same either way round. Squares do not.
-        worth = full_worth[mine] - distance - _TIE_BREAK * distance**2
-        owner = assign(worth * (distance < gate))
+        owner = assign(tag[mine], tag_sum[:people] / members[:people], score[mine], gate)
         new = np.flatnonzero(owner < 0)
         owner[new] = np.arange(people, people + len(new))
         people += len(new)
         chosen[owner, j] = peak[mine]
-        tag_sum[owner] += tags
+        tag_sum[owner] += tag[mine]
         members[owner] += 1
     return chosen[:people]
 
 
-def assign(worth: np.ndarray) -> np.ndarray:
-    """The pairing of rows and columns of greatest total worth.
+def assign(tag: np.ndarray, mean: np.ndarray, score: np.ndarray, gate: float) -> np.ndarray:
+    """Who gets which peak of one keypoint, at the greatest total worth.
+
+    A match at distance d < gate is worth ``gate - d``, none is worth 0; of equals, the one of even
+    distances, then that of the better peaks. On a line the best pairing never needs to cross: of
+    four tags, the two pairs in order are no farther apart than the two crossed. So both sides are
+    sorted and aligned, row by row; the time is bounded by R x C however little the tags tell.
 
     Args:
-        worth: (R, C) float; pairs worth 0 or less are never made.
+        tag: (R,) of the peaks.
+        mean: (C,) mean tags of the people so far.
+        score: (R,) of the peaks.
+        gate: pairs this far apart or farther are never made.
 
     Returns:
-        (R,) int, each row's column or -1.
+        (R,) int, each peak's person or -1.
     """
-    num_rows, num_columns = worth.shape
-    if not num_columns:
-        return np.full(num_rows, -1)
-    best = worth.argmax(1)
-    price = worth[np.arange(num_rows), best]
-    row_of = [-1] * num_columns
-    column_of = [-1] * num_rows
-    crowded = []
-    for row, (column, most) in enumerate(zip(best.tolist(), price.tolist())):
-        if most > 0:
-            if row_of[column] < 0:
-                row_of[column], column_of[row] = row, column
-            else:
-                crowded.append(row)
-    if crowded:
-        _make_room(worth, np.maximum(price, 0).tolist(), row_of, column_of, crowded)
-    return np.array(column_of)
-
-
-def _make_room(
-    worth: np.ndarray, u: List[float], row_of: List[int], column_of: List[int], crowded: List[int]
-) -> None:
-    """Brings rows whose best column is taken into the pairing, in place, keeping it the best.
-
-    Shortest augmenting paths with potentials (Jonker and Volgenant 1987) over the pairs worth
-    something only: u[r] + v[c] >= worth[r, c], equal where paired; u[r] = 0 where r stays alone.
-    """
-    pairs: List[List[Tuple[int, float]]] = [[] for _ in u]
-    rows, columns = np.nonzero(worth > 0)
-    for row, column, value in zip(rows.tolist(), columns.tolist(), worth[rows, columns].tolist()):
-        pairs[row].append((column, value))
-    v = [0.0] * len(row_of)
-    for start in crowded:
-        shortest: Dict[int, float] = {}  # columns seen and not yet settled
-        settled: Dict[int, float] = {}
-        came_from: Dict[int, int] = {}
-        row, reached = start, 0.0
-        alone, alone_at = start, u[start]
-        while True:
-            if reached + u[row] < alone_at:
-                alone, alone_at = row, reached + u[row]
-            for column, value in pairs[row]:
-                if column not in settled:
-                    through = reached + u[row] + v[column] - value
-                    if through < shortest.get(column, np.inf):
-                        shortest[column], came_from[column] = through, row
-            if shortest:
-                column = min(shortest, key=shortest.__getitem__)
-            if not shortest or shortest[column] >= alone_at:
-                # Cheapest is that one row on the way gives up what it had.
-                end, column = alone_at, column_of[alone]
-                column_of[alone] = -1
-                break
-            reached = shortest.pop(column)
-            if row_of[column] < 0:
-                end = reached
-                break
-            settled[column] = reached
-            row = row_of[column]
-        u[start] -= end
-        for passed, distance in settled.items():
-            u[row_of[passed]] -= end - distance
-            v[passed] += end - distance
-        while column >= 0:  # everyone on the way moves one place
-            row = came_from[column]
-            row_of[column], column_of[row], column = row, column, column_of[row]
+    owner = np.full(len(tag), -1)
+    rows, columns = np.argsort(tag, kind="stable"), np.argsort(mean, kind="stable")
+    distance = np.abs(tag[rows, None] - mean[columns])
+    # Squares decide between pairs that cost the same either way round.
+    worth = gate - distance + _TIE_BREAK * (gate**2 - distance**2 + score[rows, None])
+    worth[distance >= gate] = -np.inf
+    # best[r, c]: greatest worth of the first r peaks and c people.
+    best = np.zeros((len(rows) + 1, len(columns) + 1))
+    for r in range(len(rows)):
+        row = best[r + 1]
+        row[1:] = best[r, :-1] + worth[r]
+        np.maximum(row, best[r], out=row)
+        np.maximum.accumulate(row, out=row)
+    c = len(columns)
+    for r in reversed(range(len(rows))):
+        if best[r + 1, c] > best[r, c]:
+            c = int(np.searchsorted(best[r + 1], best[r + 1, c])) - 1
+            owner[rows[r]] = columns[c]
+    return owner
 
 
 def refine(peaks: Peaks, chosen: np.ndarray, options: DecodeOptions) -> np.ndarray:
@@ -352,9 +301,9 @@ def refine(peaks: Peaks, chosen: np.ndarray, options: DecodeOptions) -> np.ndarr
     high = np.where(present[..., None], xy, -np.inf).max(1)
     margin = 0.25 * (high - low)
     low, high = (low - margin)[person, None], (high + margin)[person, None]
-    mean_tag = (tag.sum(1) / present.sum(1)[:, None])[person, None]
+    mean_tag = (tag.sum(1) / present.sum(1))[person, None]
     place = peaks.xy[gap]
-    distance = np.sqrt(((peaks.tag[gap] - mean_tag) ** 2).sum(2))
+    distance = np.abs(peaks.tag[gap] - mean_tag)
     fits = free[gap] & (distance < options.tag_threshold)
     fits &= ((place >= low) & (place <= high)).all(2)
     value = fits * peaks.score[gap] * (1 - distance / (options.tag_threshold + 1e-9))
