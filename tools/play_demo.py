@@ -1,7 +1,7 @@
 """The demo: a camera made of a video, the pose node, and a listener, as real ROS processes.
 
-`./demo` runs this with the Python of .venv, once everything is installed there. It prints people, rate and latency and writes the
-video and a picture with the skeletons drawn in.
+`./demo` runs this with the Python of .venv, once everything is installed there. It prints people,
+rate and latency and writes the video and a picture with the skeletons drawn in.
 """
 
 from __future__ import annotations
