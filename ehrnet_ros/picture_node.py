@@ -51,7 +51,7 @@ class PictureNode(Node):
         )
         self._loop = self._declare("loop", True, "Begin again at the end; else exit with 0 there.")
         self._wait = self._declare(
-            "wait_for_subscriber", False, "Hold the first image until somebody subscribes to it."
+            "wait_for_subscribers", 0, "Hold the first image until so many have subscribed to it."
         )
         self._frame_id = self._declare(
             "frame_id", "camera_optical_frame", "Frame of the images: x right, y down, z forward."
@@ -104,9 +104,9 @@ class PictureNode(Node):
             raise EhrnetError(f"Parameter {name} cannot be used: {error}.") from None
 
     def _send(self) -> None:
-        if self.done or (self._wait and not self._images.get_subscription_count()):
+        if self.done or (self._wait and self._images.get_subscription_count() < self._wait):
             return
-        self._wait = False
+        self._wait = 0
         frame = next(self._frames, None)
         if frame is None and self._loop and not self._source.endless and self.sent:
             self._frames = self._source.frames()

@@ -94,7 +94,8 @@ def photographs(folder: Path = PHOTOS) -> dict[str, np.ndarray]:
                 f"The photograph {path} is not there: run ./demo, which brings it, or give it a "
                 "picture or video of your own."
             )
-        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
         if picture is None:
             raise EhrnetError(f"The photograph {path} is broken: delete it and run ./demo again.")
         height, width = picture.shape[:2]

@@ -209,7 +209,7 @@ def play(args: argparse.Namespace, source: Source, video: VideoFile, logs: Path)
         source=args.source,
         rate=STILL_RATE if still else 0.0,
         loop=still,
-        wait_for_subscriber=True,
+        wait_for_subscribers=2,  # the pose node and we: nobody misses the beginning
         camera_info=False,
     )
     pose_arguments = _parameters(

@@ -31,7 +31,7 @@ def test_folder_once_in_order_then_exit_0(start, peer, tmp_path):
         source=tmp_path,
         rate=20.0,
         loop="false",
-        wait_for_subscriber="true",
+        wait_for_subscribers=1,
     )
     peer.until(lambda: len(images) == 5 and len(infos) >= 1, "all pictures")
     assert [int(to_picture(m).array[0, 0, 0]) for m in images] == [10, 20, 30, 40, 50]

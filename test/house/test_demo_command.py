@@ -1,0 +1,99 @@
+"""`ehrnet demo`: the known people of a drawn picture come back in the JSON."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from ehrnet_ros.cli import main
+
+pytest.importorskip("onnxruntime", reason="the command computes with onnxruntime")
+
+
+@pytest.fixture
+def people():
+    import dots
+
+    return np.stack([dots.figure((150, 200), 300), dots.figure((450, 240), 280)])
+
+
+@pytest.fixture
+def picture(people, tmp_path):
+    import dots
+
+    path = tmp_path / "two people.png"
+    cv2.imwrite(str(path), dots.draw_people((480, 640), people))
+    return path
+
+
+def _found(frame):
+    return np.array([[keypoint[:2] for keypoint in p["keypoints"]] for p in frame["people"]])
+
+
+def test_a_picture_gives_keypoints_in_its_pixels(picture, people, dots_model, tmp_path, capsys):
+    out = tmp_path / "out"
+    code = main(["demo", str(picture), "--model", str(dots_model), "-o", str(out)])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert said.out.splitlines() == [
+        str(out / "two people_poses.png"),
+        str(out / "two people_poses.json"),
+    ]
+    result = json.loads((out / "two people_poses.json").read_text())
+    (frame,) = result["frames"]
+    assert (frame["width"], frame["height"]) == (640, 480)
+    found = _found(frame)
+    order = np.argsort(found[:, 0, 0])
+    assert np.abs(found[order] - people).max() < 1
+    assert len(result["keypoints"]) == 17
+    drawn, original = cv2.imread(said.out.splitlines()[0]), cv2.imread(str(picture))
+    assert drawn.shape == original.shape and (drawn != original).any()
+
+
+def test_a_video_gives_a_video_of_as_many_frames(people, dots_model, tmp_path, capsys):
+    import dots
+
+    from ehrnet_ros.recording import VideoFile
+
+    with VideoFile(tmp_path / "v.mp4", 12.0) as video:
+        for shift in (0, 20):
+            video.write(dots.draw_people((480, 640), people + (shift, 0)))
+    code = main(["demo", str(tmp_path / "v.mp4"), f"--model={dots_model}", f"-o={tmp_path}"])
+    assert code == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / "v_poses.json").read_text())
+    assert [len(frame["people"]) for frame in result["frames"]] == [2, 2]
+    capture = cv2.VideoCapture(str(tmp_path / "v_poses.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    assert round(capture.get(cv2.CAP_PROP_FPS)) == 12
+
+
+def test_nobody_is_exit_code_1_and_json_goes_to_stdout(dots_model, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((100, 100, 3), np.uint8))
+    args = ["demo", str(tmp_path / "black.png"), f"--model={dots_model}", f"-o={tmp_path}"]
+    assert main([*args, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["frames"][0]["people"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["absent.png"], "There is no file or folder absent.png"),
+        (["two people.png", "--model", "absent.onnx"], "there is no model file absent.onnx"),
+        (["two people.png", "--phi", "2"], "phi 2 does not exist"),
+        (["two people.png", "--size", "17x17"], "multiples of 32"),
+        (["two people.png", "--frames", "0"], "--frames 0"),
+        (["0"], "a camera never ends"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(arguments, said, picture, dots_model, monkeypatch, capsys):
+    monkeypatch.chdir(picture.parent)
+    if arguments == ["0"] and not cv2.VideoCapture(0).isOpened():
+        said = "OpenCV cannot open camera 0"
+    if "--phi" not in arguments and "--model" not in arguments:
+        arguments = [*arguments, "--model", str(dots_model)]
+    assert main(["demo", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error

@@ -1,0 +1,108 @@
+"""The demo as a user runs it: three real processes, a line on the screen, files to look at."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+pytest.importorskip("onnxruntime", reason="the nodes compute with onnxruntime")
+
+
+def _start(*arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tools" / "play_demo.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def _finish(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"did not end within {seconds} s:\n{out}\n{err}")
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    import dots
+
+    from ehrnet_ros.recording import VideoFile
+
+    path = tmp_path_factory.mktemp("video") / "two 'people'.mp4"
+    with VideoFile(path, 10.0) as file:
+        for shift in range(20):
+            people = [dots.figure((150 + 3 * shift, 200), 300), dots.figure((450, 240), 280)]
+            file.write(dots.draw_people((480, 640), np.stack(people)))
+    return path
+
+
+def test_a_video_comes_back_annotated_with_its_numbers(video, dots_model, tmp_path):
+    code, out, err = _finish(_start(video, "--model", dots_model, "--out", tmp_path))
+    assert code == 0, err
+    line, *files = out.splitlines()
+    assert re.match(r"2 people in \d+ images, [\d.]+ images/s, from image to poses \d+ ms", line)
+    assert files == [str(tmp_path / f"two 'people'_poses.{e}") for e in ("mp4", "jpg")]
+    images = int(re.search(r"in (\d+) images", line)[1])
+    left_out = re.search(r"(\d+) images left out", line)
+    frames = cv2.VideoCapture(files[0]).get(cv2.CAP_PROP_FRAME_COUNT)
+    # Every image that reached us was answered or counted as left out; the first may precede us.
+    assert images + int(left_out[1] if left_out else 0) == frames and 15 <= frames <= 20
+    drawn = cv2.imread(files[1])
+    assert drawn.shape == (480, 640, 3)
+    # Between the shoulders the video was black; the skeleton has a line there.
+    assert drawn[round(240 - 0.25 * 280), 450].max() > 100
+
+
+def test_interrupt_ends_everything_and_still_reports(video, dots_model, tmp_path):
+    picture = tmp_path / "first.png"
+    capture = cv2.VideoCapture(str(video))
+    cv2.imwrite(str(picture), capture.read()[1])
+    process = _start(picture, "--model", dots_model, "--out", tmp_path / "out")
+    seen = ""
+    end = time.monotonic() + 60
+    while "people now" not in seen and time.monotonic() < end and process.poll() is None:
+        seen += process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    code, out, err = _finish(process, 30)
+    assert code == 0, seen + err
+    assert out.startswith("2 people in ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["absent.mp4"], "There is no file or folder absent.mp4"),
+        (["--runtime", "absent"], "runtime"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(arguments, said, video, dots_model, tmp_path):
+    if arguments[0].startswith("--"):
+        arguments = [video, *arguments]
+    process = _start(*arguments, "--model", dots_model, "--out", tmp_path)
+    code, out, err = _finish(process)
+    assert (code, out) == (2, "")
+    assert said in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_without_weights_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    code, out, err = _finish(_start("--phi", "-1", "--out", tmp_path))
+    assert (code, out) == (2, "")
+    assert "there are no weights for phi -1" in err
