@@ -16,7 +16,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     asks = bool({"-h", "--help"} & set(arguments))
     # Its own video is made of photographs; whoever brings a file does not need them.
-    brings = any(not a.startswith("-") for a in arguments)
+    brings = _names_a_source(arguments)
     try:
         python = setup_env.ensure("demo", *([] if brings or asks else ["photos"]))
     except setup_env.SetupError as error:
@@ -27,6 +27,17 @@ def main() -> int:
         return 130
     player = Path(__file__).with_name("play_demo.py")
     os.execve(python, [str(python), str(player), *arguments], setup_env.environment())
+
+
+def _names_a_source(arguments: list[str]) -> bool:
+    """Whether one of them is no option and no option's value; every --option takes one."""
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("--") and "=" not in word:
+            next(words, None)
+        elif not word.startswith("-"):
+            return True
+    return False
 
 
 if __name__ == "__main__":
