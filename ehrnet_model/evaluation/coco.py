@@ -19,6 +19,7 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.pictures import ImageFiles
+from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.sizes import best_named_size, parse_size
 
@@ -88,6 +89,14 @@ def average_precision(
         run.accumulate()
         run.summarize()
     return {name: float(value) for name, value in zip(NAMES, run.stats, strict=True)}
+
+
+def typed_options(pairs: Iterable[tuple[str, float]]) -> dict[str, Any]:
+    """Decode options given as numbers, in the types of their fields. Raises EhrnetError."""
+    kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
+    values = {name: kinds.get(name, float)(value) for name, value in pairs}
+    DecodeOptions.from_dict(values)
+    return values
 
 
 def size_for(text: str, image_hw: tuple[int, int], short_side: int) -> tuple[int, int]:

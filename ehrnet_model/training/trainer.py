@@ -32,12 +32,14 @@ from torch import distributed
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.blocks import ConvNorm
+from ehrnet_model.network.checkpoint import CheckpointMeta, save_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.holdout import box_oks, held_back_people
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions, heatmap_loss, tag_loss
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.sampler import SampleOptions, Sampler, Window
+from ehrnet_model.training.states import load_state, save_state, write_compact
 from ehrnet_model.variants import Variant
 
 log = logging.getLogger(__name__)
@@ -215,31 +217,6 @@ class Average:
             else:
                 self.state[key].copy_(value)
         torch._foreach_lerp_(floats, new, weight)
-
-
-def save_state(state: dict[str, Any], path: Path) -> None:
-    """Writes beside, flushes, renames: the file is the old one or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error:
-        raise EhrnetError(
-            f"{path} could not be written ({error}); the previous state is untouched."
-        ) from None
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """A state.pt, tensors and plain values only. Raises EhrnetError for anything else."""
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise EhrnetError(f"{path} is not a training state ({error}).") from None
 
 
 class Trainer:
@@ -435,24 +412,59 @@ class Trainer:
                 position += count
         self.seconds = float(clock)
 
+    def state(self) -> dict[str, Any]:
+        """Everything that a continued run needs."""
+        return {
+            "config": self.config,
+            "network": self.network.state_dict(),
+            "average": self.average.state,
+            "average_count": self.average.count,
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "images": self.images,
+            "seconds": self.seconds,
+            "rng": torch.get_rng_state(),
+        }
+
     def save(self) -> None:
         """Replaces state.pt (the first process does)."""
-        if self.rank:
-            return
-        save_state(
-            {
-                "config": self.config,
-                "network": self.network.state_dict(),
-                "average": self.average.state,
-                "average_count": self.average.count,
-                "optimiser": self.optimiser.state_dict(),
-                "step": self.step,
-                "images": self.images,
-                "seconds": self.seconds,
-                "rng": torch.get_rng_state(),
-            },
-            self.folder / "state.pt",
+        if self.rank == 0:
+            save_state(self.state(), self.folder / "state.pt")
+
+    def save_compact(self, path: Path) -> None:
+        """Writes the state to carry away, see ``states``; ``states.read_compact`` reads it."""
+        names = {id(p): name for name, p in self.network.named_parameters()}
+        order = [names[id(p)] for group in self.optimiser.param_groups for p in group["params"]]
+        write_compact(self.state(), order, path)
+
+    def save_weights(self, path: Path, decode: dict[str, Any], metrics: dict[str, Any]) -> None:
+        """Writes the averaged weights as a checkpoint of quality ``preview``.
+
+        Args:
+            path: ``*.safetensors``.
+            decode: decode defaults that suit them.
+            metrics: what was measured with them.
+        """
+        keep = ("lr", "weight_decay", "ema", "windows", "sample", "loss", "seed", "holdout")
+        recipe = {
+            "images_seen": self.images,
+            "steps": self.step,
+            "hours": round(self.seconds / 3600, 2),
+            "backbone": "slices of EfficientNet-Lite0 (ImageNet)"
+            if self.options.lite0
+            else "random",
+            "last_options": {key: self.config[key] for key in keep},
+        }
+        meta = CheckpointMeta(
+            variant=self.network.variant.name,
+            weights_name=f"{self.network.variant.name}-{self.images // 1000}k",
+            quality="preview",
+            coordinates="pixel-centre",
+            decode=decode,
+            metrics=metrics,
+            recipe=recipe,
         )
+        save_checkpoint(path, self.average.state, meta)
 
     def averaged(self) -> EfficientHRNet:
         """A network with the averaged weights, for use."""

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import NAMES, evaluate, load_annotations
+    from ehrnet_model.evaluation.coco import NAMES, evaluate, load_annotations, typed_options
     from ehrnet_model.evaluation.pictures import ImageFiles
     from ehrnet_model.inference.decode import DecodeOptions
     from ehrnet_model.inference.estimator import PoseEstimator
@@ -70,12 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if runtime_name == "auto" and model.suffix == ".safetensors":
         runtime_name = "torch"
     runtime = open_runtime(model, runtime_name)
-    integers = {"max_people", "min_keypoints"}
-    changed = {
-        name: int(value) if name in integers else bool(value) if name == "refine" else value
-        for name, value in args.decode
-    }
-    options = DecodeOptions.from_dict({**runtime.info.decode, **changed})
+    options = DecodeOptions.from_dict({**runtime.info.decode, **typed_options(args.decode)})
     estimator = PoseEstimator(runtime, options)
     try:
         measures, results = evaluate(

@@ -80,6 +80,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fp32", action="store_true", help="no bfloat16")
     parser.add_argument(
+        "--unpack",
+        type=Path,
+        metavar="FILE",
+        help="start the run folder from a compact state (*.resume.safetensors)",
+    )
+    parser.add_argument(
+        "--save-only",
+        action="store_true",
+        help="train nothing: write weights and compact state of the run as it stands",
+    )
+    parser.add_argument(
+        "--decode",
+        type=_setting,
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="decode defaults to store with the weights",
+    )
+    parser.add_argument(
         "--change", action="store_true", help="go on with other options than the run's"
     )
 
@@ -91,8 +110,10 @@ def run(args: argparse.Namespace) -> int:
     import cv2
 
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.evaluation.coco import typed_options
     from ehrnet_model.training.losses import LossOptions
     from ehrnet_model.training.sampler import SampleOptions
+    from ehrnet_model.training.states import read_compact, save_state
     from ehrnet_model.training.trainer import Trainer, TrainOptions
 
     cv2.setNumThreads(1)
@@ -130,8 +151,23 @@ def run(args: argparse.Namespace) -> int:
         loss=build(LossOptions, args.loss),
         sample=build(SampleOptions, args.sample),
     )
+    if args.unpack is not None:
+        if (args.out / "state.pt").exists():
+            raise EhrnetError(f"{args.out} already holds a run: leave --unpack out to continue it.")
+        args.out.mkdir(parents=True, exist_ok=True)
+        save_state(read_compact(args.unpack), args.out / "state.pt")
     trainer = Trainer(options, args.out, args.change)
-    trainer.run(lambda text: print(text, file=sys.stderr, flush=True))
+    if not args.save_only:
+        trainer.run(lambda text: print(text, file=sys.stderr, flush=True))
+    if trainer.rank:
+        return 0
+    name = trainer.network.variant.name
+    trainer.save_compact(args.out / f"{name}.resume.safetensors")
+    trainer.save_weights(
+        args.out / f"{name}.safetensors",
+        typed_options(args.decode),
+        {"held_back": trainer.measure()},
+    )
     print(
         f"{args.out}: {trainer.step} steps, {trainer.images} images, "
         f"{trainer.seconds / 3600:.2f} hours"

@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.network.checkpoint import load_network
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions
 from ehrnet_model.training.sampler import SampleOptions
-from ehrnet_model.training.trainer import Trainer, TrainOptions, collate, load_state, save_state
+from ehrnet_model.training.states import load_state, read_compact, save_state
+from ehrnet_model.training.trainer import Trainer, TrainOptions, collate
 from ehrnet_model.variants import Variant
 
 STILL = SampleOptions(background=0.0, mosaic=0.0, rotate=0.0, colour=0.0, grey=0.0, group=0.0)
@@ -40,6 +42,39 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(pack_file, tmp_path):
         for name, value in whole[key].items():
             torch.testing.assert_close(parts[key][name], value, rtol=0, atol=0)
     assert (tmp_path / "parts/log.csv").read_text().startswith("step,images")
+
+
+def test_a_compact_state_carries_a_run_on(pack_file, tmp_path):
+    options = small(pack_file)
+    first = Trainer(options, tmp_path / "first")
+    first.run(steps=3)
+    first.save_compact(tmp_path / "run.resume.safetensors")
+    (tmp_path / "second").mkdir()
+    save_state(read_compact(tmp_path / "run.resume.safetensors"), tmp_path / "second/state.pt")
+    second = Trainer(options, tmp_path / "second")
+    assert second.step == 3 and second.images == first.images
+    for name, value in first.network.state_dict().items():
+        torch.testing.assert_close(second.network.state_dict()[name], value, rtol=0, atol=0)
+    kept, carried = first.optimiser.state_dict(), second.optimiser.state_dict()
+    assert len(kept["state"]) == len(carried["state"])
+    for index, moments in kept["state"].items():
+        for key, value in moments.items():  # bfloat16 keeps 8 bits
+            torch.testing.assert_close(carried["state"][index][key], value, rtol=0.01, atol=1e-30)
+    second.run()
+    assert second.step == 6
+    (tmp_path / "cut").write_bytes((tmp_path / "run.resume.safetensors").read_bytes()[:1000])
+    with pytest.raises(EhrnetError, match="not a compact training state"):
+        read_compact(tmp_path / "cut")
+
+
+def test_weights_of_a_run_are_a_checkpoint(pack_file, tmp_path):
+    trainer = Trainer(small(pack_file), tmp_path)
+    trainer.run(steps=2)
+    trainer.save_weights(tmp_path / "w.safetensors", {"tag_threshold": 0.5}, {"AP": 0.0})
+    network, meta = load_network(tmp_path / "w.safetensors", "H-4")
+    assert meta.quality == "preview" and meta.decode == {"tag_threshold": 0.5}
+    for name, value in trainer.average.state.items():
+        torch.testing.assert_close(network.state_dict()[name], value)
 
 
 def test_a_folder_of_another_run_is_refused(pack_file, tmp_path):
