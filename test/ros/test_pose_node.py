@@ -350,6 +350,7 @@ def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start
     assert peer.set_parameter("mended", "model", str(model)).successful
     assert peer.change_state("mended", "configure") and peer.change_state("mended", "activate")
     node.wait_for_log("Ready:")
+    assert peer.change_state("mended", "active_shutdown") and peer.state("mended") == "finalized"
     assert "Traceback" not in node.log()
     assert node.interrupt() == 0
 

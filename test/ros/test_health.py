@@ -1,0 +1,100 @@
+"""What the node says when no image comes, and what it counts."""
+
+import math
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+
+from rclpy.qos import qos_profile_sensor_data  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+
+from ehrnet_ros.health import Counters, Repeated, explain_input  # noqa: E402
+
+RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+
+
+@pytest.mark.parametrize(
+    "kind, topic, asked, reliable, expected",
+    [
+        (None, "", RAW, False, "start the camera"),
+        (Image, "/cam/image_raw", RAW, False, "pose.launch.py image:=/cam/image_raw` takes them"),
+        (
+            CompressedImage,
+            "/cam/image_raw/compressed",
+            RAW,
+            False,
+            "There are only compressed images, on /cam/image_raw/compressed: `ros2 launch "
+            "ehrnet_ros pose.launch.py image:=/cam/image_raw transport:=compressed` takes them",
+        ),
+        (
+            Image,
+            "/cam/image_raw",
+            COMPRESSED,
+            False,
+            "There are only raw images, on /cam/image_raw: `ros2 launch ehrnet_ros "
+            "pose.launch.py image:=/cam/image_raw transport:=raw` takes them",
+        ),
+        (String, "/wanted", RAW, False, "what is published there is std_msgs/msg/String"),
+        (Image, "/wanted", RAW, False, "/peer (best effort, volatile) is there but nothing"),
+        (Image, "/wanted", RAW, True, "Set the parameter input_qos to sensor_data"),
+    ],
+)
+def test_why_no_image_comes(peer, kind, topic, asked, reliable, expected):
+    if kind is not None:
+        peer.publisher(kind, topic, qos_profile_sensor_data)
+    said = ""
+
+    def says():
+        nonlocal said
+        said = explain_input(peer.node, "/wanted", asked, reliable)
+        return expected in said
+
+    peer.until(says, expected, seconds=10)
+    assert said.startswith(f"Waiting for images ({asked}) on /wanted: ")
+
+
+def test_what_a_pose_node_draws_is_not_offered_as_a_camera(peer):
+    from ehrnet_msgs.msg import PoseArray
+
+    peer.publisher(PoseArray, "/there/pose/poses")
+    peer.publisher(Image, "/there/pose/overlay")
+    peer.publisher(Image, "/some/image")
+    said = explain_input(peer.node, "/wanted", RAW, False)
+    assert "/some/image" in said and "/there/pose/overlay" not in said
+
+
+def test_counters():
+    counters = Counters()
+    assert math.isnan(counters.snapshot().age_ms[0])
+    for i in range(100):
+        counters.received()
+        counters.published(2, float(i), 2.0 * i, math.nan if i % 2 else 3.0 * i)
+    counters.bad("bad")
+    counters.failed("failed")
+    counters.failed("failed again")
+    snapshot = counters.snapshot()
+    assert (snapshot.received, snapshot.published, snapshot.bad, snapshot.failed) == (
+        100,
+        100,
+        1,
+        2,
+    )
+    assert snapshot.failed_in_a_row == 2 and snapshot.bad_now
+    assert snapshot.last_error == "failed again" and snapshot.people == 2
+    assert snapshot.engine_ms == (49.5, pytest.approx(94.05))
+    assert snapshot.age_ms[0] == 147.0  # of the images that had a stamp
+    counters.published(0, 1.0, 1.0, 1.0)
+    again = counters.snapshot()
+    assert again.failed_in_a_row == 0 and not again.bad_now and again.published == 101
+
+
+def test_the_same_thing_is_not_said_twice_in_a_row():
+    repeated = Repeated(60.0)
+    assert repeated.should_say("a") and not repeated.should_say("a")
+    assert repeated.should_say("b") and repeated.should_say("a")
+    repeated.reset()
+    assert repeated.should_say("a")
+    impatient = Repeated(0.0)
+    assert impatient.should_say("a") and impatient.should_say("a")

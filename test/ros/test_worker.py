@@ -1,0 +1,94 @@
+"""The thread that owns an engine: opens, uses and releases it, and never two at once."""
+
+import threading
+
+import pytest
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_ros.worker import CLOSED, FAILED, READY, EngineWorker
+
+
+class Engines:
+    """Opens engines slowly enough to look at, and notes who did what in which thread."""
+
+    def __init__(self):
+        self.events, self.go, self.changed = [], threading.Event(), threading.Event()
+        self.handled = threading.Event()
+        self.alive = self.most_alive = 0
+
+    def open(self):
+        assert self.go.wait(10)
+        self.alive += 1
+        self.most_alive = max(self.most_alive, self.alive)
+        self.events.append(("open", threading.current_thread()))
+        return object()
+
+    def handle(self, engine, item):
+        self.events.append((item, threading.current_thread()))
+        self.handled.set()
+
+    def release(self, engine):
+        self.alive -= 1
+        self.events.append(("release", threading.current_thread()))
+
+    def worker(self, open_engine=None, after=None):
+        return EngineWorker(
+            open_engine or self.open, self.handle, self.release, self.changed.set, after
+        )
+
+
+def test_one_thread_opens_uses_and_releases():
+    engines = Engines()
+    worker = engines.worker()
+    worker.frames.put("early")  # before the engine is ready
+    engines.go.set()
+    assert engines.changed.wait(10) and worker.state == READY and worker.engine is not None
+    assert engines.handled.wait(10)
+    worker.close()
+    assert worker.join(10) and worker.state == CLOSED and worker.engine is None
+    names, threads = zip(*engines.events)
+    assert names == ("open", "early", "release")
+    assert len(set(threads)) == 1 and threads[0] is not threading.current_thread()
+
+
+@pytest.mark.parametrize(
+    "error, sentence, details",
+    [
+        (EhrnetError("build it first."), "build it first.", False),
+        (RuntimeError("0xdead"), "RuntimeError: 0xdead", True),
+    ],
+)
+def test_an_engine_that_does_not_open(error, sentence, details):
+    def refuse():
+        raise error
+
+    engines = Engines()
+    worker = engines.worker(refuse)
+    assert engines.changed.wait(10) and worker.state == FAILED
+    assert sentence in worker.error and bool(worker.details) == details
+    assert worker.join(10) and engines.events == []
+
+
+def test_closed_while_it_opens_releases_and_says_nothing():
+    engines = Engines()
+    worker = engines.worker()
+    worker.close()
+    assert not worker.join(0.05)
+    engines.go.set()
+    assert worker.join(10) and worker.state == CLOSED
+    assert not engines.changed.is_set() and engines.alive == 0
+
+
+def test_the_next_engine_waits_for_the_release_of_the_last():
+    engines = Engines()
+    engines.go.set()
+    first = engines.worker()
+    assert engines.changed.wait(10)
+    first.close()
+    second = engines.worker(after=first)
+    second.frames.put("x")
+    assert engines.handled.wait(10)
+    second.close()
+    assert second.join(10)
+    assert engines.most_alive == 1
+    assert [name for name, _ in engines.events] == ["open", "release", "open", "x", "release"]
