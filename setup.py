@@ -42,9 +42,9 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "train": [*EXPORT, "pycocotools>=2.0.7"],
+        "train": [*EXPORT, "pycocotools>=2.0.7", "tqdm>=4.60"],
         "openvino": OPENVINO,
-        "dev": [*EXPORT, *OPENVINO, "hypothesis", "mypy", "pycocotools", "pytest", "ruff"],
+        "dev": [*EXPORT, *OPENVINO, "hypothesis", "mypy", "pycocotools", "pytest", "ruff", "tqdm"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/ehrnet_ros"]),

@@ -13,6 +13,7 @@ position in the data.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import logging
 import math
@@ -141,10 +142,28 @@ class _Dense(torch.autograd.Function):
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
-def _densify(network: torch.nn.Module) -> None:
+def _depthwise_in_float32(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        y = torch.nn.functional.conv2d(
+            x.float(), conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups
+        )
+    return y.to(x.dtype)
+
+
+def _quicken(network: torch.nn.Module) -> None:
+    """Makes training on a CPU faster; what is computed stays.
+
+    The backward pass of bfloat16 depthwise convolutions with stride 2 or 5x5 kernels takes 3 to 50
+    times as long as the same in float32: half of a whole step.
+    """
     for module in network.modules():
-        if isinstance(module, ConvNorm) and module.pad is not None:
+        if not isinstance(module, ConvNorm):
+            continue
+        if module.pad is not None:
             module.register_forward_pre_hook(lambda _, inputs: (_Dense.apply(inputs[0]),))
+        conv = module.conv
+        if conv.groups > 1 and (conv.stride[0] > 1 or conv.kernel_size[0] > 3):
+            conv.forward = functools.partial(_depthwise_in_float32, conv)
 
 
 def collate(windows: Sequence[Window]) -> Batch:
@@ -294,7 +313,7 @@ class Trainer:
                 *self.network.backbone.stages[: options.freeze],
             ):
                 part.requires_grad_(False)
-        _densify(self.network)
+        _quicken(self.network)
         self.config = config
         note = {
             **config,

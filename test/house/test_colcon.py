@@ -142,7 +142,9 @@ def test_pip_installs_the_same_files(
     source: Path, install: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    run([*pip, "--no-compile", "--prefix", str(tmp_path), "."], source, dict(os.environ))
+    # Without --ignore-installed pip would first take our own install out of this environment.
+    pip += ["--ignore-installed", "--no-compile", "--prefix", str(tmp_path)]
+    run([*pip, "."], source, dict(os.environ))
     colcon = install / "ehrnet_ros"
     packages = f"lib/python3.{sys.version_info[1]}/site-packages"
     for folder in (f"{packages}/ehrnet_model", f"{packages}/ehrnet_ros"):
