@@ -28,6 +28,7 @@ VERBS = (
     "train",
     "evaluate",
     "tune",
+    "plot",
 )
 
 # What to do about a package that is not there, by its import name.
@@ -40,6 +41,7 @@ REMEDIES = {
     "torch": "pip install '.[train]' in the repository, or see pytorch.org for your machine",
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
+    "matplotlib": "pip install matplotlib",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
     "and use .venv/bin/ehrnet",
