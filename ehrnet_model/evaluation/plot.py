@@ -55,6 +55,7 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         rows: see ``read_measures``.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.add_subplot()
@@ -79,11 +80,14 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
             place = row["gmacs"], 100 * row["AP"]
             axes.annotate(text, place, (6, -10), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100, 200]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GMACs per image, all passes")
     axes.set_ylabel("COCO keypoint AP")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 75)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     images = sorted({row["images"] for row in rows if "images" in row})
     if images:
         counts = " and ".join(str(n) for n in images)
