@@ -20,14 +20,12 @@ import numpy as np
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import PEAK_CHANNELS
+from ehrnet_model.inference.runtime import NMS_RADIUS, PEAK_CHANNELS
 from ehrnet_model.skeleton import SkeletonInfo
 
 # Torso and head first: they are found most often, and their tags decide who is who.
 _ORDER_17 = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
 _HALF_SIZE_STRIDE = 2.0
-# Two maxima of one plateau lie within the radius of the graph's 5x5 maximum filter.
-_PLATEAU_RADIUS = 2
 _MIN_HEAT = 1e-3
 # Small against differences of tags, large against rounding.
 _TIE_BREAK = 1e-3
@@ -369,7 +367,7 @@ def _without_plateaus(score: np.ndarray, cell: np.ndarray) -> np.ndarray:
         return score
     score = score.copy()
     for j in np.flatnonzero(equal.any(1)):
-        near = np.abs(cell[j, :, None] - cell[j]).max(2) <= _PLATEAU_RADIUS
+        near = np.abs(cell[j, :, None] - cell[j]).max(2) <= NMS_RADIUS
         same = near & (score[j, :, None] == score[j])
         score[j, np.tril(same, -1).any(1)] = 0
     return score

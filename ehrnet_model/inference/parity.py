@@ -7,7 +7,7 @@ from typing import List
 
 import numpy as np
 
-from ehrnet_model.inference.runtime import MAX_PEAKS, PEAK_CHANNELS
+from ehrnet_model.inference.runtime import MAX_PEAKS, NMS_RADIUS, PEAK_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ def compare_peaks(
 ) -> PeakDifference:
     """Compares two ``peaks`` (N, J, 30, 15) of the same images by where the candidates are.
 
-    Partners are candidates of one keypoint in the same cell. Where the top lies between two cells
-    of almost equal value, engines may choose either: such partners are compared by their
-    sub-pixel position and score alone.
+    Partners are candidates of one keypoint in the same cell. On a top of almost equal cells engines
+    may choose any of them, or several: those are compared by place and score alone.
 
     Args:
         one: float32 (N, J, 30, 15).
@@ -66,7 +65,7 @@ def compare_peaks(
     scale_patch = max(float(largest[6:].max()), 1e-30)
     equal = tie * scale_score
     pairs: List[np.ndarray] = []
-    tied: List[np.ndarray] = []
+    tied = 0
     missing = 0
     rows = one.reshape(-1, MAX_PEAKS, PEAK_CHANNELS), two.reshape(-1, MAX_PEAKS, PEAK_CHANNELS)
     for a, b in zip(*rows):
@@ -76,21 +75,29 @@ def compare_peaks(
         for i, j in np.argwhere(same):
             pairs.append(np.stack([a[i], b[j]]))
         alone_a, alone_b = a[~same.any(1)], b[~same.any(0)]
-        # 1.5 px: less than the distance of two cells, more than that of two halves of one top.
-        near = np.hypot(*(alone_a[:, None, 1:3] - alone_b[None, :, 1:3]).transpose(2, 0, 1)) < 1.5
-        near &= np.abs(alone_a[:, None, 0] - alone_b[None, :, 0]) <= equal
-        tied += [np.stack([alone_a[i], alone_b[j]]) for i, j in np.argwhere(near)]
-        missing += int((~near.any(1) & (alone_a[:, 0] > max(cut_b, min_score + equal))).sum())
-        missing += int((~near.any(0) & (alone_b[:, 0] > max(cut_a, min_score + equal))).sum())
+        tied += _same_top(alone_a, b, equal).any(1).sum()
+        missing += _missing(alone_a, b, equal, max(cut_b, min_score + equal))
+        missing += _missing(alone_b, a, equal, max(cut_a, min_score + equal))
     if not pairs:
         return PeakDifference(0, missing, 0.0, 0.0, 0.0, 0.0)
     both = np.stack(pairs).astype(np.float64)
     gap = np.abs(both[:, 0] - both[:, 1])
     return PeakDifference(
-        compared=len(pairs) + len(tied),
+        compared=len(pairs) + int(tied),
         missing=missing,
         score=float(gap[:, 0].max() / scale_score),
         tag=float(gap[:, 3].max() / max(scale_tag, 1e-30)),
         patch=float(gap[:, 6:].max() / scale_patch),
         xy=float(np.hypot(gap[:, 1], gap[:, 2]).max()),
     )
+
+
+def _same_top(some: np.ndarray, others: np.ndarray, equal: float) -> np.ndarray:
+    """(A, B) bool: candidates so near and so equal that one maximum filter holds them both."""
+    near = np.abs(some[:, None, 4:6] - others[None, :, 4:6]).max(2, initial=0) <= NMS_RADIUS
+    return np.asarray(near & (np.abs(some[:, None, 0] - others[None, :, 0]) <= equal))
+
+
+def _missing(alone: np.ndarray, others: np.ndarray, equal: float, cut: float) -> int:
+    """How many candidates above the cut have no partner."""
+    return int((~_same_top(alone, others, equal).any(1) & (alone[:, 0] > cut)).sum())

@@ -33,6 +33,8 @@ INPUT_NAME = "image"
 OUTPUT_NAME = "peaks"
 METADATA_KEY = "ehrnet"
 MAX_PEAKS = 30
+# Of the 5x5 maximum filter: two maxima of one plateau lie this near, in cells of the half-size map.
+NMS_RADIUS = 2
 PEAK_CHANNELS = 15
 STRIDE = 32
 

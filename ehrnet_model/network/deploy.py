@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.runtime import MAX_PEAKS
+from ehrnet_model.inference.runtime import MAX_PEAKS, NMS_RADIUS
 from ehrnet_model.skeleton import COCO_17
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 COORDINATES = ("pixel-centre", "reference")
-NMS_KERNEL = 5
 # Below this a heatmap value is noise; its logarithm must not decide where a keypoint is.
 MIN_HEAT = 1e-3
 # Keeps the fit finite on a flat patch; a curvature this small says nothing about the position.
@@ -116,7 +115,7 @@ class DeployedNetwork(nn.Module):
             tags: (N, J, h/2, w/2); read as if bilinearly enlarged to h x w, half-pixel centres.
         """
         height, width = _size(heat, 2), _size(heat, 3)
-        pooled = F.max_pool2d(heat, NMS_KERNEL, stride=1, padding=NMS_KERNEL // 2)
+        pooled = F.max_pool2d(heat, 2 * NMS_RADIUS + 1, stride=1, padding=NMS_RADIUS)
         # Exact in every engine: the maximum is one of its inputs.
         maxima = heat * torch.eq(heat, pooled).to(torch.float32)
         value, index = torch.topk(_reshape(maxima, -1), MAX_PEAKS, dim=2)
