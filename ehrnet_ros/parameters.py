@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
@@ -77,6 +78,18 @@ class Settings:
         "What computes. A runtime named here is never replaced by another; auto logs its choice.",
         choices=RUNTIMES,
     )
+    cameras: Tuple[str, ...] = _parameter(
+        ("",),
+        "Names of several cameras that share the engine: front takes front/image and publishes "
+        '~/front/poses. [""]: one camera, image and ~/poses.',
+    )
+    batch: int = _parameter(
+        1,
+        "At most so many cameras' images go through the engine at once. 1 on a CPU; more may pay "
+        "on a GPU whose engine was built for it.",
+        low=1,
+        high=64,
+    )
     threads: int = _parameter(
         0, "CPU threads of the runtime; 0: two, or one on a single core.", low=0, high=256
     )
@@ -130,7 +143,8 @@ class Settings:
 
 
 FIELDS: Dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Settings)}
-_TYPE_NAMES = {bool: "bool", int: "int", float: "double", str: "string"}
+_TYPE_NAMES = {bool: "bool", int: "int", float: "double", str: "string", tuple: "list of strings"}
+_CAMERA_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def declare(node: Any) -> Settings:
@@ -143,7 +157,7 @@ def declare(node: Any) -> Settings:
     """
     for name, field in FIELDS.items():
         try:
-            node.declare_parameter(name, field.default, _descriptor(field))
+            node.declare_parameter(name, _as_ros(field.default), _descriptor(field))
         except InvalidParameterTypeException as error:
             raise EhrnetError(
                 f"Parameter {name} has to be a {_TYPE_NAMES[type(field.default)]}, such as "
@@ -161,7 +175,7 @@ def declare(node: Any) -> Settings:
     ]
     if unknown:
         raise EhrnetError(_unknown(unknown))
-    settings = Settings(**{name: node.get_parameter(name).value for name in FIELDS})
+    settings = Settings(**{name: _from_ros(node.get_parameter(name).value) for name in FIELDS})
     check(settings)
     return settings
 
@@ -179,6 +193,13 @@ def check(settings: Settings) -> None:
                 f"Parameter {name} cannot be {_yaml(value)}: it has to be {allowed(name)}."
             )
     input_size(settings, 384)
+    names = settings.cameras
+    named = names == ("",) or all(_CAMERA_NAME.fullmatch(name) for name in names)
+    if not names or not named or len(set(names)) < len(names):
+        raise EhrnetError(
+            f"Parameter cameras cannot be {_yaml(names)}: it has to be a list of different names "
+            'of letters, digits and underscores, such as ["front", "rear"].'
+        )
 
 
 def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptions:
@@ -226,7 +247,7 @@ def changed(settings: Settings, changes: Dict[str, Any], configured: bool) -> Se
         EhrnetError: the parameter does not change now, or not to this value; says why.
 
     """
-    ours = {name: value for name, value in changes.items() if name in FIELDS}
+    ours = {name: _from_ros(value) for name, value in changes.items() if name in FIELDS}
     for name, value in ours.items():
         if value == getattr(settings, name):
             continue
@@ -251,6 +272,8 @@ def allowed(name: str) -> str:
         return ", ".join(choices[:-1]) + " or " + choices[-1]
     if low is not None:
         return f"{low:g} to {high:g}"
+    if isinstance(field.default, tuple):
+        return "a list of names"
     return "true or false" if isinstance(field.default, bool) else "a string"
 
 
@@ -293,6 +316,14 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     return descriptor
 
 
+def _as_ros(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_ros(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
 def _unknown(names: Iterable[str]) -> str:
     texts: List[str] = []
     for name in names:
@@ -306,6 +337,8 @@ def _yaml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f'"{value}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(_yaml(item) for item in value)}]"
     if isinstance(value, float) and math.isnan(value):
         return ".nan"
     return str(value)
