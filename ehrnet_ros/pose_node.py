@@ -45,6 +45,7 @@ from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
 from ehrnet_model.inference.sizes import size_advice
+from ehrnet_model.inference.tracker import PoseTracker
 from ehrnet_ros import health, parameters
 from ehrnet_ros.image_msgs import (
     ImageError,
@@ -145,6 +146,8 @@ class PoseNode(LifecycleNode):
         self._input_hw = (0, 0)
         self._engine_name = ""
         self._outputs: Optional[_Outputs] = None
+        # For the worker's thread only; as old as the node, so that no id is given twice.
+        self._tracker = PoseTracker()
         self._worker: Optional[EngineWorker] = None
         self._retired: Optional[EngineWorker] = None
         # Held while messages go out and while that is switched off: after a transition to inactive
@@ -369,6 +372,9 @@ class PoseNode(LifecycleNode):
                 self._on_image_size(estimator, image_hw)
             estimator.options = parameters.decode_options(settings, estimator.runtime.info.decode)
             poses, timings = estimator.estimate(picture.array, rgb=picture.order == "rgb")
+            if settings.tracking:
+                self._tracker.options = parameters.track_options(settings)
+                poses = self._tracker.update(poses, self._stamp_s(msg.header))
             with self._publishing:
                 current = self._active and subscribed == self._subscribed
                 if current and self._outputs is not None:
@@ -418,7 +424,7 @@ class PoseNode(LifecycleNode):
             )
             outputs.markers.publish(markers)
         if outputs.overlay.get_subscription_count():
-            drawn = draw_poses(picture.bgr(), poses, skeleton)
+            drawn = draw_poses(picture.bgr(), poses, skeleton, show_ids=True)
             outputs.overlay.publish(to_image(drawn, header))
         return age_ms
 
@@ -430,9 +436,15 @@ class PoseNode(LifecycleNode):
             self.get_logger().warning(advice)
         with self._publishing:
             self._image_hw = image_hw
+            self._tracker.reset()
             if input_hw != self._input_hw:
                 self._input_hw = input_hw
                 self._publish_skeleton_info()
+
+    def _stamp_s(self, header: Any) -> float:
+        """Seconds of an image's stamp, those of the node's clock where it has none."""
+        stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
+        return (stamp or self.get_clock().now().nanoseconds) / 1e9
 
     def _age_ms(self, header: Any) -> float:
         """Age of an image now, NaN where it has no stamp."""
