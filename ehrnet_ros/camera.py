@@ -14,10 +14,11 @@ from visualization_msgs.msg import MarkerArray
 
 from ehrnet_model.inference.draw import draw_poses
 from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.tracker import PoseTracker
 from ehrnet_model.skeleton import SkeletonInfo as Skeleton
 from ehrnet_ros import health
 from ehrnet_ros.image_msgs import Picture, to_image
-from ehrnet_ros.parameters import Settings
+from ehrnet_ros.parameters import Settings, track_options
 from ehrnet_ros.pose_msgs import Lens, to_markers, to_pose_array
 
 SILENT_S = 2.0  # without an image for so long, say what is missing
@@ -60,6 +61,8 @@ class Camera:
         self.subscribed = 0
         self.bad_image = health.Repeated(_REPEAT_S)
         self.bad_engine = health.Repeated(_REPEAT_S)
+        # For the worker's thread only; as old as the camera, so that no id is given twice.
+        self._tracker = PoseTracker()
         self._node = node
         self._on_image = on_image
         self._complaint = health.Repeated(_REPEAT_S)
@@ -104,6 +107,20 @@ class Camera:
         if self._publishers:
             self._publishers[3].publish(msg)
 
+    def resized(self, image_hw: Tuple[int, int]) -> None:
+        """Images have another size from now on: who was where means nothing any more."""
+        self.image_hw = image_hw
+        self._tracker.reset()
+
+    def track(self, poses: Poses, header: Any, settings: Settings) -> Poses:
+        """The same people with ids that last, where tracking is wanted."""
+        if not settings.tracking:
+            return poses
+        stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
+        self._tracker.options = track_options(settings)
+        now = stamp or self._node.get_clock().now().nanoseconds
+        return self._tracker.update(poses, now / 1e9)
+
     def publish(
         self, poses: Poses, picture: Picture, header: Any, skeleton: Skeleton, settings: Settings
     ) -> float:
@@ -125,7 +142,9 @@ class Camera:
             )
             to_rviz.publish(markers)
         if to_overlay.get_subscription_count():
-            to_overlay.publish(to_image(draw_poses(picture.bgr(), poses, skeleton), header))
+            to_overlay.publish(
+                to_image(draw_poses(picture.bgr(), poses, skeleton, show_ids=True), header)
+            )
         return age_ms
 
     def _age_ms(self, header: Any) -> float:

@@ -24,6 +24,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.runtime import RUNTIMES
 from ehrnet_model.inference.sizes import parse_size
+from ehrnet_model.inference.tracker import TrackOptions
 
 ANY_TIME = "any time"
 UNCONFIGURED = "while unconfigured"
@@ -58,6 +59,15 @@ def _decode_option(name: str, by_model: bool = True) -> Any:
     if isinstance(default, bool):
         low = high = None
     return _parameter(default, text, low, high, changes=ANY_TIME)
+
+
+def _track_option(name: str) -> Any:
+    """A field of TrackOptions as a parameter."""
+    option = next(field for field in dataclasses.fields(TrackOptions) if field.name == name)
+    low, high = option.metadata["range"]
+    if isinstance(option.default, bool):
+        low = high = None
+    return _parameter(option.default, option.metadata["description"], low, high, changes=ANY_TIME)
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,16 @@ class Settings:
     max_people: int = _decode_option("max_people", by_model=False)
     min_keypoints: int = _decode_option("min_keypoints", by_model=False)
     refine: bool = _decode_option("refine", by_model=False)
+    tracking: bool = _parameter(
+        False, "Give people ids that last from image to image.", changes=ANY_TIME
+    )
+    track_oks: float = _track_option("track_oks")
+    track_lost_s: float = _track_option("track_lost_s")
+    track_birth_score: float = _track_option("track_birth_score")
+    track_birth_images: int = _track_option("track_birth_images")
+    track_smoothing: bool = _track_option("track_smoothing")
+    track_cutoff_hz: float = _track_option("track_cutoff_hz")
+    track_speed_gain: float = _track_option("track_speed_gain")
     marker_depth: float = _parameter(
         1.0,
         "[m] distance from the camera of the plane on which RViz shows the skeletons.",
@@ -212,6 +232,12 @@ def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptio
     values = {name: getattr(settings, name) for name in names}
     given = {name: value for name, value in values.items() if value >= 0}
     return DecodeOptions.from_dict(stored, **given)
+
+
+def track_options(settings: Settings) -> TrackOptions:
+    """How people become tracks."""
+    names = {field.name for field in dataclasses.fields(TrackOptions)}
+    return TrackOptions(**{name: getattr(settings, name) for name in names})
 
 
 def input_size(settings: Settings, short_side: int) -> Optional[Tuple[int, int]]:

@@ -351,6 +351,7 @@ class PoseNode(LifecycleNode):
             return
         for one, (poses, timings) in zip(seen, results):
             camera, taken = one.camera, one.taken
+            poses = camera.track(poses, taken.msg.header, settings)
             with self._publishing:
                 if not self._active or taken.subscribed != camera.subscribed:
                     continue
@@ -376,7 +377,7 @@ class PoseNode(LifecycleNode):
         if advice:
             self.get_logger().warning(advice)
         with self._publishing:
-            camera.image_hw = image_hw
+            camera.resized(image_hw)
             if input_hw != camera.input_hw:
                 camera.input_hw = input_hw
                 self._publish_skeleton_info(camera)

@@ -53,9 +53,10 @@ PARAMETERS = {
         "reliability asked of the camera; sensor_data matches every camera",
     ),
     "lazy": (str, ["", "true", "false"], "subscribe to images only while somebody listens"),
+    "tracking": (str, ["", "true", "false"], "give people ids that last from image to image"),
     "autostart": (str, ["", "true", "false"], "configure and activate at once"),
 }
-BOOLEANS = ("lazy", "autostart")
+BOOLEANS = ("lazy", "tracking", "autostart")
 
 
 def _profile():

@@ -1,6 +1,5 @@
 """Parameters: one declaration, and every text that repeats it is held to it."""
 
-import dataclasses
 import pathlib
 
 import pytest
