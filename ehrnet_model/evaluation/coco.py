@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.pictures import ImageFiles
-from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.sizes import best_named_size, parse_size
 
@@ -35,6 +35,24 @@ def read_json(path: Path) -> Any:
         raise EhrnetError(
             f"{path} cannot be read as JSON ({error}): give a COCO-style file."
         ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes beside, flushes, renames. Raises EhrnetError when it cannot be written."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise EhrnetError(
+            f"{path} could not be written ({error.strerror or error}): choose another place."
+        ) from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def load_annotations(path: Path) -> dict[str, Any]:
@@ -60,43 +78,119 @@ def load_annotations(path: Path) -> dict[str, Any]:
     return data
 
 
-def average_precision(
-    annotations: dict[str, Any], results: Sequence[dict[str, Any]]
-) -> dict[str, float]:
-    """COCO keypoint AP and AR (pycocotools' defaults: 20 people per image, all areas).
+def is_person_free(image: dict[str, Any], has_annotations: bool, file_has_any: bool) -> bool:
+    """Whether an image of an annotation file is known to show nobody.
+
+    Its own ``person_free`` decides. Without one, it is an image without annotations, unless the
+    file has none at all (it then says nothing about who is where) or the image is said to hold
+    people without label (``all_people_labelled`` false).
+
+    Args:
+        image: the record of the image.
+        has_annotations: whether anybody, a crowd included, is annotated in it.
+        file_has_any: whether the file annotates anybody.
+    """
+    if "person_free" in image:
+        return bool(image["person_free"])
+    return not has_annotations and file_has_any and bool(image.get("all_people_labelled", True))
+
+
+class KeypointTruth:
+    """Ground truth that COCO keypoint results are held against, as often as wanted.
 
     Args:
         annotations: COCO keypoint ground truth; images without people count as well.
-        results: COCO keypoint results, see ``Poses.to_coco``.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
 
-    if not results:
-        return dict.fromkeys(NAMES, 0.0)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {"info": {}, "categories": [{"id": 1, "name": "person"}], **annotations}
-        for ann in truth.dataset["annotations"]:
+    def __init__(self, annotations: dict[str, Any]) -> None:
+        from pycocotools.coco import COCO
+
+        people = []
+        # pycocotools takes an id of 0 for "not matched", and ids given twice for one person.
+        for number, ann in enumerate(annotations["annotations"], 1):
+            keypoints = ann.get("keypoints") or [0] * 51
             # Counted here, since a file may lack it or disagree with its own keypoints.
-            ann["num_keypoints"] = sum(v > 0 for v in (ann.get("keypoints") or [])[2::3])
-            ann.setdefault("keypoints", [0] * 51)
-            ann.setdefault("iscrowd", 0)
-        truth.createIndex()
-        found = truth.loadRes([dict(result) for result in results])
-        run = COCOeval(truth, found, "keypoints")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return {name: float(value) for name, value in zip(NAMES, run.stats, strict=True)}
+            count = sum(v > 0 for v in keypoints[2::3])
+            ann = {"iscrowd": 0, **ann, "id": number, "keypoints": keypoints}
+            people.append({**ann, "category_id": 1, "num_keypoints": count})
+        self._truth = COCO()
+        self._truth.dataset = {
+            "info": {},
+            "categories": [{"id": 1, "name": "person"}],
+            "images": annotations["images"],
+            "annotations": people,
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth.createIndex()
+
+    @property
+    def people(self) -> list[dict[str, Any]]:
+        """Everybody annotated, with ids counted from 1 and ``num_keypoints`` counted anew."""
+        return list(self._truth.dataset["annotations"])
+
+    def average_precision(self, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """COCO keypoint AP and AR (pycocotools' defaults: 20 people per image, all areas).
+
+        Args:
+            results: COCO keypoint results, see ``Poses.to_coco``.
+        """
+        from pycocotools.cocoeval import COCOeval
+
+        if not results:
+            return dict.fromkeys(NAMES, 0.0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = COCOeval(self._truth, self._load(results), "keypoints")
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        return {name: float(value) for name, value in zip(NAMES, run.stats, strict=True)}
+
+    def matches(
+        self, results: Sequence[dict[str, Any]], oks: float
+    ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[dict[str, Any]]]:
+        """Who was found where, by COCO's matching: best result first, each person once.
+
+        Args:
+            results: COCO keypoint results.
+            oks: least similarity of a match.
+
+        Returns:
+            Pairs of an annotation and its result; and the results that are nobody's. Those on
+            crowds and on people without keypoints are in neither.
+        """
+        from pycocotools.cocoeval import COCOeval
+
+        if not results:
+            return [], []
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = COCOeval(self._truth, self._load(results), "keypoints")
+            run.params.iouThrs = np.array([oks])
+            run.params.maxDets = [len(results)]
+            run.params.areaRng = run.params.areaRng[:1]
+            run.params.areaRngLbl = run.params.areaRngLbl[:1]
+            run.evaluate()
+        pairs, strays = [], []
+        for image in filter(None, run.evalImgs):
+            for found, person, ignored in zip(
+                image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True
+            ):
+                result = results[int(found) - 1]
+                if person and not ignored:
+                    pairs.append((self._truth.anns[int(person)], result))
+                elif not ignored:
+                    strays.append(result)
+        return pairs, strays
+
+    def _load(self, results: Sequence[dict[str, Any]]) -> Any:
+        # loadRes writes into what it is given, and numbers it from 1.
+        return self._truth.loadRes([dict(result) for result in results])
 
 
-def typed_options(pairs: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """Decode options given as numbers, in the types of their fields. Raises EhrnetError."""
-    kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
-    values = {name: kinds.get(name, float)(value) for name, value in pairs}
-    DecodeOptions.from_dict(values)
-    return values
+def average_precision(
+    annotations: dict[str, Any], results: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """``KeypointTruth.average_precision`` for one set of results."""
+    return KeypointTruth(annotations).average_precision(results)
 
 
 def size_for(text: str, image_hw: tuple[int, int], short_side: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Iterable, Mapping, Tuple
 
 import numpy as np
 
@@ -79,6 +79,18 @@ class DecodeOptions:
     def to_dict(self) -> Dict[str, Any]:
         """The fields as stored in a model's metadata."""
         return dataclasses.asdict(self)
+
+
+def typed_options(pairs: Iterable[Tuple[str, float]]) -> Dict[str, Any]:
+    """Decode options given as numbers, in the types of their fields.
+
+    Raises:
+        EhrnetError: an unknown name or an impossible value.
+    """
+    kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
+    values = {name: kinds.get(name, float)(value) for name, value in pairs}
+    DecodeOptions.from_dict(values)
+    return values
 
 
 @dataclass(frozen=True)

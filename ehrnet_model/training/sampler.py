@@ -6,12 +6,12 @@ interrupted goes on exactly where it stood.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ehrnet_model.held_back import held_back
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.pack import Pack
@@ -90,11 +90,6 @@ class Scene:
 class _Entry:
     pack: Pack
     image: int
-
-
-def held_back(image_id: object, share: float) -> bool:
-    """Whether an image is kept for choosing thresholds: fixed by its id alone."""
-    return zlib.crc32(str(image_id).encode()) % 10000 < share * 10000
 
 
 def affine(

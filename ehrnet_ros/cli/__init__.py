@@ -27,6 +27,7 @@ VERBS = (
     "pack",
     "train",
     "evaluate",
+    "tune",
 )
 
 # What to do about a package that is not there, by its import name.

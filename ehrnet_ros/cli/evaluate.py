@@ -5,19 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Tuple
+
+from ehrnet_ros.cli.settings import name_number
 
 HELP = "measure COCO keypoint AP and AR of a model"
-
-
-def _option(text: str) -> Tuple[str, float]:
-    name, sign, value = text.partition("=")
-    try:
-        if sign:
-            return name, float(value)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError("write NAME=NUMBER, for example keypoint_threshold=0.2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument(
         "--decode",
-        type=_option,
+        type=name_number,
         nargs="*",
         default=[],
         metavar="NAME=NUMBER",
@@ -57,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import NAMES, evaluate, load_annotations, typed_options
+    from ehrnet_model.evaluation.coco import NAMES, evaluate, load_annotations
     from ehrnet_model.evaluation.pictures import ImageFiles
-    from ehrnet_model.inference.decode import DecodeOptions
+    from ehrnet_model.inference.decode import DecodeOptions, typed_options
     from ehrnet_model.inference.estimator import PoseEstimator
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import open_runtime

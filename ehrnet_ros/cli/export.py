@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ehrnet_ros.cli.settings import name_number
+
 HELP = "write a model as ONNX, the file every runtime reads"
 
 
@@ -28,12 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .onnx file to write"
     )
+    parser.add_argument(
+        "--decode",
+        type=name_number,
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="decode options to store instead of the weights' own (`ehrnet tune` finds them)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports; 0 when the file was written and agrees with PyTorch."""
+    from dataclasses import replace
+
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.decode import typed_options
     from ehrnet_model.variants import Variant
+
+    decode = typed_options(args.decode)
 
     name = None if args.phi is None else Variant.from_phi(args.phi).name
     if args.out.suffix != ".onnx":
@@ -63,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.weights} holds weights of {info.variant}, not of {name}: leave --phi out "
                 f"or give --phi {info.phi}."
             )
+    info = replace(info, decode={**info.decode, **decode})
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
     path = export_onnx(network, args.out, info)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {info.quality} weights)")

@@ -1,52 +1,14 @@
 """Drawn people through a real exported model, the decoder and pycocotools."""
 
 import argparse
-import gzip
 import json
-import zipfile
 
-import cv2
-import dots
-import numpy as np
 import pytest
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import average_precision, load_annotations, size_for
 from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_ros.cli import evaluate
-
-
-@pytest.fixture(scope="module")
-def data_set(tmp_path_factory):
-    """Three pictures in a zip file: two people, one person, nobody."""
-    folder = tmp_path_factory.mktemp("drawn")
-    pictures = {
-        "two.png": np.stack([dots.figure((150, 240), 260), dots.figure((470, 230), 300)]),
-        "one.png": np.stack([dots.figure((320, 240), 300)]),
-        "none.png": np.zeros((0, 17, 2)),
-    }
-    images, annotations = [], []
-    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
-        for number, (name, people) in enumerate(pictures.items()):
-            picture = dots.draw_people((480, 640), people)
-            archive.writestr(name, cv2.imencode(".png", picture)[1].tobytes())
-            images.append({"id": number, "file_name": name, "height": 480, "width": 640})
-            for xy in people:
-                low, high = xy.min(0), xy.max(0)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": 1,
-                        "iscrowd": 0,
-                        "bbox": [*low.tolist(), *(high - low).tolist()],
-                        "area": float((high - low).prod()) * 0.5,
-                        "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
-                    }
-                )
-    text = json.dumps({"images": images, "annotations": annotations}).encode()
-    (folder / "truth.json.gz").write_bytes(gzip.compress(text))
-    return folder
 
 
 def run(data_set, model, *more):
