@@ -156,9 +156,13 @@ def _write(path: Path, data: bytes) -> None:
         os.umask(umask)
         os.chmod(beside, 0o666 & ~umask)
         os.replace(beside, path)
-    except OSError as error:
+    except BaseException as error:
         os.unlink(beside)
-        raise EhrnetError(f"cannot write {path}: {error.strerror}.") from error
+        if not isinstance(error, OSError):  # interrupted
+            raise
+        raise EhrnetError(
+            f"cannot write {path}: {error.strerror}; what was there before is untouched."
+        ) from error
 
 
 def load_checkpoint(
@@ -420,7 +424,8 @@ def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -
     """
     row = _table_row(name)
     names = reference_names(name)
-    classes = len(state["classifier.1.bias"]) if "classifier.1.bias" in state else 1000
+    bias = state.get("classifier.1.bias")
+    classes = len(bias) if bias is not None and bias.ndim == 1 else 1000
     with torch.device("meta"):
         ours = build(name, classes=classes).state_dict()
     theirs = {}
@@ -435,7 +440,7 @@ def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -
                 del state[key]
         for leaf in ("weight", "bias"):
             key = f"final_layers.1.{leaf}"
-            if key in state and len(state[key]) == 2 * COCO_17.num_keypoints:
+            if key in state and state[key].shape[:1] == (2 * COCO_17.num_keypoints,):
                 state[key] = state[key][: COCO_17.num_keypoints]
     for key in theirs.values():
         if key.endswith(_COUNTER) and key not in state:
@@ -443,11 +448,27 @@ def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -
     _compare({theirs[key]: tuple(t.shape) for key, t in ours.items()}, state, origin)
     mapped = {}
     for key, template in ours.items():
-        value = state[theirs[key]].detach().to("cpu", template.dtype).clone()
+        value = state[theirs[key]].detach()
+        if not _is_plain(value) or value.dtype.is_floating_point != template.is_floating_point():
+            raise EhrnetError(
+                f"{theirs[key]} in {origin} is not a plain tensor of {template.dtype}, but "
+                f"{value.dtype}, {value.layout}: ask its maker for the bare state_dict."
+            )
+        value = value.to(template.dtype).clone()
         if not torch.isfinite(value).all():
             raise EhrnetError(f"{theirs[key]} in {origin} holds values that are not finite.")
         mapped[key] = value.contiguous()
     return mapped
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor holds each of its values in memory: not sparse, not one value repeated."""
+    return (
+        value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -465,7 +486,7 @@ def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"{path} holds more than tensors, or is damaged, and was not opened, since opening "
                 "it could run code: ask its maker for the bare state_dict."
             ) from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except Exception as error:  # torch raises nearly every kind for damaged files
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EhrnetError(
                 f"{path} is truncated or damaged ({reason}): fetch it again."
@@ -541,6 +562,8 @@ def import_checkpoint(
     Raises:
         EhrnetError: unreadable, or any key missing, unknown or misshapen; nothing is written then.
     """
+    if Path(out).suffix != ".safetensors":
+        raise EhrnetError(f"{out} should end in .safetensors: that is what is written.")
     state = read_foreign(file)
     if variant_name is None:
         variant_name = recognise(state)
