@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 )
 
 TORCH = ["torch>=2.1", "safetensors>=0.4"]
-EXPORT = TORCH + ["onnx>=1.15"]
+EXPORT = TORCH + ["onnx>=1.15", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2023.3"]
 
 setup(
@@ -42,9 +42,9 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "train": [*EXPORT, "pycocotools>=2.0.7", "tqdm>=4.60"],
+        "train": [*EXPORT, "pycocotools>=2.0.7"],
         "openvino": OPENVINO,
-        "dev": [*EXPORT, *OPENVINO, "hypothesis", "mypy", "pycocotools", "pytest", "ruff", "tqdm"],
+        "dev": [*EXPORT, *OPENVINO, "hypothesis", "mypy", "pycocotools", "pytest", "ruff"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/ehrnet_ros"]),

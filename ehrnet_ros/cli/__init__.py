@@ -22,6 +22,7 @@ VERBS = (
     "demo",
     "doctor",
     "variants",
+    "get-weights",
     "export",
     "import-checkpoint",
     "pack",
@@ -40,6 +41,7 @@ REMEDIES = {
     "torch": "pip install '.[train]' in the repository, or see pytorch.org for your machine",
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
+    "tqdm": "pip install tqdm",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
     "and use .venv/bin/ehrnet",

@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.variants import Variant
 
     decode = typed_options(args.decode)
-
-    name = None if args.phi is None else Variant.from_phi(args.phi).name
+    name = "" if args.phi is None else Variant.from_phi(args.phi).name
     if args.out.suffix != ".onnx":
         raise EhrnetError(f"{args.out} should end in .onnx: that is what is written.")
     if args.weights is None and not args.random:
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             "nothing to export: give --weights FILE (a checkpoint made by `ehrnet train` or "
             "`ehrnet import-checkpoint`), or --random for untrained weights to test or time with."
         )
-    if args.random and name is None:
+    if args.random and not name:
         raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
     try:
         import torch  # noqa: F401
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         network, info = random_network(args.phi)
     else:
         network, info = load_weights(args.weights)
-        if name is not None and info.variant != name:
+        if name and info.phi != args.phi:
             raise EhrnetError(
                 f"{args.weights} holds weights of {info.variant}, not of {name}: leave --phi out "
                 f"or give --phi {info.phi}."
