@@ -56,6 +56,7 @@ class ModelInfo:
         version: version of ehrnet_model that exported the file.
         input_size: short side, in pixels, of the network input that suits the weights best; the
             paper's square unless the weights were trained for another scale.
+        precision: what the graph computes in: ``fp32``, ``fp16`` or ``int8``.
         extra: anything else (licence, metrics, recipe), for people to read.
     """
 
@@ -69,6 +70,7 @@ class ModelInfo:
     decode: Dict[str, Any] = field(default_factory=dict)
     version: str = ""
     input_size: int = 0
+    precision: str = "fp32"
     extra: Dict[str, Any] = field(default_factory=dict)
 
 

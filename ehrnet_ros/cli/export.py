@@ -28,6 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .onnx file to write"
     )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="pictures with people: the first ones become the inputs that engines are checked with",
+    )
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        default=[],
+        metavar="HxW",
+        help="more input sizes to check engines of, beside square, 4:3 and 16:9",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(
             "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
         ) from None
+    from ehrnet_model.inference.sizes import NAMED_SIZES
     from ehrnet_model.network.export import export_onnx
+    from ehrnet_model.network.pictures import read_pictures
     from ehrnet_model.network.torch_runtime import load_weights, random_network
 
     if args.random:
@@ -63,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.weights} holds weights of {info.variant}, not of {name}: leave --phi out "
                 f"or give --phi {info.phi}."
             )
+    pictures = [] if args.images is None else read_pictures(args.images, 2)
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
-    path = export_onnx(network, args.out, info)
+    path = export_onnx(network, args.out, info, pictures, (*NAMED_SIZES, *args.size))
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {info.quality} weights)")
     return 0
