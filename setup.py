@@ -51,6 +51,6 @@ setup(
         ("share/ehrnet_ros", ["package.xml"]),
         ("share/ehrnet_ros/launch", sorted(glob("launch/*.launch.py"))),
         ("share/ehrnet_ros/config", sorted(glob("config/*"))),
-        ("lib/ehrnet_ros", ["resource/picture_node", "resource/pose_node"]),
+        ("lib/ehrnet_ros", ["resource/ehrnet", "resource/picture_node", "resource/pose_node"]),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Tuple
@@ -23,6 +24,7 @@ from ehrnet_model.inference.runtime import MAX_PEAKS, PEAK_CHANNELS, ModelInfo, 
 
 SUFFIX = ".answers.npz"
 _ABOUT = "about"
+_BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def read_answers(model: Path, info: ModelInfo) -> Answers:
                 by_size[size_hw] = np.stack(images), file[f"{size}/peaks"]
                 _check(size_hw, *by_size[size_hw], info)
             weights = str(about["weights_sha256"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, *_BROKEN) as error:
         raise EhrnetError(
             f"the stored answers {path} cannot be read ({error}): export the model again."
         ) from None

@@ -23,6 +23,7 @@ VERBS = (
     "doctor",
     "variants",
     "export",
+    "build-engine",
     "import-checkpoint",
     "pack",
     "train",

@@ -9,33 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dots
 import numpy as np
 import pytest
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import Answers, answers_file, read_answers, write_answers
 from ehrnet_model.inference.parity import LIMITS, Verdict, check_engine
-from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
-
-
-def crowd(seed: int = 0) -> np.ndarray:
-    """A 480x640 picture with two people of dots."""
-    rng = np.random.default_rng(seed)
-    people = [dots.figure((x + rng.uniform(-8, 8), 240), 400) for x in (170, 470)]
-    return dots.draw_people((480, 640), np.stack(people))
+from ehrnet_model.inference.runtime import model_info, open_runtime
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """The dots model, exported with pictures in which it finds people."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    from ehrnet_model.network.export import export_onnx
-
-    path = tmp_path_factory.mktemp("answers") / "dots.onnx"
-    info = ModelInfo(variant="H-4", phi=-4, quality="preview", input_size=384)
-    return export_onnx(dots.make_dots_network(), path, info, [crowd(0), crowd(1), crowd(2)])
+def model(dots_model: Path) -> Path:
+    """Exported with two pictures, each with two people it finds."""
+    return dots_model
 
 
 @pytest.fixture
