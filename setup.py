@@ -51,6 +51,6 @@ setup(
         ("share/ehrnet_ros", ["package.xml"]),
         ("share/ehrnet_ros/launch", sorted(glob("launch/*.launch.py"))),
         ("share/ehrnet_ros/config", sorted(glob("config/*"))),
-        ("lib/ehrnet_ros", sorted(glob("resource/*_node"))),
+        ("lib/ehrnet_ros", ["resource/ehrnet", *sorted(glob("resource/*_node"))]),
     ],
 )

@@ -2,10 +2,16 @@
 
 `--show-args` lists what can be given. An argument that is left empty leaves its parameter to
 params_file.
+
+Where TensorRT computes, `ehrnet build-engine --if-missing` runs first, as a process of its own that
+tells terminal and /diagnostics how far it is; the node starts when the engine is there and right.
+`build_only:=true` stops then. Asked for `runtime:=tensorrt`, nothing else is started instead; with
+`auto` the node starts without an engine, on what is there, and says so.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -13,14 +19,20 @@ from pathlib import Path
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
     LogInfo,
     OpaqueFunction,
+    RegisterEventHandler,
     SetEnvironmentVariable,
 )
 from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import ExecutableInPackage
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 
@@ -118,7 +130,61 @@ def _nodes(context):
         ],
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
-    return [pose, rviz]
+    return _after_engine(context, [pose, rviz])
+
+
+def _after_engine(context, nodes):
+    """The nodes; behind the building of an engine where TensorRT is to compute."""
+
+    def value(name):
+        return LaunchConfiguration(name).perform(context)
+
+    asked = {name: value(name) for name in ("phi", "model", "runtime", "size")}
+    asked = {**_from_file(value("params_file"), asked), **{k: v for k, v in asked.items() if v}}
+    runtime = asked.get("runtime", "auto")
+    only = value("build_only") == "true"
+    there = runtime == "auto" and importlib.util.find_spec("tensorrt") is not None
+    if not (only or there or runtime == "tensorrt"):
+        return nodes
+    command = [
+        ExecutableInPackage(package="ehrnet_ros", executable="ehrnet"),
+        "build-engine",
+        "--if-missing",
+        "--diagnostics",
+    ]
+    for name in ("phi", "model", "size"):
+        if asked.get(name):
+            # One word: a phi such as -3 would be taken for an option.
+            command.append(f"--{name}={asked[name]}")
+    build = ExecuteProcess(cmd=command, output="screen", emulate_tty=True)
+
+    def when_done(event, _):
+        if only:
+            how = "ready" if event.returncode == 0 else "not there"
+            return [EmitEvent(event=Shutdown(reason=f"build_only: the engine is {how}"))]
+        if event.returncode == 0:
+            return nodes
+        if runtime == "tensorrt":
+            reason = "there is no TensorRT engine and no other runtime was allowed"
+            return [EmitEvent(event=Shutdown(reason=reason))]
+        return [LogInfo(msg="No TensorRT engine: the node says what computes instead."), *nodes]
+
+    return [RegisterEventHandler(OnProcessExit(target_action=build, on_exit=when_done)), build]
+
+
+def _from_file(path, names):
+    """What a parameter file says about some parameters of any node, as strings."""
+    import yaml  # launch itself reads parameter files with it
+
+    found = {}
+    try:
+        nodes = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError):
+        return found  # the node says what is wrong with the file
+    for node in nodes.values() if isinstance(nodes, dict) else ():
+        parameters = node.get("ros__parameters", {}) if isinstance(node, dict) else {}
+        found.update({n: str(v) for n, v in parameters.items() if n in names and v != ""})
+    return found
 
 
 def generate_launch_description():
@@ -137,17 +203,25 @@ def generate_launch_description():
         ("namespace", "", "namespace of the node, such as front"),
         ("params_file", str(CONFIG / "pose.yaml"), "parameters of the node, a YAML file"),
         ("rviz_frame", "camera_optical_frame", "fixed frame of RViz: frame_id of the images"),
+        (
+            "engines",
+            EnvironmentVariable("EHRNET_ENGINES", default_value=""),
+            "folder of TensorRT engines; empty: the user's cache",
+        ),
         ("log_level", "info", "debug, info, warn, error or fatal"),
     ):
         arguments.append(
             DeclareLaunchArgument(name, default_value=default, description=description)
         )
-    arguments.append(
-        DeclareLaunchArgument(
-            "rviz",
-            default_value="false",
-            choices=["true", "false"],
-            description="show image, overlay and skeletons in RViz",
+    for name, description in (
+        ("rviz", "show image, overlay and skeletons in RViz"),
+        ("build_only", "build the TensorRT engine if there is none, and stop"),
+    ):
+        arguments.append(
+            DeclareLaunchArgument(
+                name, default_value="false", choices=["true", "false"], description=description
+            )
         )
-    )
-    return LaunchDescription([*arguments, *_profile(), OpaqueFunction(function=_nodes)])
+    # Reaches the builder and the node.
+    engines = SetEnvironmentVariable("EHRNET_ENGINES", LaunchConfiguration("engines"))
+    return LaunchDescription([*arguments, *_profile(), engines, OpaqueFunction(function=_nodes)])

@@ -219,14 +219,14 @@ def _read_enlarged(
     return (_gather(maps, index, 4) * weights).sum(3)
 
 
-def example_images(shape: Tuple[int, int, int], seed: int = 0) -> Tensor:
-    """uint8 (N, H, W, 3): soft colour fields under noise, for tracing and for parity."""
+def example_images(shape: Tuple[int, int, int], seed: int = 0, noise: float = 0.25) -> Tensor:
+    """uint8 (N, H, W, 3): soft colour fields under a share of noise, for tracing and parity."""
     n, height, width = shape
     generator = torch.Generator().manual_seed(seed)
     soft = torch.rand((n, 3, height // 16, width // 16), generator=generator)
     soft = F.interpolate(soft, size=(height, width), mode="bilinear")
-    noise = torch.rand((n, 3, height, width), generator=generator)
-    image: Tensor = (soft * 0.75 + noise * 0.25) * 255
+    grain = torch.rand((n, 3, height, width), generator=generator)
+    image: Tensor = (soft * (1 - noise) + grain * noise) * 255
     return image.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 

@@ -24,6 +24,7 @@ VERBS = (
     "variants",
     "get-weights",
     "export",
+    "build-engine",
     "import-checkpoint",
     "pack",
     "train",

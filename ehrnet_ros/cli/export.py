@@ -38,6 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=NUMBER",
         help="decode options to store instead of the weights' own (`ehrnet tune` finds them)",
     )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="pictures with people: the first ones become the inputs that engines are checked with",
+    )
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        default=[],
+        metavar="HxW",
+        help="more input sizes to check engines of, beside square, 4:3 and 16:9",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(
             "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
         ) from None
+    from ehrnet_model.inference.sizes import NAMED_SIZES
     from ehrnet_model.network.export import export_onnx
+    from ehrnet_model.network.pictures import read_pictures
     from ehrnet_model.network.torch_runtime import load_weights, random_network
 
     if args.random:
@@ -78,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
                 f"or give --phi {info.phi}."
             )
     info = replace(info, decode={**info.decode, **decode})
+    pictures = [] if args.images is None else read_pictures(args.images, 2)
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
-    path = export_onnx(network, args.out, info)
+    path = export_onnx(network, args.out, info, pictures, (*NAMED_SIZES, *args.size))
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {info.quality} weights)")
     return 0
