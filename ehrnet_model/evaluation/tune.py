@@ -16,21 +16,26 @@ sweeps end when none does.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free, size_for
+from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free, read_json
 from ehrnet_model.evaluation.pictures import ImageFiles
+from ehrnet_model.evaluation.sizes import size_for
 from ehrnet_model.held_back import held_back
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import Runtime
+from ehrnet_model.inference.runtime import ModelInfo, Runtime
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
+
+_log = logging.getLogger(__name__)
 
 # What is tried, in this order.
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -224,6 +229,34 @@ def tune(
         rest = {name: values for name, values in CHOICES.items() if name != "person_threshold"}
         choices["display"] = measured(climb(by_f1, start, rest))
     return choices
+
+
+def tuned_options(path: Path, name: str, info: ModelInfo) -> dict[str, Any]:
+    """Decode options out of a file written by ``ehrnet tune``.
+
+    Args:
+        path: the file.
+        name: of the set, ``ap`` or ``display``.
+        info: the model they are meant for.
+
+    Raises:
+        EhrnetError: not such a file, no such set, or options of another variant.
+    """
+    values = read_json(path)
+    try:
+        variant, options = values["variant"], dict(values[name]["decode"])
+    except (KeyError, TypeError, ValueError):
+        raise EhrnetError(
+            f"{path} has no options {name!r}: give a file written by `ehrnet tune --json`."
+        ) from None
+    if variant != info.variant:
+        raise EhrnetError(
+            f"the options in {path} are for {variant}, the model is {info.variant}: run "
+            "`ehrnet tune` for it."
+        )
+    if values.get("weights_sha256") != info.weights_sha256:
+        _log.warning("the options in %s were chosen for other weights of %s", path, variant)
+    return options
 
 
 def climb(

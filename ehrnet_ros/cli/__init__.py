@@ -30,6 +30,7 @@ VERBS = (
     "train",
     "evaluate",
     "tune",
+    "plot",
 )
 
 # What to do about a package that is not there, by its import name.
@@ -43,6 +44,7 @@ REMEDIES = {
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
     "tqdm": "pip install tqdm",
+    "matplotlib": "pip install matplotlib",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
     "and use .venv/bin/ehrnet",

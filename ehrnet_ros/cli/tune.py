@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 < args.held_back <= 1 or args.stray <= 0:
         raise EhrnetError("--held-back is a share above 0 and up to 1, --stray a number above 0.")
-    annotations = load_annotations(args.annotations)
+    annotations = load_annotations(args.annotations, truth=True)
     part = choosing_part(annotations, args.held_back)
     empty = person_free_images(annotations)
     if args.person_free is not None:
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if not empty:
         print("no person-free images: only the set for AP is chosen", file=sys.stderr)
     files = ImageFiles(args.images)
+    files.require(image["file_name"] for image in [*part["images"], *empty])
     model = find_model(args.phi, None if args.model is None else str(args.model))
     runtime_name = args.runtime
     if runtime_name == "auto" and model.suffix == ".safetensors":
@@ -123,9 +124,9 @@ def run(args: argparse.Namespace) -> int:
     for name, choice in choices.items():
         parts = [f"{key} {value:.3f}" for key, value in choice.measures.items()]
         print(f"{name:8s} {', '.join(parts)}")
-    for name, use in (("ap", "`ehrnet evaluate`"), ("display", "the model: `ehrnet export`")):
+    for name, use in (("ap", "comparing: ehrnet evaluate"), ("display", "use: ehrnet export")):
         if name in choices:
             values = choices[name].options.to_dict().items()
             words = [f"{key}={float(value):g}" for key, value in values]
-            print(f"for {use}: --decode {' '.join(words)}")
+            print(f"for {use} --decode {' '.join(words)}")
     return 0

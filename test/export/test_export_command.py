@@ -82,7 +82,8 @@ def test_metadata_carries_what_the_checkpoint_says(h4_weights: Path, h4_model: P
     assert (info.variant, info.phi, info.input_size) == ("H-4", -4, 384)
     assert info.weights_sha256 == meta.weights_sha256
     assert (info.weights_name, info.quality) == ("test-random", "random")
-    assert info.decode == {"min_score": 0.25}
+    # The checkpoint's own, and what the command was given beside.
+    assert info.decode == {"min_score": 0.25, "refine": False}
     assert info.extra["licence"] == "none"
     assert info.version == __version__
 
