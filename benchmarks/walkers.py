@@ -38,7 +38,7 @@ class Frame:
         stamp_s: when it was taken.
         people: (N,) identities of those who can be seen.
         xy: (N, 17, 2) their true keypoints in pixels.
-        boxes: (N, 4) x0 y0 x1 y1 around these.
+        boxes: (N, 4) x0 y0 x1 y1 around those that can be seen.
         found: what the detector says, best first.
         truth: (P,) identity of each of these, -1 where there is nobody.
     """
@@ -164,7 +164,7 @@ def _look(
     missed: float,
     ghosts: float,
 ) -> Frame:
-    people, true_xy, found, scores, truth = [], [], [], [], []
+    people, true_xy, boxes, found, scores, truth = [], [], [], [], [], []
     height, width = IMAGE_HW
     for who, points in bodies.items():
         xy = project(points)
@@ -180,6 +180,7 @@ def _look(
         if share >= VISIBLE_SHARE:
             people.append(who)
             true_xy.append(xy)
+            boxes.append([*xy[visible].min(0), *xy[visible].max(0)])
         draw = rng.random((3, 17))
         at = xy + rng.normal(0, noise * size, (17, 2)) * np.where(visible, 1, 2.5)[:, None]
         has = np.where(visible, draw[0] > missed, draw[0] < 0.25)
@@ -201,10 +202,14 @@ def _look(
     sizes = np.sqrt(np.maximum(np.nanmax(xy, 1) - np.nanmin(xy, 1), 4).prod(1)) if len(xy) else []
     std = np.tile(noise * np.reshape(sizes, (-1, 1)), (1, 17))
     poses = Poses.build(xy, score[order], std, score[order].mean(1))
-    some = np.array(true_xy).reshape(-1, 17, 2)
-    boxes = np.concatenate([some.min(1), some.max(1)], 1)
-    return Frame(time, np.array(people, np.int64), some, boxes, poses,
-                 np.array(truth, np.int64)[order])  # fmt: skip
+    return Frame(
+        stamp_s=time,
+        people=np.array(people, np.int64),
+        xy=np.array(true_xy).reshape(-1, 17, 2),
+        boxes=np.array(boxes).reshape(-1, 4),
+        found=poses,
+        truth=np.array(truth, np.int64)[order],
+    )
 
 
 def straight(start: tuple[float, float], end: tuple[float, float], seconds: float) -> Path:
@@ -232,7 +237,7 @@ def strolling(seed: int, width: float = 2.2, near: float = 3.2, far: float = 7.0
     return path
 
 
-def crossing(rate: float = 30.0, seed: int = 0) -> list[Frame]:
+def crossing(rate: float = 30.0, seed: int = 100) -> list[Frame]:
     """Four people cross in pairs, each hiding another for a moment, then all four together."""
     paths = {
         0: straight((-2.2, 4.0), (2.2, 4.0), 4.0),
@@ -243,7 +248,7 @@ def crossing(rate: float = 30.0, seed: int = 0) -> list[Frame]:
     return film(paths, 5.0, rate, seed)
 
 
-def behind_pillars(rate: float = 30.0, seed: int = 1) -> list[Frame]:
+def behind_pillars(rate: float = 30.0, seed: int = 101) -> list[Frame]:
     """Three people pass behind three pillars, unseen for half a second and more."""
     paths = {
         0: straight((-2.4, 4.5), (2.4, 4.5), 5.0),
@@ -254,12 +259,12 @@ def behind_pillars(rate: float = 30.0, seed: int = 1) -> list[Frame]:
     return film(paths, 6.0, rate, seed, pillars)
 
 
-def crowd(rate: float = 30.0, seed: int = 2, people: int = 10) -> list[Frame]:
+def crowd(rate: float = 30.0, seed: int = 102, people: int = 10) -> list[Frame]:
     """Ten people stroll to and fro in front of each other."""
     return film({who: strolling(100 * seed + who) for who in range(people)}, 10.0, rate, seed)
 
 
-def slow_camera(seed: int = 3) -> list[Frame]:
+def slow_camera(seed: int = 103) -> list[Frame]:
     """Six people strolling, at five images a second."""
     return film({who: strolling(100 * seed + who) for who in range(6)}, 20.0, 5.0, seed)
 
