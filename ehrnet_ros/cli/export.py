@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode options to store instead of the weights' own (`ehrnet tune` finds them)",
     )
     parser.add_argument(
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="of the named input sizes, to store instead of the weights' own: multiple of 32",
+    )
+    parser.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(
             "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
         ) from None
-    from ehrnet_model.inference.sizes import NAMED_SIZES
+    from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.network.export import export_onnx
     from ehrnet_model.network.pictures import read_pictures
     from ehrnet_model.network.torch_runtime import load_weights, random_network
@@ -93,6 +99,9 @@ def run(args: argparse.Namespace) -> int:
                 f"or give --phi {info.phi}."
             )
     info = replace(info, decode={**info.decode, **decode})
+    if args.short_side is not None:
+        parse_size("square", args.short_side)
+        info = replace(info, input_size=args.short_side)
     pictures = [] if args.images is None else read_pictures(args.images, 2)
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
     path = export_onnx(network, args.out, info, pictures, (*NAMED_SIZES, *args.size))
