@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 )
 
 TORCH = ["torch>=2.1", "safetensors>=0.4"]
-EXPORT = TORCH + ["onnx>=1.15"]
+EXPORT = TORCH + ["onnx>=1.15", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2023.3"]
 PLOT = ["matplotlib>=3.6"]
 
@@ -43,7 +43,7 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "train": [*EXPORT, "pycocotools>=2.0.7", "tqdm>=4.60"],
+        "train": [*EXPORT, "pycocotools>=2.0.7"],
         "openvino": OPENVINO,
         "plot": PLOT,
         "dev": [
@@ -63,6 +63,6 @@ setup(
         ("share/ehrnet_ros", ["package.xml"]),
         ("share/ehrnet_ros/launch", sorted(glob("launch/*.launch.py"))),
         ("share/ehrnet_ros/config", sorted(glob("config/*"))),
-        ("lib/ehrnet_ros", ["resource/picture_node", "resource/pose_node"]),
+        ("lib/ehrnet_ros", ["resource/ehrnet", *sorted(glob("resource/*_node"))]),
     ],
 )

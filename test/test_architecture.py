@@ -28,6 +28,9 @@ FORBIDDEN = {
     "ehrnet_model/inference": (*TORCH, "network", "evaluation", "training"),
     "ehrnet_model/evaluation": (*TORCH, *ENGINES, "network", "training"),
     "ehrnet_model/network": ("evaluation", "training"),
+    # fetching works where nothing else does
+    "ehrnet_model/download.py": (*TORCH, *ENGINES, *ROOMS, "numpy", "cv2", "tqdm"),
+    "ehrnet_model/published.py": (*TORCH, *ENGINES, *ROOMS, "numpy", "cv2", "tqdm"),
     "ehrnet_ros": (*TORCH, *ENGINES, "network", "evaluation", "training", "ehrnet_ros.cli"),
     "ehrnet_msgs": ("ehrnet_model", "ehrnet_ros"),
     "launch": ("ehrnet_model", "ehrnet_ros"),

@@ -22,7 +22,9 @@ VERBS = (
     "demo",
     "doctor",
     "variants",
+    "get-weights",
     "export",
+    "build-engine",
     "import-checkpoint",
     "pack",
     "train",
@@ -41,6 +43,7 @@ REMEDIES = {
     "torch": "pip install '.[train]' in the repository, or see pytorch.org for your machine",
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
+    "tqdm": "pip install tqdm",
     "matplotlib": "pip install matplotlib",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "

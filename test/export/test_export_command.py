@@ -107,6 +107,10 @@ def test_parity_covers_square_wide_tall_small_and_batches(size: int) -> None:
         (["--phi", "-4", "--random", "-o", "m.pt"], "should end in .onnx"),
         (["--weights", "missing.safetensors", "-o", "m.onnx"], "no file missing.safetensors"),
         (["--phi", "-4", "--random", "-o", "nowhere/m.onnx"], "nowhere does not exist"),
+        (
+            ["--phi", "-4", "--random", "-o", "m.onnx", "--short-side", "100"],
+            "100x100 does not work",
+        ),
     ],
 )
 def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, monkeypatch) -> None:
@@ -114,6 +118,11 @@ def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, mon
     with pytest.raises(EhrnetError, match=message):
         run(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_short_side_that_suits_the_weights_is_stored(h4_weights: Path, tmp_path: Path) -> None:
+    run("--weights", str(h4_weights), "--short-side", "160", "-o", str(tmp_path / "m.onnx"))
+    assert model_info(tmp_path / "m.onnx").input_size == 160
 
 
 def test_weights_of_another_variant_than_asked_for(h4_weights: Path, tmp_path: Path) -> None:
