@@ -40,8 +40,8 @@ _log = logging.getLogger(__name__)
 
 # What is tried, in this order.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "keypoint_threshold": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
-    "tag_threshold": (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    "keypoint_threshold": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6),
+    "tag_threshold": (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0),
     "refine": (False, True),
     "refine_threshold": (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3),
     "nms_oks": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
@@ -147,6 +147,18 @@ def person_free_images(annotations: dict[str, Any]) -> list[dict[str, Any]]:
         for image in annotations["images"]
         if is_person_free(image, image["id"] in inhabited, bool(inhabited))
     ]
+
+
+def held_back_first(
+    images: Sequence[dict[str, Any]], share: float, limit: int | None
+) -> list[dict[str, Any]]:
+    """At most ``limit`` images: those held back, which say most, and others from all over."""
+    first = [image for image in images if held_back(image["id"], share)]
+    rest = [image for image in images if not held_back(image["id"], share)]
+    if limit is None:
+        return first + rest
+    room = limit - len(first)
+    return first[:limit] + (rest[:: max(1, math.ceil(len(rest) / room))] if room > 0 else [])
 
 
 def keypoint_f1(truth: KeypointTruth, results: Sequence[dict[str, Any]]) -> dict[str, float]:

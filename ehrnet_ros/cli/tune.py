@@ -57,7 +57,13 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.coco import load_annotations, write_json
     from ehrnet_model.evaluation.pictures import ImageFiles
-    from ehrnet_model.evaluation.tune import choosing_part, person_free_images, see, tune
+    from ehrnet_model.evaluation.tune import (
+        choosing_part,
+        held_back_first,
+        person_free_images,
+        see,
+        tune,
+    )
     from ehrnet_model.held_back import held_back
     from ehrnet_model.inference.decode import DecodeOptions
     from ehrnet_model.inference.models import find_model
@@ -75,11 +81,10 @@ def run(args: argparse.Namespace) -> int:
         known = {image["id"] for image in empty}
         more = person_free_images(load_annotations(args.person_free))
         empty += [image for image in more if image["id"] not in known]
-    if args.limit is not None:
-        empty = empty[:: max(1, -(-len(empty) // args.limit))]
+    empty = held_back_first(empty, args.held_back, args.limit)
+    unseen = sum(held_back(image["id"], args.held_back) for image in empty)
     if not empty:
         print("no person-free images: only the set for AP is chosen", file=sys.stderr)
-    unseen = sum(held_back(image["id"], args.held_back) for image in empty)
     files = ImageFiles(args.images)
     files.require(image["file_name"] for image in [*part["images"], *empty])
     model = find_model(args.phi, None if args.model is None else str(args.model))
