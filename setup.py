@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 TORCH = ["torch>=2.1", "safetensors>=0.4"]
 EXPORT = TORCH + ["onnx>=1.15"]
+BAG = ["rosbags>=0.11", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2023.3"]
 
 setup(
@@ -44,7 +45,18 @@ setup(
         "export": EXPORT,
         "train": [*EXPORT, "pycocotools>=2.0.7", "tqdm>=4.60"],
         "openvino": OPENVINO,
-        "dev": [*EXPORT, *OPENVINO, "hypothesis", "mypy", "pycocotools", "pytest", "ruff", "tqdm"],
+        "bag": BAG,
+        "dev": [
+            *EXPORT,
+            *OPENVINO,
+            *BAG,
+            "hypothesis",
+            "mcap-ros2-support",
+            "mypy",
+            "pycocotools",
+            "pytest",
+            "ruff",
+        ],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/ehrnet_ros"]),

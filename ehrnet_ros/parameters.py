@@ -181,6 +181,30 @@ def check(settings: Settings) -> None:
     input_size(settings, 384)
 
 
+def with_texts(pairs: Iterable[Tuple[str, str]]) -> Settings:
+    """Settings by texts such as ``("phi", "-3")``, as on a command line; the rest is the default.
+
+    Raises:
+        EhrnetError: a name does not exist or a value is not allowed, as in ``declare``.
+
+    """
+    values: Dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in FIELDS:
+            raise EhrnetError(_unknown([name]))
+        kind: Any = type(FIELDS[name].default)
+        try:
+            parse: Any = {"true": True, "false": False}.__getitem__ if kind is bool else kind
+            values[name] = parse(text)
+        except (KeyError, ValueError):
+            raise EhrnetError(
+                f"Parameter {name} cannot be '{text}': it has to be {allowed(name)}."
+            ) from None
+    settings = Settings(**values)
+    check(settings)
+    return settings
+
+
 def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptions:
     """How peaks become people: the parameters, and where they are -1 what the model stores.
 

@@ -43,12 +43,13 @@ ONLY = {
     "tensorrt": ("ehrnet_model/inference/tensorrt_runtime.py",),
     "cv_bridge": ("ehrnet_ros/image_msgs.py",),
     "onnx": ("ehrnet_model/network",),
+    "rosbags": ("ehrnet_ros/bag.py",),
 }
 
 # What importing these must not bring along.
 LIGHT = {
     "ehrnet_model": ("numpy", "cv2", *TORCH),
-    "ehrnet_ros.cli": ("numpy", "cv2", *TORCH, *ROS),
+    "ehrnet_ros.cli": ("numpy", "cv2", "rosbags", "tqdm", *TORCH, *ROS),
 }
 
 
