@@ -102,6 +102,14 @@ class Settings:
     lazy: bool = _parameter(
         True, "Subscribe to images only while somebody subscribes to poses, markers or overlay."
     )
+    detections: bool = _parameter(
+        False, "Also publish vision_msgs/Detection2DArray on ~/detections: a box per person."
+    )
+    bodies: bool = _parameter(
+        False,
+        "Also publish hri_msgs (REP-155): a Skeleton2D per person on humans/bodies/ID/skeleton2d "
+        "and their ids on humans/bodies/tracked.",
+    )
     keypoint_threshold: float = _decode_option("keypoint_threshold")
     person_threshold: float = _decode_option("person_threshold")
     tag_threshold: float = _decode_option("tag_threshold")

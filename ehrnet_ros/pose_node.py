@@ -53,6 +53,7 @@ from ehrnet_ros.image_msgs import (
     to_picture,
     to_picture_compressed,
 )
+from ehrnet_ros.other_msgs import OtherOutputs
 from ehrnet_ros.pose_msgs import Lens, to_markers, to_pose_array, to_skeleton_info
 from ehrnet_ros.worker import FAILED, LOADING, READY, EngineWorker
 
@@ -103,8 +104,9 @@ def _qos(depth: int, reliable: bool = True, latched: bool = False) -> QoSProfile
 class _Outputs:
     """The publishers of one camera, from configure to cleanup."""
 
-    def __init__(self, node: LifecycleNode) -> None:
+    def __init__(self, node: LifecycleNode, settings: parameters.Settings) -> None:
         self._node = node
+        self.other = OtherOutputs(node, "~/", settings.detections, settings.bodies)
         self.poses = node.create_lifecycle_publisher(PoseArray, "~/poses", _qos(10))
         self.markers = node.create_lifecycle_publisher(MarkerArray, "~/markers", _qos(1))
         self.overlay = node.create_lifecycle_publisher(Image, "~/overlay", _qos(1))
@@ -114,10 +116,12 @@ class _Outputs:
     def listeners(self) -> int:
         """How many subscriptions there are to what is made from images."""
         publishers = (self.poses, self.markers, self.overlay)
-        return sum(publisher.get_subscription_count() for publisher in publishers)
+        count = sum(publisher.get_subscription_count() for publisher in publishers)
+        return count + self.other.listeners()
 
     def destroy(self) -> None:
         """Takes the topics away."""
+        self.other.destroy()
         for publisher in (self.poses, self.markers, self.overlay):
             self._node.destroy_lifecycle_publisher(publisher)
         self._node.destroy_publisher(self.info)
@@ -186,13 +190,13 @@ class PoseNode(LifecycleNode):
             model_path = find_model(settings.phi, settings.model)
             # An ONNX file tells what it is before it is loaded; other files while they are.
             self._model = model_info(model_path) if model_path.suffix == ".onnx" else None
+            self._outputs = _Outputs(self, settings)
         except EhrnetError as error:
             self._problem = str(error)
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
         self._engine_name, self._input_hw, self._image_hw = "", (0, 0), (0, 0)
-        self._outputs = _Outputs(self)
         self._configured = True
         self.get_logger().info(f"Loading {_model_name(self._model)} from {model_path}.")
         self._worker = EngineWorker(
@@ -420,6 +424,7 @@ class PoseNode(LifecycleNode):
         if outputs.overlay.get_subscription_count():
             drawn = draw_poses(picture.bgr(), poses, skeleton)
             outputs.overlay.publish(to_image(drawn, header))
+        outputs.other.publish(poses, header, image_hw, skeleton)
         return age_ms
 
     def _on_image_size(self, estimator: PoseEstimator, image_hw: Tuple[int, int]) -> None:
