@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 TORCH = ["torch>=2.1", "safetensors>=0.4"]
 EXPORT = TORCH + ["onnx>=1.15"]
+LIVE = ["foxglove-sdk>=0.30"]
 BAG = ["rosbags>=0.11", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2023.3"]
 
@@ -46,16 +47,19 @@ setup(
         "train": [*EXPORT, "pycocotools>=2.0.7", "tqdm>=4.60"],
         "openvino": OPENVINO,
         "bag": BAG,
+        "live": LIVE,
         "dev": [
             *EXPORT,
             *OPENVINO,
             *BAG,
+            *LIVE,
             "hypothesis",
             "mcap-ros2-support",
             "mypy",
             "pycocotools",
             "pytest",
             "ruff",
+            "websockets",
         ],
     },
     data_files=[

@@ -203,12 +203,8 @@ class OutputBag:
         self._folder = path.parent / f".{path.name}.{os.getpid()}"
         self._part = self._folder / (path.stem if self._single else path.name)
         self._types = _Types()
-        with self._writing():
-            self._folder.mkdir(parents=True)
-            self._writer = Writer(
-                self._part, version=_BAG_VERSION, storage_plugin=STORAGES[storage]
-            )
-            self._writer.open()
+        self._storage = STORAGES[storage]
+        self._writer: Any = None
 
     def add_topic(self, topic: str, kind: Any, latched: bool = False) -> Any:
         """Declares a topic of messages of a class; gives what ``write`` wants."""
@@ -225,6 +221,16 @@ class OutputBag:
             self._writer.write(connection, time_ns, data)
 
     def __enter__(self) -> OutputBag:
+        try:
+            with self._writing():
+                self._folder.mkdir(parents=True)
+                self._writer = Writer(
+                    self._part, version=_BAG_VERSION, storage_plugin=self._storage
+                )
+                self._writer.open()
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -260,7 +266,6 @@ class OutputBag:
         try:
             yield
         except (OSError, sqlite3.Error, WriterError) as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
             raise EhrnetError(
                 f"The bag {self.path} cannot be written ({reason}): see whether the disk is full "

@@ -110,6 +110,13 @@ class Settings:
         "Also publish hri_msgs (REP-155): a Skeleton2D per person on humans/bodies/ID/skeleton2d "
         "and their ids on humans/bodies/tracked.",
     )
+    live_view_port: int = _parameter(
+        0,
+        "Port on this machine where Foxglove can look on (ws://localhost:8765): image, skeletons, "
+        "latency. 0: none.",
+        low=0,
+        high=65535,
+    )
     keypoint_threshold: float = _decode_option("keypoint_threshold")
     person_threshold: float = _decode_option("person_threshold")
     tag_threshold: float = _decode_option("tag_threshold")

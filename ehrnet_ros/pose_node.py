@@ -53,6 +53,7 @@ from ehrnet_ros.image_msgs import (
     to_picture,
     to_picture_compressed,
 )
+from ehrnet_ros.live import CameraView, LiveView
 from ehrnet_ros.other_msgs import OtherOutputs
 from ehrnet_ros.pose_msgs import Lens, to_markers, to_pose_array, to_skeleton_info
 from ehrnet_ros.worker import FAILED, LOADING, READY, EngineWorker
@@ -107,6 +108,17 @@ class _Outputs:
     def __init__(self, node: LifecycleNode, settings: parameters.Settings) -> None:
         self._node = node
         self.other = OtherOutputs(node, "~/", settings.detections, settings.bodies)
+        self._live: Optional[LiveView] = None
+        self.view: Optional[CameraView] = None
+        if settings.live_view_port:
+            name = node.get_fully_qualified_name()
+            try:
+                self._live = LiveView(settings.live_view_port, name)
+            except EhrnetError:
+                self.other.destroy()
+                raise
+            self.view = self._live.add_camera(f"{name}/")
+            node.get_logger().info(f"Foxglove can look on at ws://localhost:{self._live.port}.")
         self.poses = node.create_lifecycle_publisher(PoseArray, "~/poses", _qos(10))
         self.markers = node.create_lifecycle_publisher(MarkerArray, "~/markers", _qos(1))
         self.overlay = node.create_lifecycle_publisher(Image, "~/overlay", _qos(1))
@@ -117,11 +129,14 @@ class _Outputs:
         """How many subscriptions there are to what is made from images."""
         publishers = (self.poses, self.markers, self.overlay)
         count = sum(publisher.get_subscription_count() for publisher in publishers)
-        return count + self.other.listeners()
+        count += self.other.listeners()
+        return count + (self.view.listeners() if self.view is not None else 0)
 
     def destroy(self) -> None:
         """Takes the topics away."""
         self.other.destroy()
+        if self._live is not None:
+            self._live.close()
         for publisher in (self.poses, self.markers, self.overlay):
             self._node.destroy_lifecycle_publisher(publisher)
         self._node.destroy_publisher(self.info)
@@ -377,6 +392,11 @@ class PoseNode(LifecycleNode):
                 current = self._active and subscribed == self._subscribed
                 if current and self._outputs is not None:
                     age_ms = self._publish(self._outputs, poses, picture, msg.header, settings)
+                    if self._outputs.view is not None:
+                        skeleton = estimator.runtime.info.skeleton
+                        self._outputs.view.publish(
+                            poses, picture, msg.header, skeleton, timings, age_ms
+                        )
                     wait_ms = (time.monotonic() - arrived) * 1e3
                     self._counters.published(len(poses), timings.engine_ms, wait_ms, age_ms)
         except ImageError as error:

@@ -44,6 +44,7 @@ ONLY = {
     "cv_bridge": ("ehrnet_ros/image_msgs.py",),
     "onnx": ("ehrnet_model/network",),
     "rosbags": ("ehrnet_ros/bag.py",),
+    "foxglove": ("ehrnet_ros/live.py",),
     "vision_msgs": ("ehrnet_ros/other_msgs.py",),
     "hri_msgs": ("ehrnet_ros/other_msgs.py",),
 }

@@ -367,7 +367,9 @@ def test_a_run_that_is_stopped_leaves_nothing(ros_environment, dots, model, tmp_
         time.sleep(0.01)
     assert list(tmp_path.glob(".out*")) and not (tmp_path / "out").exists()
     process.send_signal(number)
-    assert process.wait(30) == 128 + number
+    # Python ends by the signal itself where it came while code of a string ran, as rosbags has it;
+    # to a shell both are 130.
+    assert process.wait(30) in (128 + number, -signal.SIGINT), (tmp_path / "log").read_text()
     log.close()
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "log"]
