@@ -160,6 +160,32 @@ def is_depth(msg: Any) -> bool:
     return "compressedDepth" in msg.format or msg.format.split(";")[0].strip() in _DEPTH
 
 
+def to_depth(msg: Any) -> np.ndarray:
+    """The depth image of a sensor_msgs/Image, as REP-118 has it: units by encoding.
+
+    Returns:
+        (height, width) uint16 millimetres (16UC1 and mono16) or float32 metres (32FC1), in any
+        byte order.
+
+    Raises:
+        ImageError: empty, ``step`` or ``data`` too short for the size, or no depth.
+
+    """
+    if msg.width == 0 or msg.height == 0:
+        raise ImageError(f"The depth image is empty: its size is {msg.width}x{msg.height}.")
+    if msg.encoding in ("16UC1", "mono16"):
+        return _samples(msg, 1, 2)
+    if msg.encoding == "32FC1":
+        row = 4 * msg.width
+        rows = _plane(_buffer(msg, msg.height, row), msg.height, row, msg.step)
+        dtype = np.dtype(">f4" if msg.is_bigendian else "<f4")
+        return np.ascontiguousarray(rows).view(dtype)
+    raise ImageError(
+        f"Encoding {msg.encoding} is no depth, which is 16UC1 (millimetres) or 32FC1 (metres): "
+        "remap `depth_image` to the depth image that is aligned to the colour camera."
+    )
+
+
 def to_image(picture: np.ndarray, header: Any, encoding: str = "bgr8") -> Image:
     """A sensor_msgs/Image of a (height, width, 3) or (height, width) uint8 array."""
     contiguous = np.ascontiguousarray(picture)
