@@ -26,6 +26,7 @@ VERBS = (
     "export",
     "import-checkpoint",
     "pack",
+    "train-classifier",
     "train",
     "evaluate",
 )
