@@ -46,6 +46,8 @@ ONLY = {
     "tensorrt": ("ehrnet_model/inference/tensorrt_runtime.py",),
     "cv_bridge": ("ehrnet_ros/image_msgs.py",),
     "onnx": ("ehrnet_model/network",),
+    "pycocotools": ("ehrnet_model/evaluation/coco.py",),
+    "matplotlib": ("ehrnet_model/evaluation/plot.py",),
 }
 
 # What importing these must not bring along.

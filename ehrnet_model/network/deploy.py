@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.runtime import COORDINATES, MAX_PEAKS
+from ehrnet_model.inference.runtime import COORDINATES, MAX_PEAKS, NMS_RADIUS
 from ehrnet_model.skeleton import COCO_17
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
-NMS_KERNEL = 5
 # Below this a heatmap value is noise; its logarithm must not decide where a keypoint is.
 MIN_HEAT = 1e-3
 # Keeps the fit finite on a flat patch; a curvature this small says nothing about the position.
@@ -116,7 +115,7 @@ class DeployedNetwork(nn.Module):
             tags: (N, J, h/2, w/2); read as if bilinearly enlarged to h x w, half-pixel centres.
         """
         height, width = _size(heat, 2), _size(heat, 3)
-        pooled = F.max_pool2d(heat, NMS_KERNEL, stride=1, padding=NMS_KERNEL // 2)
+        pooled = F.max_pool2d(heat, 2 * NMS_RADIUS + 1, stride=1, padding=NMS_RADIUS)
         # Exact in every engine: the maximum is one of its inputs.
         maxima = heat * torch.eq(heat, pooled).to(torch.float32)
         value, index = torch.topk(_reshape(maxima, -1), MAX_PEAKS, dim=2)
@@ -220,14 +219,14 @@ def _read_enlarged(
     return (_gather(maps, index, 4) * weights).sum(3)
 
 
-def example_images(shape: Tuple[int, int, int], seed: int = 0) -> Tensor:
-    """uint8 (N, H, W, 3): soft colour fields under noise, for tracing and for parity."""
+def example_images(shape: Tuple[int, int, int], seed: int = 0, noise: float = 0.25) -> Tensor:
+    """uint8 (N, H, W, 3): soft colour fields under a share of noise, for tracing and parity."""
     n, height, width = shape
     generator = torch.Generator().manual_seed(seed)
     soft = torch.rand((n, 3, height // 16, width // 16), generator=generator)
     soft = F.interpolate(soft, size=(height, width), mode="bilinear")
-    noise = torch.rand((n, 3, height, width), generator=generator)
-    image: Tensor = (soft * 0.75 + noise * 0.25) * 255
+    grain = torch.rand((n, 3, height, width), generator=generator)
+    image: Tensor = (soft * (1 - noise) + grain * noise) * 255
     return image.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 

@@ -24,11 +24,14 @@ VERBS = (
     "variants",
     "get-weights",
     "export",
+    "build-engine",
     "import-checkpoint",
     "pack",
     "train-classifier",
     "train",
     "evaluate",
+    "tune",
+    "plot",
 )
 
 # What to do about a package that is not there, by its import name.
@@ -42,6 +45,7 @@ REMEDIES = {
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
     "tqdm": "pip install tqdm",
+    "matplotlib": "pip install matplotlib",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
     "and use .venv/bin/ehrnet",
