@@ -16,6 +16,8 @@ HERE = Path(__file__).resolve().parent
 
 TORCH = ["torch>=2.1", "safetensors>=0.4"]
 EXPORT = TORCH + ["onnx>=1.15", "tqdm>=4.60"]
+LIVE = ["foxglove-sdk>=0.30"]
+BAG = ["rosbags>=0.11", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2023.3"]
 PLOT = ["matplotlib>=3.6"]
 
@@ -46,16 +48,22 @@ setup(
         "train": [*EXPORT, "pycocotools>=2.0.7"],
         "openvino": OPENVINO,
         "plot": PLOT,
+        "bag": BAG,
+        "live": LIVE,
         "dev": [
             *EXPORT,
             *OPENVINO,
             *PLOT,
+            *BAG,
+            *LIVE,
             "hypothesis",
+            "mcap-ros2-support",
             "mypy",
             "pycocotools",
             "pytest",
             "ruff",
             "tqdm",
+            "websockets",
         ],
     },
     data_files=[

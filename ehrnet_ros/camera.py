@@ -13,17 +13,18 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from visualization_msgs.msg import MarkerArray
 
 from ehrnet_model.inference.draw import draw_poses
-from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.tracker import PoseTracker
 from ehrnet_model.skeleton import SkeletonInfo as Skeleton
 from ehrnet_ros import health
 from ehrnet_ros.image_msgs import Picture, to_image
+from ehrnet_ros.live import CameraView, LiveView
+from ehrnet_ros.other_msgs import OtherOutputs
 from ehrnet_ros.parameters import Settings, track_options
-from ehrnet_ros.pose_msgs import Lens, to_markers, to_pose_array
+from ehrnet_ros.pose_msgs import MARKER_LIFETIME_S, Lens, to_markers, to_pose_array
 
 SILENT_S = 2.0  # without an image for so long, say what is missing
 _REPEAT_S = 30.0  # say the same thing again only after so long
-_MARKER_LIFETIME_S = 0.5
 
 
 def _qos(depth: int, reliable: bool = True, latched: bool = False) -> QoSProfile:
@@ -70,15 +71,28 @@ class Camera:
         self._lens_told = False
         self._camera_info: Optional[CameraInfo] = None
         self._publishers: Tuple[Any, ...] = ()
+        self._other: Optional[OtherOutputs] = None
+        self._view: Optional[CameraView] = None
         self._subscriptions: Tuple[Any, ...] = ()
         label = name or "poses"
         self._diagnostics = health.Diagnostics(node, f"{node.get_fully_qualified_name()}: {label}")
 
     # Outputs
 
-    def open(self) -> None:
-        """Makes the publishers (configure)."""
-        node, prefix = self._node, f"~/{self.name}/" if self.name else "~/"
+    def open(self, settings: Settings, live: Optional[LiveView]) -> None:
+        """Makes the publishers (configure).
+
+        Raises:
+            EhrnetError: an output was asked for whose messages are not installed.
+
+        """
+        node, inner = self._node, f"{self.name}/" if self.name else ""
+        prefix = f"~/{inner}"
+        self._other = OtherOutputs(
+            node, prefix, settings.detections, settings.bodies, camera=self.name
+        )
+        if live is not None:
+            self._view = live.add_camera(f"{node.get_fully_qualified_name()}/{inner}")
         self._publishers = (
             node.create_lifecycle_publisher(PoseArray, f"{prefix}poses", _qos(10)),
             node.create_lifecycle_publisher(MarkerArray, f"{prefix}markers", _qos(1)),
@@ -91,6 +105,9 @@ class Camera:
     def close(self) -> None:
         """Takes the topics away (cleanup)."""
         self.unsubscribe()
+        if self._other is not None:
+            self._other.destroy()
+        self._other = self._view = None  # the live view takes its channels away itself
         *outputs, info = self._publishers or (None,)
         for publisher in outputs:
             self._node.destroy_lifecycle_publisher(publisher)
@@ -100,7 +117,9 @@ class Camera:
 
     def listeners(self) -> int:
         """How many subscriptions there are to what is made from images."""
-        return sum(publisher.get_subscription_count() for publisher in self._publishers[:3])
+        count = sum(publisher.get_subscription_count() for publisher in self._publishers[:3])
+        count += self._other.listeners() if self._other is not None else 0
+        return count + (self._view.listeners() if self._view is not None else 0)
 
     def publish_info(self, msg: SkeletonInfo) -> None:
         """Latches what the skeletons mean."""
@@ -122,7 +141,13 @@ class Camera:
         return self._tracker.update(poses, now / 1e9)
 
     def publish(
-        self, poses: Poses, picture: Picture, header: Any, skeleton: Skeleton, settings: Settings
+        self,
+        poses: Poses,
+        picture: Picture,
+        header: Any,
+        skeleton: Skeleton,
+        settings: Settings,
+        timings: Timings,
     ) -> float:
         """Sends what follows from one image; returns its age in milliseconds."""
         to_poses, to_rviz, to_overlay = self._publishers[:3]
@@ -138,13 +163,17 @@ class Camera:
                 skeleton,
                 depth=settings.marker_depth,
                 line_width=settings.marker_line_width,
-                lifetime=_MARKER_LIFETIME_S,
+                lifetime=MARKER_LIFETIME_S,
             )
             to_rviz.publish(markers)
         if to_overlay.get_subscription_count():
             to_overlay.publish(
                 to_image(draw_poses(picture.bgr(), poses, skeleton, show_ids=True), header)
             )
+        if self._other is not None:
+            self._other.publish(poses, header, image_hw, skeleton)
+        if self._view is not None:
+            self._view.publish(poses, picture, header, skeleton, timings, age_ms)
         return age_ms
 
     def _age_ms(self, header: Any) -> float:

@@ -125,6 +125,21 @@ class Settings:
     lazy: bool = _parameter(
         True, "Subscribe to images only while somebody subscribes to poses, markers or overlay."
     )
+    detections: bool = _parameter(
+        False, "Also publish vision_msgs/Detection2DArray on ~/detections: a box per person."
+    )
+    bodies: bool = _parameter(
+        False,
+        "Also publish hri_msgs (REP-155): a Skeleton2D per person on humans/bodies/ID/skeleton2d "
+        "and their ids on humans/bodies/tracked.",
+    )
+    live_view_port: int = _parameter(
+        0,
+        "Port on this machine where Foxglove can look on (ws://localhost:8765): image, skeletons, "
+        "latency. 0: none.",
+        low=0,
+        high=65535,
+    )
     keypoint_threshold: float = _decode_option("keypoint_threshold")
     person_threshold: float = _decode_option("person_threshold")
     tag_threshold: float = _decode_option("tag_threshold")
@@ -220,6 +235,35 @@ def check(settings: Settings) -> None:
             f"Parameter cameras cannot be {_yaml(names)}: it has to be a list of different names "
             'of letters, digits and underscores, such as ["front", "rear"].'
         )
+    if settings.bodies and len(names) > 1:
+        raise EhrnetError(
+            "Parameter bodies cannot be true with several cameras: hri_msgs has one list of bodies "
+            "for all; start a node per camera, each in a namespace of its own."
+        )
+
+
+def with_texts(pairs: Iterable[Tuple[str, str]]) -> Settings:
+    """Settings by texts such as ``("phi", "-3")``, as on a command line; the rest is the default.
+
+    Raises:
+        EhrnetError: a name does not exist or a value is not allowed, as in ``declare``.
+
+    """
+    values: Dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in FIELDS:
+            raise EhrnetError(_unknown([name]))
+        kind: Any = type(FIELDS[name].default)
+        try:
+            parse: Any = {"true": True, "false": False}.__getitem__ if kind is bool else kind
+            values[name] = tuple(text.split(",")) if kind is tuple else parse(text)
+        except (KeyError, ValueError):
+            raise EhrnetError(
+                f"Parameter {name} cannot be '{text}': it has to be {allowed(name)}."
+            ) from None
+    settings = Settings(**values)
+    check(settings)
+    return settings
 
 
 def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptions:

@@ -18,10 +18,8 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
-import numpy as np
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
@@ -34,11 +32,13 @@ from std_srvs.srv import SetBool
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import find_model
-from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
+from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.sizes import size_advice
 from ehrnet_ros import health, parameters
 from ehrnet_ros.camera import Camera
+from ehrnet_ros.engine import model_name, open_estimator
 from ehrnet_ros.image_msgs import ImageError, Picture, to_picture, to_picture_compressed
+from ehrnet_ros.live import LiveView
 from ehrnet_ros.pose_msgs import to_skeleton_info
 from ehrnet_ros.worker import FAILED, LOADING, READY, EngineWorker
 
@@ -61,36 +61,6 @@ class _Seen:
     picture: Picture
 
 
-def _open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
-    """Loads the engine and runs it once, so that the first image is not the slow one.
-
-    Raises:
-        EhrnetError: the engine cannot be opened, or not with these settings.
-    """
-    # An ONNX file tells its named sizes beforehand, an engine only once it is open.
-    early = path.suffix == ".onnx"
-    size_hw = parameters.input_size(settings, model_info(path).input_size) if early else None
-    runtime = open_runtime(path, settings.runtime, size_hw, settings.threads or None)
-    wanted = parameters.input_size(settings, runtime.info.input_size)
-    if wanted and runtime.size_hw and wanted != runtime.size_hw:
-        runtime.close()
-        raise EhrnetError(
-            f"Parameter size asks for {wanted[0]}x{wanted[1]} but the engine of {path} is for "
-            f"{runtime.size_hw[0]}x{runtime.size_hw[1]}: set size to auto, or build another engine."
-        )
-    options = parameters.decode_options(settings, runtime.info.decode)
-    estimator = PoseEstimator(runtime, options, wanted)
-    estimator(np.zeros((480, 640, 3), np.uint8))
-    return estimator
-
-
-def _model_name(info: Optional[ModelInfo]) -> str:
-    """Variant, weights and how far they can be trusted: ``H-4 ours-2026-11 (preview)``."""
-    if info is None:
-        return ""
-    return f"{info.variant} {info.weights_name or 'unnamed'} ({info.quality})"
-
-
 class PoseNode(LifecycleNode):
     """The node ``pose``.
 
@@ -109,6 +79,7 @@ class PoseNode(LifecycleNode):
         self._problem = ""  # why the last configure came to nothing
         self._model: Optional[ModelInfo] = None
         self._enabled = True
+        self._live: Optional[LiveView] = None
         self._engine_name = ""
         self._worker: Optional[EngineWorker] = None
         self._retired: Optional[EngineWorker] = None
@@ -146,20 +117,17 @@ class PoseNode(LifecycleNode):
             model_path = find_model(settings.phi, settings.model)
             # An ONNX file tells what it is before it is loaded; other files while they are.
             self._model = model_info(model_path) if model_path.suffix == ".onnx" else None
+            self._open_cameras(settings)
         except EhrnetError as error:
             self._problem = str(error)
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
         self._engine_name = ""
-        if tuple(camera.name for camera in self._cameras) != settings.cameras:
-            self._cameras = self._make_cameras()
-        for camera in self._cameras:
-            camera.open()
         self._configured = True
-        self.get_logger().info(f"Loading {_model_name(self._model)} from {model_path}.")
+        self.get_logger().info(f"Loading {model_name(self._model)} from {model_path}.")
         self._worker = EngineWorker(
-            lambda: _open_estimator(model_path, settings),
+            lambda: open_estimator(model_path, settings),
             self._process,
             lambda estimator: estimator.runtime.close(),
             self._engine_changed.trigger,
@@ -168,6 +136,28 @@ class PoseNode(LifecycleNode):
         )
         self._retired = None
         return super().on_configure(state)
+
+    def _open_cameras(self, settings: parameters.Settings) -> None:
+        """Makes all topics and the live view. Raises EhrnetError, and then leaves nothing."""
+        if tuple(camera.name for camera in self._cameras) != settings.cameras:
+            self._cameras = self._make_cameras()
+        try:
+            if settings.live_view_port:
+                name = self.get_fully_qualified_name()
+                self._live = LiveView(settings.live_view_port, name)
+                self.get_logger().info(f"Foxglove can look on at ws://localhost:{self._live.port}.")
+            for camera in self._cameras:
+                camera.open(settings, self._live)
+        except EhrnetError:
+            self._close_cameras()
+            raise
+
+    def _close_cameras(self) -> None:
+        for camera in self._cameras:
+            camera.close()
+        if self._live is not None:
+            self._live.close()
+            self._live = None
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Allows subscribing; the watch does it once the engine is ready and somebody listens."""
@@ -210,8 +200,7 @@ class PoseNode(LifecycleNode):
             if self._worker is not None:
                 self._worker.close()
                 self._retired, self._worker = self._worker, None
-            for camera in self._cameras:
-                camera.close()
+            self._close_cameras()
 
     def close(self) -> None:
         """Ends the worker; call after the executor has stopped and before destroying the node."""
@@ -249,7 +238,7 @@ class PoseNode(LifecycleNode):
         for camera in self._cameras:
             camera.input_hw = estimator.size_hw or (0, 0)
         self.get_logger().info(
-            f"Ready: {_model_name(info)} on {self._engine_name}, loaded in {worker.seconds:.1f} s."
+            f"Ready: {model_name(info)} on {self._engine_name}, loaded in {worker.seconds:.1f} s."
         )
         if self._settings.model and info.phi != self._settings.phi:
             self.get_logger().warning(
@@ -357,7 +346,7 @@ class PoseNode(LifecycleNode):
                     continue
                 assert self._model is not None  # known before the first image
                 header, skeleton = taken.msg.header, self._model.skeleton
-                age_ms = camera.publish(poses, one.picture, header, skeleton, settings)
+                age_ms = camera.publish(poses, one.picture, header, skeleton, settings, timings)
                 camera.done(len(poses), timings.engine_ms, taken.arrived, age_ms)
 
     def _on_failure(self, seen: List[_Seen], text: str, details: str = "") -> None:
@@ -405,7 +394,7 @@ class PoseNode(LifecycleNode):
         camera.publish_info(
             to_skeleton_info(
                 info.skeleton,
-                model=_model_name(info),
+                model=model_name(info),
                 runtime=self._engine_name,
                 phi=info.phi,
                 input_hw=camera.input_hw,
@@ -426,7 +415,7 @@ class PoseNode(LifecycleNode):
                 if self._configured
                 else "unconfigured",
                 "engine": worker.state if worker is not None else "none",
-                "model": _model_name(self._model) if worker is not None else "",
+                "model": model_name(self._model) if worker is not None else "",
                 "runtime": self._engine_name,
                 **health.values_of(
                     snapshot, worker.frames.dropped(camera) if worker is not None else 0

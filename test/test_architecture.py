@@ -48,12 +48,16 @@ ONLY = {
     "onnx": ("ehrnet_model/network",),
     "pycocotools": ("ehrnet_model/evaluation/coco.py",),
     "matplotlib": ("ehrnet_model/evaluation/plot.py",),
+    "rosbags": ("ehrnet_ros/bag.py",),
+    "foxglove": ("ehrnet_ros/live.py",),
+    "vision_msgs": ("ehrnet_ros/other_msgs.py",),
+    "hri_msgs": ("ehrnet_ros/other_msgs.py",),
 }
 
 # What importing these must not bring along.
 LIGHT = {
     "ehrnet_model": ("numpy", "cv2", *TORCH),
-    "ehrnet_ros.cli": ("numpy", "cv2", *TORCH, *ROS),
+    "ehrnet_ros.cli": ("numpy", "cv2", "rosbags", "tqdm", *TORCH, *ROS),
 }
 
 

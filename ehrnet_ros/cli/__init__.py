@@ -21,6 +21,7 @@ from ehrnet_model.errors import EhrnetError
 VERBS = (
     "demo",
     "doctor",
+    "bag",
     "variants",
     "get-weights",
     "export",
@@ -44,8 +45,9 @@ REMEDIES = {
     "torch": "pip install '.[train]' in the repository, or see pytorch.org for your machine",
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
-    "tqdm": "pip install tqdm",
     "matplotlib": "pip install matplotlib",
+    "rosbags": "pip install rosbags",
+    "tqdm": "pip install tqdm",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
     "and use .venv/bin/ehrnet",

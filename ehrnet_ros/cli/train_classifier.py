@@ -6,17 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ehrnet_ros.cli.settings import name_number
+
 HELP = "train a variant's backbone as a classifier on a picture folder or CIFAR-100"
-
-
-def _setting(text: str) -> tuple[str, float]:
-    name, sign, value = text.partition("=")
-    try:
-        if sign:
-            return name, float(value)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError("a setting is NAME=NUMBER, for example rotate=10")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dropout", type=float, default=0.2, help="rate before the last layer")
     parser.add_argument(
         "--augment",
-        type=_setting,
+        type=name_number,
         nargs="*",
         default=[],
         metavar="NAME=NUMBER",
