@@ -200,6 +200,7 @@ class ClassifierTrainer:
         self.workers = max(1, workers)
         self.step = 0
         self.seconds = 0.0
+        self._order = -1, np.zeros(0, np.int64)
         torch.manual_seed(options.seed)
         self.network = EfficientNet(
             self.variant, len(self.train_set.classes), options.drop_connect, options.dropout
@@ -406,10 +407,10 @@ class ClassifierTrainer:
     def _numbers(self, step: int) -> tuple[int, np.ndarray]:
         """Epoch of a step, and the pictures of its batch: each once per epoch, but for a rest."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.options.seed, 0, epoch]).permutation(
-            len(self.train_set)
-        )
-        return epoch, order[place * self.batch : (place + 1) * self.batch]
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.options.seed, 0, epoch])
+            self._order = epoch, rng.permutation(len(self.train_set))
+        return epoch, self._order[1][place * self.batch : (place + 1) * self.batch]
 
     def _batches(self, step: int, last: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Batches of the steps from one on; prepared two ahead."""
