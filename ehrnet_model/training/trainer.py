@@ -290,6 +290,7 @@ class Trainer:
         state_file = self.folder / "state.pt"
         if state_file.exists():
             state = load_state(state_file)
+            state["config"].setdefault("backbone", "")  # runs from before this option
             if state["config"] != config and not change:
                 different = [k for k in config if config[k] != state["config"].get(k)]
                 raise EhrnetError(

@@ -22,7 +22,7 @@ from ehrnet_model.training.classifier import (
 )
 from ehrnet_model.training.pictures import open_pictures
 from ehrnet_model.training.sampler import SampleOptions
-from ehrnet_model.training.states import load_state
+from ehrnet_model.training.states import load_state, save_state
 from ehrnet_model.training.trainer import Trainer, TrainOptions
 from ehrnet_ros.cli import main
 
@@ -104,6 +104,17 @@ def test_a_classifier_starts_a_pose_network(trained, pack_file, tmp_path):
     pose = dataclasses.replace(options, backbone=str(tmp_path / "w.safetensors"))
     with pytest.raises(EhrnetError, match="H-4"):
         Trainer(pose, tmp_path / "third")
+
+
+def test_runs_from_before_backbones_could_be_named_go_on(pack_file, tmp_path):
+    options = TrainOptions(
+        packs=((str(pack_file), 1.0),), steps=2, windows=((64, 2, 1.0),), holdout=0.0, bf16=False
+    )
+    Trainer(options, tmp_path).run(steps=1)
+    state = load_state(tmp_path / "state.pt")
+    del state["config"]["backbone"]
+    save_state(state, tmp_path / "state.pt")
+    assert Trainer(options, tmp_path).step == 1
 
 
 def test_only_one_start_may_be_named(trained, pack_file, tmp_path, capsys):
