@@ -32,6 +32,8 @@ from ehrnet_model.skeleton import COCO_17, SKELETONS, SkeletonInfo
 INPUT_NAME = "image"
 OUTPUT_NAME = "peaks"
 METADATA_KEY = "ehrnet"
+# Nodes of the graph named so compute in float32 whatever the precision of the rest.
+FP32_PREFIX = "fp32/"
 MAX_PEAKS = 30
 PEAK_CHANNELS = 15
 STRIDE = 32
