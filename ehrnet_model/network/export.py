@@ -32,6 +32,7 @@ from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
 from ehrnet_model.network.checkpoint import weights_sha256
 from ehrnet_model.network.deploy import DeployedNetwork, example_images
 from ehrnet_model.network.precision import PRECISIONS, name_nodes, to_fp16, to_int8
+from ehrnet_model.network.torch_runtime import random_network
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +121,12 @@ def export_onnx(
     finally:
         model.train(was_training)
     return path
+
+
+def timing_model(phi: int, folder: Path) -> Path:
+    """A model with untrained weights, for timing: speed does not depend on them."""
+    network, info = random_network(phi)
+    return export_onnx(network, folder / f"{info.variant}.onnx", info)
 
 
 def parity_shapes(input_size: int) -> Sequence[Tuple[int, int, int]]:

@@ -28,6 +28,7 @@ VERBS = (
     "pack",
     "train",
     "evaluate",
+    "benchmark",
 )
 
 # What to do about a package that is not there, by its import name.

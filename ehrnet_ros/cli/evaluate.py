@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     measures["weights"] = runtime.info.weights_name
     measures["weights_sha256"] = runtime.info.weights_sha256
     measures["quality"] = runtime.info.quality
+    measures["precision"] = runtime.info.precision
     try:
         if args.json is not None:
             args.json.write_text(json.dumps(measures, indent=1) + "\n")
