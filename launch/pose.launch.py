@@ -7,6 +7,10 @@ Where TensorRT computes, `ehrnet build-engine --if-missing` runs first, as a pro
 tells terminal and /diagnostics how far it is; the node starts when the engine is there and right.
 `build_only:=true` stops then. Asked for `runtime:=tensorrt`, nothing else is started instead; with
 `auto` the node starts without an engine, on what is there, and says so.
+
+A node that crashes is started again, `restarts` times in all.
+
+Several cameras share one engine: `cameras:=[front,rear] image:=/{camera}/image_raw`.
 """
 
 from __future__ import annotations
@@ -67,9 +71,10 @@ PARAMETERS = {
         "reliability asked of the camera; sensor_data matches every camera",
     ),
     "lazy": (str, ["", "true", "false"], "subscribe to images only while somebody listens"),
+    "tracking": (str, ["", "true", "false"], "give people ids that last from image to image"),
     "autostart": (str, ["", "true", "false"], "configure and activate at once"),
 }
-BOOLEANS = ("lazy", "autostart")
+BOOLEANS = ("lazy", "tracking", "autostart")
 
 
 def _profile():
@@ -118,31 +123,66 @@ def _nodes(context):
     if not info:  # REP-104: beside the image
         head, slash, _ = image.rpartition("/")
         info = head + slash + "camera_info"
+    cameras = [name.strip(" '\"") for name in value("cameras").strip(" []").split(",")]
+    remappings = [("image", image), ("camera_info", info)]
+    if cameras != [""]:
+        given["cameras"] = cameras
+        remappings = []
+        if "{camera}" in image:
+            for name in cameras:
+                for topic, at in (("image", image), ("camera_info", info)):
+                    remappings.append((f"{name}/{topic}", at.replace("{camera}", name)))
+        elif image != "image":
+            raise RuntimeError(
+                f"image:={image} is one topic for {len(cameras)} cameras: write {{camera}} where "
+                "it has their name, such as image:=/{camera}/image_raw"
+            )
+    # RViz shows the first camera.
+    shown, inner = image, ""
+    if cameras != [""]:
+        shown, inner = (
+            dict(remappings).get(f"{cameras[0]}/image", f"{cameras[0]}/image"),
+            f"{cameras[0]}/",
+        )
     namespace = value("namespace")
     prefix = "/" + namespace.strip("/") if namespace.strip("/") else ""
-    pose = Node(
-        package="ehrnet_ros",
-        executable="pose_node",
-        name="pose",
-        namespace=namespace,
-        parameters=[value("params_file"), given],
-        remappings=[("image", image), ("camera_info", info)],
-        arguments=["--ros-args", "--log-level", value("log_level")],
-        output="screen",
-        emulate_tty=True,
-    )
+
+    def pose(starts_left):
+        node = Node(
+            package="ehrnet_ros",
+            executable="pose_node",
+            name="pose",
+            namespace=namespace,
+            parameters=[value("params_file"), given],
+            remappings=remappings,
+            arguments=["--ros-args", "--log-level", value("log_level")],
+            output="screen",
+            emulate_tty=True,
+        )
+
+        def when_ended(event, context):
+            # 0: it was asked to end; 2: it cannot start like this and has said why.
+            if event.returncode in (0, 2) or context.is_shutdown:
+                return []
+            if starts_left == 0:
+                return [LogInfo(msg=f"The pose node ended with {event.returncode} once too often.")]
+            text = f"The pose node ended with {event.returncode}: starting it again."
+            return [LogInfo(msg=text), *pose(starts_left - 1)]
+
+        return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=when_ended)), node]
+
     rviz = Node(
         package="rviz2",
         executable="rviz2",
         arguments=["-d", str(CONFIG / "pose.rviz"), "-f", value("rviz_frame")],
         remappings=[
-            ("/image", image if image.startswith("/") else f"{prefix}/{image}"),
-            ("/pose/markers", f"{prefix}/pose/markers"),
-            ("/pose/overlay", f"{prefix}/pose/overlay"),
+            ("/image", shown if shown.startswith("/") else f"{prefix}/{shown}"),
+            ("/pose/markers", f"{prefix}/pose/{inner}markers"),
+            ("/pose/overlay", f"{prefix}/pose/{inner}overlay"),
         ],
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
-    started = _after_engine(context, [pose, rviz], chosen)
+    started = _after_engine(context, [*pose(int(value("restarts"))), rviz], chosen)
     if chosen:
         words = ", ".join(f"{name} {text}" for name, text in chosen.items())
         started.insert(0, LogInfo(msg=f"phi:=auto chose {words}"))
@@ -245,8 +285,10 @@ def generate_launch_description():
             )
         )
     for name, default, description in (
-        ("image", "image", "image topic to subscribe to, without /compressed"),
+        ("image", "image", "image topic, without /compressed; {camera} stands for a camera's name"),
         ("camera_info", "", "its CameraInfo, for the markers; empty: camera_info beside the image"),
+        ("cameras", "", "names of several cameras that share the engine, such as [front,rear]"),
+        ("restarts", "3", "how often the node is started again after a crash"),
         ("namespace", "", "namespace of the node, such as front"),
         ("params_file", str(CONFIG / "pose.yaml"), "parameters of the node, a YAML file"),
         ("rviz_frame", "camera_optical_frame", "fixed frame of RViz: frame_id of the images"),

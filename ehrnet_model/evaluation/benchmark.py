@@ -151,27 +151,28 @@ def model_files(model: Path) -> List[Path]:
 def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optional[float]:
     """AP in percent of a model from files that ``ehrnet evaluate --json`` wrote.
 
-    Only one of the same weights, precision and size counts: speed and accuracy of different
-    settings do not belong in one row.
+    Only one of the same weights, precision and size, without mirror and further scales, counts:
+    speed and accuracy of different settings do not belong in one row. So it has to be made with
+    the same ``--size``.
 
     Raises:
         EhrnetError: a file is none of these.
     """
+    size_hw = parse_size(size, info.input_size)
     for file in evaluations:
         try:
             measures = json.loads(Path(file).read_text())
-            found = (
-                str(measures["weights_sha256"]),
-                str(measures.get("precision", "fp32")),
-                str(measures["size"]),
-            )
-            ap = float(measures["AP"])
+            found = (str(measures["weights_sha256"]), str(measures.get("precision", "fp32")))
+            single = not measures.get("mirror") and measures.get("scales", [1]) == [1]
+            sizes = measures["input_sizes"]
+            ap = measures["AP"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EhrnetError(
                 f"{file} is not a result of `ehrnet evaluate --json` ({error!r}): make it again."
             ) from None
-        if found == (info.weights_sha256, info.precision, size):
-            return round(ap * 100, 2)
+        same = sizes == ["{}x{}".format(*size_hw)] and single
+        if same and ap is not None and found == (info.weights_sha256, info.precision):
+            return round(float(ap) * 100, 2)
     return None
 
 

@@ -35,8 +35,13 @@ METADATA_KEY = "ehrnet"
 # Nodes of the graph named so compute in float32 whatever the precision of the rest.
 FP32_PREFIX = "fp32/"
 MAX_PEAKS = 30
+# Of the 5x5 maximum filter: two maxima of one plateau lie this near, in cells of the half-size map.
+NMS_RADIUS = 2
 PEAK_CHANNELS = 15
 STRIDE = 32
+# Where, in input pixels, the centre of cell 0 of the half-size map lies by each convention. All but
+# the first were trained and decoded with a quarter-cell shift instead of a sub-pixel fit.
+COORDINATES = {"pixel-centre": 0.5, "reference": 1.0, "first-pixel": 0.0}
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class ModelInfo:
         quality: ``released``, ``preview``, ``imported`` or ``random``. Random weights are for tests
             and timing; nothing shows poses from them to a user without saying so.
         coordinates: ``pixel-centre`` (cell i of the half-size map is centred at input pixel
-            2 i + 0.5) or ``reference`` (at 2 i + 1: the authors' truncated targets plus half a
-            cell).
+            2 i + 0.5), ``reference`` (at 2 i + 1: the authors' truncated targets plus half a cell)
+            or ``first-pixel`` (at 2 i, the first of its two pixels). See COORDINATES.
         decode: decode defaults stored with the weights (fields of DecodeOptions).
         version: version of ehrnet_model that exported the file.
         input_size: short side, in pixels, of the network input that suits the weights best; the

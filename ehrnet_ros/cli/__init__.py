@@ -21,7 +21,9 @@ from ehrnet_model.errors import EhrnetError
 VERBS = (
     "demo",
     "doctor",
+    "bag",
     "variants",
+    "get-weights",
     "export",
     "build-engine",
     "import-checkpoint",
@@ -29,6 +31,8 @@ VERBS = (
     "train",
     "evaluate",
     "benchmark",
+    "tune",
+    "plot",
 )
 
 # What to do about a package that is not there, by its import name.
@@ -41,6 +45,9 @@ REMEDIES = {
     "torch": "pip install '.[train]' in the repository, or see pytorch.org for your machine",
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
+    "matplotlib": "pip install matplotlib",
+    "rosbags": "pip install rosbags",
+    "tqdm": "pip install tqdm",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
     "and use .venv/bin/ehrnet",

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ehrnet_ros.cli.settings import name_number
+
 HELP = "write a model as ONNX, the file every runtime reads"
 
 
@@ -35,6 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the network computes in; int8 needs --images (default fp32)",
     )
     parser.add_argument(
+        "--decode",
+        type=name_number,
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="decode options to store instead of the weights' own (`ehrnet tune` finds them)",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="of the named input sizes, to store instead of the weights' own: multiple of 32",
+    )
+    parser.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
@@ -52,10 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports; 0 when the file was written and agrees with PyTorch."""
+    from dataclasses import replace
+
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.decode import typed_options
     from ehrnet_model.variants import Variant
 
-    name = None if args.phi is None else Variant.from_phi(args.phi).name
+    decode = typed_options(args.decode)
+    name = "" if args.phi is None else Variant.from_phi(args.phi).name
     if args.out.suffix != ".onnx":
         raise EhrnetError(f"{args.out} should end in .onnx: that is what is written.")
     if args.weights is None and not args.random:
@@ -63,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             "nothing to export: give --weights FILE (a checkpoint made by `ehrnet train` or "
             "`ehrnet import-checkpoint`), or --random for untrained weights to test or time with."
         )
-    if args.random and name is None:
+    if args.random and not name:
         raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
     try:
         import torch  # noqa: F401
@@ -71,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(
             "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
         ) from None
-    from ehrnet_model.inference.sizes import NAMED_SIZES
+    from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.network.export import STORED_INPUTS, export_onnx
     from ehrnet_model.network.pictures import read_pictures
     from ehrnet_model.network.precision import CALIBRATION_PICTURES
@@ -81,12 +101,16 @@ def run(args: argparse.Namespace) -> int:
         network, info = random_network(args.phi)
     else:
         network, info = load_weights(args.weights)
-        if name is not None and info.variant != name:
+        if name and info.phi != args.phi:
             raise EhrnetError(
                 f"{args.weights} holds weights of {info.variant}, not of {name}: leave --phi out "
                 f"or give --phi {info.phi}."
             )
     count = CALIBRATION_PICTURES if args.precision == "int8" else STORED_INPUTS
+    info = replace(info, decode={**info.decode, **decode})
+    if args.short_side is not None:
+        parse_size("square", args.short_side)
+        info = replace(info, input_size=args.short_side)
     pictures = [] if args.images is None else read_pictures(args.images, count)
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
     sizes = (*NAMED_SIZES, *args.size)

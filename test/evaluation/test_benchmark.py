@@ -90,15 +90,23 @@ def test_a_variant_without_weights_is_timed_with_untrained_ones(tmp_path, monkey
 def test_efficiency_is_ap_times_frames_per_second_and_watt(home, tmp_path, monkeypatch) -> None:
     """The paper's H0: AP 64.8, 22.95 FPS at 15 W is 1.53 FPS/W and Æ 99.1."""
     info = model_info(home / "models" / "H-4.onnx")
-    measures = {"weights_sha256": info.weights_sha256, "size": "square", "AP": 0.648}
-    (tmp_path / "ap.json").write_text(json.dumps(measures))
+    measures = {
+        "weights_sha256": info.weights_sha256,
+        "precision": "fp32",
+        "input_sizes": ["384x384"],
+        "AP": 0.648,
+    }
+    (tmp_path / "ap.json").write_text(json.dumps({**measures, "mirror": False, "scales": [1]}))
+    (tmp_path / "mirror.json").write_text(json.dumps({**measures, "mirror": True, "AP": 0.7}))
+    (tmp_path / "half.json").write_text(json.dumps({**measures, "precision": "fp16", "AP": 0.7}))
 
     class FifteenWatts(PowerMeter):
         def __exit__(self, *exception) -> None:
             self.watts, self.source = 15.0, "a test"
 
     monkeypatch.setattr(benchmark, "PowerMeter", FifteenWatts)
-    run("--size", "square", "4:3", "--evaluation", str(tmp_path / "ap.json"))
+    files = [str(tmp_path / f"{name}.json") for name in ("mirror", "half", "ap")]
+    run("--size", "square", "4:3", "--evaluation", *files)
     square, other = json.loads((home / "benchmark.json").read_text())["rows"]
     assert square["ap"] == 64.8 and square["power_source"] == "a test"
     assert square["fps_per_watt"] == pytest.approx(square["fps"] / 15, rel=0.01)

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pathlib
+import re
 import signal
 import stat
 import subprocess
@@ -103,6 +104,10 @@ def test_arguments_offer_what_the_parameters_allow():
         assert offered[name] == ["", *FIELDS[name].metadata["choices"]]
 
 
+# The handler that starts a crashed node again, the node, and RViz.
+NODES = ["RegisterEventHandler", "Node", "Node"]
+
+
 def names(entities):
     return [type(entity).__name__ for entity in entities]
 
@@ -135,19 +140,19 @@ def pose_launch(monkeypatch):
 
 @pytest.mark.parametrize("runtime", ["", "auto", "onnxruntime", "openvino", "torch"])
 def test_without_tensorrt_the_node_starts_at_once(runtime, pose_launch):
-    assert names(pose_launch(runtime=runtime)[0]) == ["Node", "Node"]
+    assert names(pose_launch(runtime=runtime)[0]) == NODES
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch"])
 def test_another_runtime_needs_no_engine(runtime, pose_launch):
-    assert names(pose_launch(tensorrt=True, runtime=runtime)[0]) == ["Node", "Node"]
+    assert names(pose_launch(tensorrt=True, runtime=runtime)[0]) == NODES
 
 
 def test_the_engine_is_built_first_and_the_node_follows(pose_launch):
     command, then = pose_launch(runtime="tensorrt", phi="-3", size="16:9")
     assert command[:4] == ["<ehrnet>", "build-engine", "--if-missing", "--diagnostics"]
     assert command[4:] == ["--phi=-3", "--size=16:9"]
-    assert names(then(0)) == ["Node", "Node"]
+    assert names(then(0)) == NODES
     (shutdown,) = then(2)
     assert type(shutdown).__name__ == "EmitEvent", "no other runtime in silence"
     assert "no other runtime was allowed" in shutdown.kw["event"].kw["reason"]
@@ -156,8 +161,36 @@ def test_the_engine_is_built_first_and_the_node_follows(pose_launch):
 def test_with_auto_the_node_starts_without_an_engine_too(pose_launch):
     command, then = pose_launch(tensorrt=True)
     assert command[4:] == ["--phi=-4", "--size=auto"]  # of config/pose.yaml
-    assert names(then(0)) == ["Node", "Node"]
-    assert names(then(2)) == ["LogInfo", "Node", "Node"]
+    assert names(then(0)) == NODES
+    assert names(then(2)) == ["LogInfo", *NODES]
+
+
+def test_a_crashed_node_is_started_again_so_many_times(pose_launch):
+    entities, _ = pose_launch(restarts="2")
+    for left in (1, 0):
+        ended = entities[0].args[0].kw["on_exit"]
+        context = types.SimpleNamespace(is_shutdown=False)
+        for code in (0, 2):  # asked to, or it cannot start like this
+            assert ended(types.SimpleNamespace(returncode=code), context) == []
+        stopping = types.SimpleNamespace(is_shutdown=True)
+        assert ended(types.SimpleNamespace(returncode=-2), stopping) == []
+        again = ended(types.SimpleNamespace(returncode=-11), context)
+        assert names(again) == ["LogInfo", *NODES[:2]], left
+        entities = again[1:]
+    ended = entities[0].args[0].kw["on_exit"]
+    assert names(ended(types.SimpleNamespace(returncode=-11), context)) == ["LogInfo"]
+
+
+def test_cameras_have_topics_of_their_own(pose_launch):
+    entities, _ = pose_launch(cameras="[front, 'rear']", image="/{camera}/image_raw")
+    node = entities[1].kw
+    assert node["parameters"][1]["cameras"] == ["front", "rear"]
+    assert ("front/image", "/front/image_raw") in node["remappings"]
+    assert ("rear/camera_info", "/rear/camera_info") in node["remappings"]
+    assert ("/image", "/front/image_raw") in entities[2].kw["remappings"]
+    assert pose_launch(cameras="front,rear")[0][1].kw["remappings"] == []
+    with pytest.raises(RuntimeError, match="image:=/one is one topic for 2 cameras"):
+        pose_launch(cameras="[front,rear]", image="/one")
 
 
 @pytest.mark.parametrize(("code", "how"), [(0, "ready"), (2, "not there")])
@@ -173,7 +206,7 @@ def test_what_the_parameter_file_says_reaches_the_builder(pose_launch, tmp_path)
     command, _ = pose_launch(params_file=str(file), size="512x512")
     assert sorted(command[4:]) == ["--model=a b.onnx", "--phi=-2", "--size=512x512"]
     file.write_text("[broken")
-    assert names(pose_launch(params_file=str(file))[0]) == ["Node", "Node"]
+    assert names(pose_launch(params_file=str(file))[0]) == NODES
 
 
 def test_the_builders_command_line_is_understood(pose_launch):
@@ -230,8 +263,9 @@ def test_auto_takes_the_largest_that_is_fast_enough(
     (tmp_path / "ehrnet").mkdir()
     (tmp_path / "ehrnet" / "benchmark.json").write_text(json.dumps({"rows": rows}))
     started, _ = pose_launch(phi="auto", **arguments)
-    assert names(started) == ["LogInfo", "Node", "Node"]
-    values = {k: v.args[0] for k, v in started[1].kw["parameters"][1].items()}
+    assert names(started) == ["LogInfo", *NODES]
+    node = next(entity for entity in started if type(entity).__name__ == "Node")
+    values = {k: v.args[0] for k, v in node.kw["parameters"][1].items()}
     given = {k: v.kw["text"] for k, v in values.items() if type(v).__name__ == "TextSubstitution"}
     assert (given["phi"], given["runtime"], given["size"]) == expected
     assert given["model"] == str(model)
@@ -316,6 +350,39 @@ def test_arguments_are_strings_and_end_as_the_parameters_types(launch, peer):
     process.send_signal(signal.SIGINT)
     process.wait(20)
     assert "process has finished cleanly" in log.read_text()
+
+
+@needs_launch
+def test_cameras_share_a_node_that_comes_back_after_a_crash(launch, peer, model):
+    from rcl_interfaces.srv import GetParameters
+
+    process, log = launch(
+        "pose.launch.py",
+        f"model:={model}",
+        "cameras:=[front,rear]",
+        "image:=/cam_{camera}/image_raw",
+        "namespace:=robot",
+        "lazy:=false",
+        "restarts:=1",
+    )
+    request = GetParameters.Request(names=["cameras"])
+    for _ in range(2):
+        (cameras,) = peer.call(
+            GetParameters, "/robot/pose/get_parameters", request, seconds=40
+        ).values
+        assert list(cameras.string_array_value) == ["front", "rear"]
+        for topic in ("/cam_front/image_raw", "/cam_rear/image_raw"):
+            peer.until(lambda t=topic: peer.node.count_subscribers(t), topic, seconds=40)
+        numbers = re.findall(
+            r"pose_node-\d+\]: process started with pid \[(\d+)\]", log.read_text()
+        )
+        os.kill(int(numbers[-1]), signal.SIGKILL)
+        peer.until(lambda: "process has died" in log.read_text(), "the death", seconds=20)
+        peer.spin(2.0)
+    peer.until(lambda: "once too often" in log.read_text(), "the end of restarts", seconds=20)
+    assert log.read_text().count("starting it again") == 1
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
 
 
 @needs_launch

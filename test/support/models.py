@@ -30,14 +30,17 @@ def save_random_h4(folder: Path) -> Path:
 
 
 def export_with_command(weights: Path, out: Path | None = None, *options: str) -> Path:
-    """Runs ``ehrnet export`` on a checkpoint; the ONNX file lies beside it or at ``out``."""
+    """Runs ``ehrnet export`` on a checkpoint, without refinement.
+
+    The ONNX file lies beside it, or at ``out``.
+    """
     from ehrnet_ros.cli import export
 
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
     out = out or weights.with_suffix(".onnx")
-    arguments = ["--weights", str(weights), "-o", str(out), *options]
-    assert export.run(parser.parse_args(arguments)) == 0
+    words = ["--weights", str(weights), "-o", str(out), "--decode", "refine=0", *options]
+    assert export.run(parser.parse_args(words)) == 0
     return out
 
 
