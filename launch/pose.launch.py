@@ -16,6 +16,7 @@ Several cameras share one engine: `cameras:=[front,rear] image:=/{camera}/image_
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
@@ -33,7 +34,7 @@ from launch.actions import (
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration, TextSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import ExecutableInPackage
@@ -44,8 +45,9 @@ CONFIG = Path(__file__).resolve().parent.parent / "config"
 PARAMETERS = {
     "phi": (
         int,
-        ["", "0", "-1", "-2", "-3", "-4"],
-        "which network: 0 (H0, largest) to -4 (H-4, smallest)",
+        ["", "auto", "0", "-1", "-2", "-3", "-4"],
+        "which network: 0 (H0, largest) to -4 (H-4, smallest), or auto: the largest that reaches "
+        "target_fps on this machine by the last `ehrnet benchmark --all`",
     ),
     "model": (str, None, "path of a model file, instead of the one found by phi"),
     "runtime": (
@@ -100,9 +102,20 @@ def _nodes(context):
     def value(name):
         return LaunchConfiguration(name).perform(context)
 
+    chosen = {}
+    if value("phi") == "auto":
+        try:
+            chosen = _choose(value("target_fps"), value("runtime"), value("size"))
+        except ValueError as error:
+            return [
+                LogInfo(msg=f"phi:=auto: {error}"),
+                EmitEvent(event=Shutdown(reason=str(error))),
+            ]
     given = {}
     for name, (kind, _, _) in PARAMETERS.items():
-        if value(name):
+        if name in chosen:
+            given[name] = ParameterValue(TextSubstitution(text=chosen[name]), value_type=kind)
+        elif value(name):
             kind = bool if name in BOOLEANS else kind
             given[name] = ParameterValue(LaunchConfiguration(name), value_type=kind)
     image = value("image")
@@ -169,16 +182,51 @@ def _nodes(context):
         ],
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
-    return _after_engine(context, [*pose(int(value("restarts"))), rviz])
+    started = _after_engine(context, [*pose(int(value("restarts"))), rviz], chosen)
+    if chosen:
+        words = ", ".join(f"{name} {text}" for name, text in chosen.items())
+        started.insert(0, LogInfo(msg=f"phi:=auto chose {words}"))
+    return started
 
 
-def _after_engine(context, nodes):
+def _choose(target_fps, runtime, size):
+    """phi, model, runtime and size of the largest network that is fast enough here, as strings.
+
+    It counts what 95 of 100 images reach, measured by `ehrnet benchmark`. Where nothing is fast
+    enough it is the fastest. Raises ValueError, with what to do, without a measurement that fits.
+    """
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    file = Path(base) / "ehrnet" / "benchmark.json"
+    try:
+        target = float(target_fps)
+        rows = json.loads(file.read_text())["rows"]
+        rows = [
+            row
+            for row in rows
+            if row["quality"] != "random"
+            and Path(row["model"]).is_file()
+            and runtime in ("", "auto", row["runtime"])
+            and size in ("", "auto", row["size"])
+        ]
+        fast = [row for row in rows if 1000 / row["pipeline_p95_ms"] >= target]
+        best = min(fast, key=lambda row: (-row["phi"], row["pipeline_p95_ms"]), default=None)
+        best = best or min(rows, key=lambda row: row["pipeline_p95_ms"], default=None)
+        if best is not None:
+            return {name: str(best[name]) for name in ("phi", "model", "runtime", "size")}
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"target_fps or {file} cannot be read ({error}): run `ehrnet benchmark --all`"
+        ) from None
+    raise ValueError(f"{file} has no row for this runtime and size: run `ehrnet benchmark --all`")
+
+
+def _after_engine(context, nodes, chosen):
     """The nodes; behind the building of an engine where TensorRT is to compute."""
 
     def value(name):
         return LaunchConfiguration(name).perform(context)
 
-    asked = {name: value(name) for name in ("phi", "model", "runtime", "size")}
+    asked = {name: chosen.get(name, value(name)) for name in ("phi", "model", "runtime", "size")}
     asked = {**_from_file(value("params_file"), asked), **{k: v for k, v in asked.items() if v}}
     runtime = asked.get("runtime", "auto")
     only = value("build_only") == "true"
@@ -249,6 +297,7 @@ def generate_launch_description():
             EnvironmentVariable("EHRNET_ENGINES", default_value=""),
             "folder of TensorRT engines; empty: the user's cache",
         ),
+        ("target_fps", "20", "images per second that phi:=auto must sustain"),
         ("log_level", "info", "debug, info, warn, error or fatal"),
     ):
         arguments.append(

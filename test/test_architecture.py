@@ -40,8 +40,12 @@ EXEMPT = {"ehrnet_ros": "ehrnet_ros/cli"}
 
 # What only these files import.
 ONLY = {
-    # export proves with it that the file it wrote is the same network
-    "onnxruntime": ("ehrnet_model/inference/onnx_runtime.py", "ehrnet_model/network/export.py"),
+    # export proves with it that the file it wrote is the same network, and quantises with it
+    "onnxruntime": (
+        "ehrnet_model/inference/onnx_runtime.py",
+        "ehrnet_model/network/export.py",
+        "ehrnet_model/network/precision.py",
+    ),
     "openvino": ("ehrnet_model/inference/openvino_runtime.py",),
     "tensorrt": ("ehrnet_model/inference/tensorrt_runtime.py",),
     "cv_bridge": ("ehrnet_ros/image_msgs.py",),

@@ -190,6 +190,7 @@ def evaluate(
         weights=info.weights_name,
         weights_sha256=info.weights_sha256,
         quality=info.quality,
+        precision=info.precision,
         decode=options.to_dict(),
     )
     return measures, results

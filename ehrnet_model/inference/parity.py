@@ -26,6 +26,12 @@ SAME, DIFFERS, UNCHECKED = "same", "differs", "unchecked"
 SAME_PEAK_PX = 6.0
 # A kind of keypoint seen at least so often must be right in half of the cases.
 _OFTEN = 4
+# As in the graph (network/deploy.py): the logarithm of less than this is not looked at.
+_MIN_HEAT = 1e-3
+# Curvature of the logarithm under which rounding moves the top by a hundredth of a pixel and more.
+_FLAT = 1e-3
+# Neighbours this much lower than a top, as a share of it, are as high.
+_PLATEAU = 1e-5
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,12 @@ class Limits:
     score: float
 
 
+# Changes of hands are the coarsest: of half-trained weights, whose tags hardly tell people apart,
+# the last digit of float16 regroups 2.5 % of the keypoints without moving one.
 LIMITS: Dict[str, Limits] = {
     "fp32": Limits(xy_px=0.1, changed=0.005, score=0.005),
-    "fp16": Limits(xy_px=0.5, changed=0.02, score=0.02),
-    "int8": Limits(xy_px=2.5, changed=0.15, score=0.1),
+    "fp16": Limits(xy_px=0.5, changed=0.05, score=0.02),
+    "int8": Limits(xy_px=2.5, changed=0.25, score=0.1),
 }
 
 
@@ -127,7 +135,11 @@ def check_engine(runtime: Runtime, answers: Answers, precision: str) -> Verdict:
             except EhrnetError as error:
                 return Verdict(DIFFERS, str(error))
             tally.add(expected, given, runtime, size_hw, limits)
-    return tally.verdict(limits, precision, tuple(f"{h}x{w}" for h, w in sizes))
+    verdict = tally.verdict(limits, precision, tuple(f"{h}x{w}" for h, w in sizes))
+    if verdict.state == DIFFERS and precision == "int8" and runtime.info.quality == "random":
+        reason = f"untrained weights are for timing only and do not bear INT8; {verdict.reason}"
+        return dataclasses.replace(verdict, state=UNCHECKED, reason=reason)
+    return verdict
 
 
 class _Tally:
@@ -250,10 +262,11 @@ class PeakDifference:
 
     Attributes:
         compared: candidates found in both.
-        missing: candidates of one side without a partner on the other; those at the end of a
-            full list do not count, where the last place went to another of the same score.
+        missing: candidates of one side without a partner on the other. Not counted are cells of a
+            plateau, and those at the end of a full list, where the last place went to another of
+            the same score.
         score, tag, patch: largest differences, as a share of the largest value of its kind.
-        xy: largest distance of partners in input pixels.
+        xy: largest distance of partners in input pixels, of tops that are not flat.
     """
 
     compared: int
@@ -322,8 +335,25 @@ def compare_peaks(
         score=float(gap[:, 0].max() / scale_score),
         tag=float(gap[:, 3].max() / max(scale_tag, 1e-30)),
         patch=float(gap[:, 6:].max() / scale_patch),
-        xy=float(np.hypot(gap[:, 1], gap[:, 2]).max()),
+        xy=float(np.hypot(gap[:, 1], gap[:, 2])[_sharp(both)].max(initial=0.0)),
     )
+
+
+def _single(candidates: np.ndarray) -> np.ndarray:
+    """(K,) bool: above all neighbours. Which cells of a plateau are maxima, rounding decides."""
+    patch = candidates[:, 6:]
+    beside = np.delete(patch, 4, 1).max(1, initial=-np.inf)
+    single: np.ndarray = patch[:, 4] - beside > _PLATEAU * np.abs(patch[:, 4])
+    return single
+
+
+def _sharp(pairs: np.ndarray) -> np.ndarray:
+    """(pairs,) bool: the tops that have a place; on a flat one the last digit decides."""
+    patch = np.log(np.maximum(pairs[..., 6:], _MIN_HEAT)).reshape(-1, 2, 3, 3)
+    across = 2 * patch[..., 1, 1] - patch[..., 1, 0] - patch[..., 1, 2]
+    down = 2 * patch[..., 1, 1] - patch[..., 0, 1] - patch[..., 2, 1]
+    sharp: np.ndarray = (np.minimum(across, down) > _FLAT).all(1)
+    return sharp
 
 
 def _same_top(some: np.ndarray, others: np.ndarray, equal: float) -> np.ndarray:
@@ -333,5 +363,6 @@ def _same_top(some: np.ndarray, others: np.ndarray, equal: float) -> np.ndarray:
 
 
 def _missing(alone: np.ndarray, others: np.ndarray, equal: float, cut: float) -> int:
-    """How many candidates above the cut have no partner."""
-    return int((~_same_top(alone, others, equal).any(1) & (alone[:, 0] > cut)).sum())
+    """How many candidates above the cut, and not cells of a plateau, have no partner."""
+    lost = ~_same_top(alone, others, equal).any(1) & (alone[:, 0] > cut) & _single(alone)
+    return int(lost.sum())

@@ -32,6 +32,8 @@ from ehrnet_model.skeleton import COCO_17, SKELETONS, SkeletonInfo
 INPUT_NAME = "image"
 OUTPUT_NAME = "peaks"
 METADATA_KEY = "ehrnet"
+# Nodes of the graph named so compute in float32 whatever the precision of the rest.
+FP32_PREFIX = "fp32/"
 MAX_PEAKS = 30
 # Of the 5x5 maximum filter: two maxima of one plateau lie this near, in cells of the half-size map.
 NMS_RADIUS = 2

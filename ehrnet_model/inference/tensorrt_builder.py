@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.cuda import Cuda
 from ehrnet_model.inference.engine import Built, EngineInfo, EngineSpec, Platform, Report
-from ehrnet_model.inference.runtime import INPUT_NAME, Runtime
+from ehrnet_model.inference.runtime import FP32_PREFIX, INPUT_NAME, Runtime
 from ehrnet_model.inference.tensorrt_runtime import (
     TensorRTRuntime,
     create,
@@ -28,8 +28,6 @@ from ehrnet_model.inference.tensorrt_runtime import (
     platform,
 )
 
-# Nodes of the exported graph named so compute in float32 whatever the precision of the rest.
-FP32_PREFIX = "fp32/"
 WORKSPACE_BYTES = 1 << 30
 OPTIMISATION_LEVEL = 3
 # Raised when this file changes what it tells TensorRT.

@@ -8,6 +8,7 @@ makes them.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
@@ -34,6 +35,8 @@ from ehrnet_model.inference.runtime import (
     check_peaks,
     check_size,
 )
+
+_log = logging.getLogger(__name__)
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
@@ -97,6 +100,7 @@ class TensorRTRuntime:
                 "smaller variant."
             )
         self._stream = self._cuda.create_stream()
+        _log.info("engine %s of %s: %s", where, info.built, info.verdict)
 
     @classmethod
     def from_file(cls, model: Path, size_hw: Optional[Tuple[int, int]] = None) -> TensorRTRuntime:

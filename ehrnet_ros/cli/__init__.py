@@ -31,6 +31,7 @@ VERBS = (
     "train-classifier",
     "train",
     "evaluate",
+    "benchmark",
     "tune",
     "plot",
 )

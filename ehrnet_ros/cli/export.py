@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .onnx file to write"
     )
     parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="what the network computes in; int8 needs --images (default fp32)",
+    )
+    parser.add_argument(
         "--decode",
         type=name_number,
         nargs="*",
@@ -48,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="pictures with people: the first ones become the inputs that engines are checked with",
+        help="pictures with people: the first ones become the inputs that engines are checked "
+        "with; int8 is calibrated on them",
     )
     parser.add_argument(
         "--size",
@@ -85,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
             "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
         ) from None
     from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
-    from ehrnet_model.network.export import export_onnx
+    from ehrnet_model.network.export import STORED_INPUTS, export_onnx
     from ehrnet_model.network.pictures import read_pictures
+    from ehrnet_model.network.precision import CALIBRATION_PICTURES
     from ehrnet_model.network.torch_runtime import load_weights, random_network
 
     if args.random:
@@ -98,12 +106,17 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.weights} holds weights of {info.variant}, not of {name}: leave --phi out "
                 f"or give --phi {info.phi}."
             )
+    count = CALIBRATION_PICTURES if args.precision == "int8" else STORED_INPUTS
     info = replace(info, decode={**info.decode, **decode})
     if args.short_side is not None:
         parse_size("square", args.short_side)
         info = replace(info, input_size=args.short_side)
-    pictures = [] if args.images is None else read_pictures(args.images, 2)
+    pictures = [] if args.images is None else read_pictures(args.images, count)
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
-    path = export_onnx(network, args.out, info, pictures, (*NAMED_SIZES, *args.size))
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {info.quality} weights)")
+    sizes = (*NAMED_SIZES, *args.size)
+    path = export_onnx(network, args.out, info, pictures, sizes, args.precision)
+    print(
+        f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {args.precision}, "
+        f"{info.quality} weights)"
+    )
     return 0

@@ -12,11 +12,13 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-FLOAT = {"float"}
+FLOAT = {"float", "float16"}
 INDEX = {"int64"}
 # Operator: types its inputs may have, beside constant shapes and axes.
 ALLOWED = {
-    "Cast": {"uint8", "float", "int64", "bool"},
+    "Cast": {"uint8", "float", "float16", "int64", "bool"},
+    "QuantizeLinear": {"float"},
+    "DequantizeLinear": {"int8"},
     "Transpose": FLOAT,
     "Gather": FLOAT | INDEX,
     "Sub": FLOAT,
@@ -56,7 +58,7 @@ def name_of(element_type: int) -> str:
     return onnx.TensorProto.DataType.Name(element_type).lower()
 
 
-@pytest.fixture(scope="module", params=["h4", "dots"])
+@pytest.fixture(scope="module", params=["h4", "dots", "fp16", "int8"])
 def graph(request: pytest.FixtureRequest):
     model = onnx.load(str(request.getfixturevalue(f"{request.param}_model")))
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]

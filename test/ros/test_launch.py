@@ -1,6 +1,7 @@
 """The launch files: what they declare, and that the real `launch` brings the nodes up with them."""
 
 import ast
+import json
 import os
 import pathlib
 import re
@@ -48,6 +49,7 @@ HUMBLE = {
         "LaunchConfiguration",
         "PathJoinSubstitution",
         "PythonExpression",
+        "TextSubstitution",
     },
     "launch_ros.actions": {"LifecycleNode", "Node", "PushRosNamespace", "SetParameter"},
     "launch_ros.parameter_descriptions": {"ParameterFile", "ParameterValue"},
@@ -97,7 +99,7 @@ def test_arguments_offer_what_the_parameters_allow():
         )
     }
     assert set(offered) <= set(FIELDS)
-    assert offered["phi"] == ["", *(str(phi) for phi in range(0, -5, -1))]
+    assert offered["phi"] == ["", "auto", *(str(phi) for phi in range(0, -5, -1))]
     for name in ("runtime", "transport", "input_qos"):
         assert offered[name] == ["", *FIELDS[name].metadata["choices"]]
 
@@ -120,7 +122,7 @@ def pose_launch(monkeypatch):
         found = object() if tensorrt else None
         monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
         entities, context = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, **given)
-        if names(entities) == NODES:
+        if "ExecuteProcess" not in names(entities):
             return entities, None
         assert names(entities) == ["RegisterEventHandler", "ExecuteProcess"]
         handler = entities[0].args[0]
@@ -218,6 +220,66 @@ def test_the_builders_command_line_is_understood(pose_launch):
     args = parser.parse_args(command[2:])
     assert (args.phi, args.model, args.size) == (-3, "m.onnx", "16:9")
     assert args.if_missing and args.diagnostics and args.engines is None
+
+
+def row(phi, p95, model, **more):
+    """One row as `ehrnet benchmark` writes it, as far as the launch file reads it."""
+    return {
+        "phi": phi,
+        "pipeline_p95_ms": p95,
+        "model": str(model),
+        "quality": "preview",
+        "runtime": "onnxruntime",
+        "size": "4:3",
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ("-2", "openvino", "4:3")),
+        ({"target_fps": "9"}, ("-1", "openvino", "4:3")),
+        ({"target_fps": "9", "runtime": "onnxruntime"}, ("-2", "onnxruntime", "4:3")),
+        ({"target_fps": "500"}, ("-4", "onnxruntime", "square")),
+        ({"size": "square"}, ("-4", "onnxruntime", "square")),
+    ],
+)
+def test_auto_takes_the_largest_that_is_fast_enough(
+    arguments, expected, pose_launch, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    model = tmp_path / "model.onnx"
+    model.touch()
+    rows = [
+        row(0, 1, model, quality="random"),
+        row(0, 1, tmp_path / "gone.onnx"),
+        row(-1, 100, model, runtime="openvino"),
+        row(-2, 60, model),
+        row(-2, 40, model, runtime="openvino"),
+        row(-4, 20, model),
+        row(-4, 15, model, size="square"),
+    ]
+    (tmp_path / "ehrnet").mkdir()
+    (tmp_path / "ehrnet" / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    started, _ = pose_launch(phi="auto", **arguments)
+    assert names(started) == ["LogInfo", *NODES]
+    node = next(entity for entity in started if type(entity).__name__ == "Node")
+    values = {k: v.args[0] for k, v in node.kw["parameters"][1].items()}
+    given = {k: v.kw["text"] for k, v in values.items() if type(v).__name__ == "TextSubstitution"}
+    assert (given["phi"], given["runtime"], given["size"]) == expected
+    assert given["model"] == str(model)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"rows": []}', '{"rows": [{"phi": 1}]}'])
+def test_auto_without_a_measurement_says_what_to_run(text, pose_launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    if text is not None:
+        (tmp_path / "ehrnet").mkdir()
+        (tmp_path / "ehrnet" / "benchmark.json").write_text(text)
+    started, _ = pose_launch(phi="auto")
+    assert names(started) == ["LogInfo", "EmitEvent"]
+    assert "run `ehrnet benchmark --all`" in started[0].kw["msg"]
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def rtx():
     pytest.skip("tensorrt-rtx is not installed (pip install tensorrt-rtx)")
 
 
-@pytest.mark.parametrize("model", ["dots_model", "h4_model"])
+@pytest.mark.parametrize("model", ["dots_model", "h4_model", "fp16_model", "int8_model"])
 def test_nvidias_parser_and_builder_take_the_exported_graph(rtx, model, request) -> None:
     onnx = request.getfixturevalue(model)
     told: list[float] = []
