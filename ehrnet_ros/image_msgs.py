@@ -126,8 +126,7 @@ def to_picture_compressed(msg: Any) -> Picture:
 
     """
     text = msg.format
-    original = text.split(";")[0].strip()
-    if "compressedDepth" in text or original in _DEPTH:
+    if is_depth(msg):
         raise ImageError(
             f"Compressed format '{text}' is depth: remap `image/compressed` to the colour stream."
         )
@@ -178,6 +177,13 @@ def to_depth(msg: Any) -> np.ndarray:
         f"Encoding {msg.encoding} is no depth, which is 16UC1 (millimetres) or 32FC1 (metres): "
         "remap `depth_image` to the depth image that is aligned to the colour camera."
     )
+
+
+def is_depth(msg: Any) -> bool:
+    """Whether an Image or CompressedImage says that it holds distances, not colours."""
+    if hasattr(msg, "encoding"):
+        return msg.encoding in _DEPTH
+    return "compressedDepth" in msg.format or msg.format.split(";")[0].strip() in _DEPTH
 
 
 def to_image(picture: np.ndarray, header: Any, encoding: str = "bgr8") -> Image:

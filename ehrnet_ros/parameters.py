@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
@@ -87,6 +88,18 @@ class Settings:
         "What computes. A runtime named here is never replaced by another; auto logs its choice.",
         choices=RUNTIMES,
     )
+    cameras: Tuple[str, ...] = _parameter(
+        ("",),
+        "Names of several cameras that share the engine: front takes front/image and publishes "
+        '~/front/poses. [""]: one camera, image and ~/poses.',
+    )
+    batch: int = _parameter(
+        1,
+        "At most so many cameras' images go through the engine at once. 1 on a CPU; more may pay "
+        "on a GPU whose engine was built for it.",
+        low=1,
+        high=64,
+    )
     threads: int = _parameter(
         0, "CPU threads of the runtime; 0: two, or one on a single core.", low=0, high=256
     )
@@ -111,6 +124,21 @@ class Settings:
     )
     lazy: bool = _parameter(
         True, "Subscribe to images only while somebody subscribes to poses, markers or overlay."
+    )
+    detections: bool = _parameter(
+        False, "Also publish vision_msgs/Detection2DArray on ~/detections: a box per person."
+    )
+    bodies: bool = _parameter(
+        False,
+        "Also publish hri_msgs (REP-155): a Skeleton2D per person on humans/bodies/ID/skeleton2d "
+        "and their ids on humans/bodies/tracked.",
+    )
+    live_view_port: int = _parameter(
+        0,
+        "Port on this machine where Foxglove can look on (ws://localhost:8765): image, skeletons, "
+        "latency. 0: none.",
+        low=0,
+        high=65535,
     )
     keypoint_threshold: float = _decode_option("keypoint_threshold")
     person_threshold: float = _decode_option("person_threshold")
@@ -150,7 +178,8 @@ class Settings:
 
 
 FIELDS: Dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Settings)}
-_TYPE_NAMES = {bool: "bool", int: "int", float: "double", str: "string"}
+_TYPE_NAMES = {bool: "bool", int: "int", float: "double", str: "string", tuple: "list of strings"}
+_CAMERA_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def declare(node: Any) -> Settings:
@@ -163,7 +192,7 @@ def declare(node: Any) -> Settings:
     """
     for name, field in FIELDS.items():
         try:
-            node.declare_parameter(name, field.default, _descriptor(field))
+            node.declare_parameter(name, _as_ros(field.default), _descriptor(field))
         except InvalidParameterTypeException as error:
             raise EhrnetError(
                 f"Parameter {name} has to be a {_TYPE_NAMES[type(field.default)]}, such as "
@@ -181,7 +210,7 @@ def declare(node: Any) -> Settings:
     ]
     if unknown:
         raise EhrnetError(_unknown(unknown))
-    settings = Settings(**{name: node.get_parameter(name).value for name in FIELDS})
+    settings = Settings(**{name: _from_ros(node.get_parameter(name).value) for name in FIELDS})
     check(settings)
     return settings
 
@@ -199,6 +228,42 @@ def check(settings: Settings) -> None:
                 f"Parameter {name} cannot be {_yaml(value)}: it has to be {allowed(name)}."
             )
     input_size(settings, 384)
+    names = settings.cameras
+    named = names == ("",) or all(_CAMERA_NAME.fullmatch(name) for name in names)
+    if not names or not named or len(set(names)) < len(names):
+        raise EhrnetError(
+            f"Parameter cameras cannot be {_yaml(names)}: it has to be a list of different names "
+            'of letters, digits and underscores, such as ["front", "rear"].'
+        )
+    if settings.bodies and len(names) > 1:
+        raise EhrnetError(
+            "Parameter bodies cannot be true with several cameras: hri_msgs has one list of bodies "
+            "for all; start a node per camera, each in a namespace of its own."
+        )
+
+
+def with_texts(pairs: Iterable[Tuple[str, str]]) -> Settings:
+    """Settings by texts such as ``("phi", "-3")``, as on a command line; the rest is the default.
+
+    Raises:
+        EhrnetError: a name does not exist or a value is not allowed, as in ``declare``.
+
+    """
+    values: Dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in FIELDS:
+            raise EhrnetError(_unknown([name]))
+        kind: Any = type(FIELDS[name].default)
+        try:
+            parse: Any = {"true": True, "false": False}.__getitem__ if kind is bool else kind
+            values[name] = tuple(text.split(",")) if kind is tuple else parse(text)
+        except (KeyError, ValueError):
+            raise EhrnetError(
+                f"Parameter {name} cannot be '{text}': it has to be {allowed(name)}."
+            ) from None
+    settings = Settings(**values)
+    check(settings)
+    return settings
 
 
 def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptions:
@@ -252,7 +317,7 @@ def changed(settings: Settings, changes: Dict[str, Any], configured: bool) -> Se
         EhrnetError: the parameter does not change now, or not to this value; says why.
 
     """
-    ours = {name: value for name, value in changes.items() if name in FIELDS}
+    ours = {name: _from_ros(value) for name, value in changes.items() if name in FIELDS}
     for name, value in ours.items():
         if value == getattr(settings, name):
             continue
@@ -277,6 +342,8 @@ def allowed(name: str) -> str:
         return ", ".join(choices[:-1]) + " or " + choices[-1]
     if low is not None:
         return f"{low:g} to {high:g}"
+    if isinstance(field.default, tuple):
+        return "a list of names"
     return "true or false" if isinstance(field.default, bool) else "a string"
 
 
@@ -319,6 +386,14 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     return descriptor
 
 
+def _as_ros(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_ros(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
 def _unknown(names: Iterable[str]) -> str:
     texts: List[str] = []
     for name in names:
@@ -332,6 +407,8 @@ def _yaml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f'"{value}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(_yaml(item) for item in value)}]"
     if isinstance(value, float) and math.isnan(value):
         return ".nan"
     return str(value)

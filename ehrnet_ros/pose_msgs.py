@@ -24,8 +24,10 @@ from visualization_msgs.msg import Marker, MarkerArray
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.skeleton import SkeletonInfo as KeypointSet
 
+# [s] RViz takes markers away by itself when no newer ones come.
+MARKER_LIFETIME_S = 0.5
 # Neighbours differ strongly, on light and on dark ground (red, green, blue 0..1).
-_COLORS = (
+COLORS = (
     (0.12, 0.75, 0.95),
     (1.00, 0.50, 0.05),
     (0.30, 0.85, 0.30),
@@ -258,7 +260,7 @@ def to_markers_3d(
     for i in range(len(xyz)):
         identity = int(ids[i])
         number = identity if identity >= 0 else i
-        red, green, blue = _COLORS[number % len(_COLORS)]
+        red, green, blue = COLORS[number % len(COLORS)]
         color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
         points = {
             j: Point(x=float(xyz[i, j, 0]), y=float(xyz[i, j, 1]), z=float(xyz[i, j, 2]))

@@ -20,11 +20,10 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_model.inference.tracker import PoseTracker, TrackOptions
 from ehrnet_model.skeleton import COCO_17
-from ehrnet_ros.pose_msgs import Lens, from_pose_array, to_markers, to_pose_array
+from ehrnet_ros.pose_msgs import MARKER_LIFETIME_S, Lens, from_pose_array, to_markers, to_pose_array
 from ehrnet_ros.small_node import Input, SmallNode, run
 
 _CAMERAS = 32  # trackers kept; beyond, the one unused for longest goes
-_MARKER_LIFETIME_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class TrackingNode(SmallNode):
                 COCO_17,
                 depth=options.marker_depth,
                 line_width=options.marker_line_width,
-                lifetime=_MARKER_LIFETIME_S,
+                lifetime=MARKER_LIFETIME_S,
             )
             self._markers.publish(markers)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Iterable, Mapping, Tuple
 
 import numpy as np
 
@@ -21,14 +21,12 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import PEAK_CHANNELS
+from ehrnet_model.inference.runtime import NMS_RADIUS, PEAK_CHANNELS
 from ehrnet_model.skeleton import SkeletonInfo
 
 # Torso and head first: they are found most often, and their tags decide who is who.
 _ORDER_17 = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
 _HALF_SIZE_STRIDE = 2.0
-# Two maxima of one plateau lie within the radius of the graph's 5x5 maximum filter.
-_PLATEAU_RADIUS = 2
 _MIN_HEAT = 1e-3
 # Small against differences of tags, large against rounding.
 _TIE_BREAK = 1e-3
@@ -81,6 +79,18 @@ class DecodeOptions:
     def to_dict(self) -> Dict[str, Any]:
         """The fields as stored in a model's metadata."""
         return dataclasses.asdict(self)
+
+
+def typed_options(pairs: Iterable[Tuple[str, float]]) -> Dict[str, Any]:
+    """Decode options given as numbers, in the types of their fields.
+
+    Raises:
+        EhrnetError: an unknown name or an impossible value.
+    """
+    kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
+    values = {name: kinds.get(name, float)(value) for name, value in pairs}
+    DecodeOptions.from_dict(values)
+    return values
 
 
 @dataclass(frozen=True)
@@ -354,7 +364,7 @@ def _without_plateaus(score: np.ndarray, cell: np.ndarray) -> np.ndarray:
         return score
     score = score.copy()
     for j in np.flatnonzero(equal.any(1)):
-        near = np.abs(cell[j, :, None] - cell[j]).max(2) <= _PLATEAU_RADIUS
+        near = np.abs(cell[j, :, None] - cell[j]).max(2) <= NMS_RADIUS
         same = near & (score[j, :, None] == score[j])
         score[j, np.tril(same, -1).any(1)] = 0
     return score

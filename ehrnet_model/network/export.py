@@ -9,7 +9,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Iterable, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import nn
 
 import ehrnet_model
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.answers import Answers, answers_file, write_answers
+from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.parity import compare_peaks
 from ehrnet_model.inference.runtime import (
     INPUT_NAME,
@@ -26,6 +28,7 @@ from ehrnet_model.inference.runtime import (
     ModelInfo,
     info_to_json,
 )
+from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
 from ehrnet_model.network.checkpoint import weights_sha256
 from ehrnet_model.network.deploy import DeployedNetwork, example_images
 
@@ -36,18 +39,29 @@ OPSET = 17
 MAX_VALUE_DIFFERENCE = 1e-3
 MAX_DISTANCE_PX = 0.05
 MAX_MISSING = 0.005
+# Inputs of each size whose answers are stored with the file, at most.
+STORED_INPUTS = 2
 
 
-def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
+def export_onnx(
+    model: nn.Module,
+    path: Path,
+    info: ModelInfo,
+    pictures: Sequence[np.ndarray] = (),
+    sizes: Iterable[str] = NAMED_SIZES,
+) -> Path:
     """Write a network as ONNX and prove on several sizes that it still is the same network.
 
     Args:
         model: gives (lowres, highres) for normalised images, see DeployedNetwork.
         path: the file; written beside and renamed, only when all checks passed.
         info: stored in the metadata; an empty ``weights_sha256`` and ``version`` are filled in.
+        pictures: BGR images, the first of which become the inputs of the stored answers
+            (inference/answers.py); without any, colour fields in which nobody is.
+        sizes: the input sizes (``4:3``, ``384x512``) answers are stored for.
 
     Returns:
-        ``path``.
+        ``path``; the answers lie beside it.
 
     Raises:
         EhrnetError: onnx is missing, the folder cannot be written, or the exported graph's peaks
@@ -85,6 +99,8 @@ def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
                 file.flush()
                 os.fsync(file.fileno())
             _assert_parity(deployed, Path(temporary), info, path)
+            # First, so that no file is without; of other weights they are not taken.
+            write_answers(answers_file(path), _answers(deployed, info, pictures, sizes))
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         finally:
@@ -110,6 +126,27 @@ def parity_shapes(input_size: int) -> Sequence[Tuple[int, int, int]]:
         (2, 96, 64),
         (1, 32, 32),
     )
+
+
+def _answers(
+    deployed: DeployedNetwork,
+    info: ModelInfo,
+    pictures: Sequence[np.ndarray],
+    sizes: Iterable[str],
+) -> Answers:
+    """What the network itself says to a few inputs of each size, in float32."""
+    by_size = {}
+    side = info.input_size or parity_shapes(info.input_size)[0][1]
+    for size_hw in [parse_size(size, side) for size in sizes]:
+        if pictures:
+            images = np.zeros((min(len(pictures), STORED_INPUTS), *size_hw, 3), np.uint8)
+            for image, picture in zip(images, pictures):
+                Letterbox.fit(picture.shape[:2], size_hw).apply(picture, image)
+        else:
+            images = example_images((STORED_INPUTS, *size_hw), seed=1, noise=0).numpy()
+        with torch.inference_mode():
+            by_size[size_hw] = images, deployed(torch.from_numpy(images)).numpy()
+    return Answers(info.weights_sha256, by_size)
 
 
 def _trace(deployed: DeployedNetwork) -> bytes:

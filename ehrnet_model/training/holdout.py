@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ehrnet_model.held_back import held_back
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.labels import POSITIVE
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.sampler import affine, held_back, warp
+from ehrnet_model.training.sampler import affine, warp
 from ehrnet_model.training.targets import to_pixels
 
 

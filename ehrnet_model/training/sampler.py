@@ -6,12 +6,12 @@ interrupted goes on exactly where it stood.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ehrnet_model.held_back import held_back
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.pack import Pack
@@ -28,6 +28,7 @@ class SampleOptions:
     Attributes:
         background: share of windows from pictures without people or anywhere in a picture.
         mosaic: share of windows made of four smaller ones.
+        pair: share of windows made of two upright ones side by side, a person in each.
         upper_body: share of person windows (where the head and shoulders are seen) that zoom to the
             head and torso, and ``head`` to head and shoulders.
         fill: the person (or its upper body) takes this share of the window's side.
@@ -41,6 +42,7 @@ class SampleOptions:
 
     background: float = 0.1
     mosaic: float = 0.1
+    pair: float = 0.15
     upper_body: float = 0.35
     head: float = 0.1
     fill: tuple[float, float] = (0.5, 1.0)
@@ -88,11 +90,6 @@ class Scene:
 class _Entry:
     pack: Pack
     image: int
-
-
-def held_back(image_id: object, share: float) -> bool:
-    """Whether an image is kept for choosing thresholds: fixed by its id alone."""
-    return zlib.crc32(str(image_id).encode()) % 10000 < share * 10000
 
 
 def affine(
@@ -194,35 +191,49 @@ def recolour(picture: np.ndarray, rng: np.random.Generator, options: SampleOptio
     return out
 
 
+def columns(scene: Scene, left: int, width: int) -> Scene:
+    """The part of a scene from column ``left`` on, ``width`` columns wide."""
+    shift = np.array([left, 0])
+    keypoints = scene.keypoints.copy()
+    keypoints[..., :2] -= shift
+    return Scene(
+        scene.picture[:, left : left + width],
+        keypoints,
+        [polygon - shift for polygon in scene.ignore],
+        None if scene.keep is None else [polygon - shift for polygon in scene.keep],
+        scene.unlabelled_channels,
+    )
+
+
 def render(scenes: Sequence[Scene], places: Sequence[tuple[int, int]], size: int) -> Window:
-    """Puts one scene, or four side by side, together and draws the targets."""
+    """Puts one scene, or several side by side, together and draws the targets."""
     picture = np.zeros((size, size, 3), np.uint8)
     joints = len(_FLIP)
     maps = {s: np.zeros((joints, size // s, size // s), np.float32) for s in (2, 4)}
     masks = {s: np.ones((joints, size // s, size // s), np.uint8) for s in (2, 4)}
     index_parts, person_parts, people = [], [], 0
     for scene, (left, top) in zip(scenes, places, strict=True):
-        part = scene.picture.shape[0]
-        picture[top : top + part, left : left + part] = scene.picture
+        tall, wide = scene.picture.shape[:2]
+        picture[top : top + tall, left : left + wide] = scene.picture
         states = scene.keypoints[..., 2].round().astype(int)
         for stride in (2, 4):
-            n, x, y = part // stride, left // stride, top // stride
+            h, w, x, y = tall // stride, wide // stride, left // stride, top // stride
             cells = to_cells(scene.keypoints[..., :2], stride)
-            area = np.s_[:, y : y + n, x : x + n]
-            maps[stride][area] = heatmaps(cells, states == POSITIVE, (n, n))
+            area = np.s_[:, y : y + h, x : x + w]
+            maps[stride][area] = heatmaps(cells, states == POSITIVE, (h, w))
             masks[stride][area] = loss_mask(
                 cells,
                 states,
                 [to_cells(p, stride) for p in scene.ignore],
                 None if scene.keep is None else [to_cells(p, stride) for p in scene.keep],
                 scene.unlabelled_channels,
-                (n, n),
+                (h, w),
             )
             if stride == 4:
-                flat, person = tag_places(cells, states == POSITIVE, (n, n))
+                flat, person = tag_places(cells, states == POSITIVE, (h, w))
                 side = size // 4
-                j, rest = np.divmod(flat, n * n)
-                row, column = np.divmod(rest, n)
+                j, rest = np.divmod(flat, h * w)
+                row, column = np.divmod(rest, w)
                 index_parts.append((j * side + row + y) * side + column + x)
                 person_parts.append(person + people)
         people += len(states)
@@ -284,15 +295,29 @@ class Sampler:
     def sample(self, number: int, size: int, options: SampleOptions) -> Window:
         """Window ``number`` with sides of ``size`` pixels (a multiple of 32)."""
         rng = np.random.default_rng([self.seed, number])
-        if rng.random() < options.mosaic:
-            half = size // 2
+        draw, half = rng.random(), size // 2
+        if draw < options.mosaic:
             scenes = [self._scene(rng, half, options) for _ in range(4)]
             places = [(0, 0), (half, 0), (0, half), (half, half)]
+        elif draw < options.mosaic + options.pair:
+            whole = [self._scene(rng, size, options, aspect=0.5) for _ in range(2)]
+            scenes = [columns(scene, size // 4, half) for scene in whole]
+            places = [(0, 0), (half, 0)]
         else:
             scenes, places = [self._scene(rng, size, options)], [(0, 0)]
         return render(scenes, places, size)
 
-    def _scene(self, rng: np.random.Generator, size: int, options: SampleOptions) -> Scene:
+    def _scene(
+        self, rng: np.random.Generator, size: int, options: SampleOptions, aspect: float = 1.0
+    ) -> Scene:
+        """A square scene of ``size`` pixels; what it is about lies in its middle columns.
+
+        Args:
+            rng: decides.
+            size: of its sides.
+            options: see there.
+            aspect: width of those columns as a share of the side.
+        """
         mirror = bool(rng.random() < 0.5)
         degrees = rng.uniform(-1, 1) * options.rotation if rng.random() < options.rotate else 0.0
         border = (0, 0, 0)
@@ -310,9 +335,10 @@ class Sampler:
             pack, i, person = self._people[min(number, len(self._people) - 1)]
             picture = pack.picture(i)
             x, y, w, h = self._target(rng, pack.labels[i], person, options)
-            side = max(w, h) / rng.uniform(*options.fill)
+            side = max(w / aspect, h) / rng.uniform(*options.fill)
             side = max(side, size / options.max_zoom)
-            free = np.maximum(side - np.array([w, h]), 0.1 * side) / 2 * options.jitter
+            room = side * np.array([aspect, 1.0])
+            free = np.maximum(room - np.array([w, h]), 0.1 * room) / 2 * options.jitter
             centre = np.array([x + w / 2, y + h / 2]) + rng.uniform(-1, 1, 2) * free
         matrix = affine((float(centre[0]), float(centre[1])), side, size, degrees, mirror)
         scene = warp(picture, pack.labels[i], matrix, size, mirror, border)

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     import cv2
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import typed_options
+    from ehrnet_model.inference.decode import typed_options
     from ehrnet_model.training.losses import LossOptions
     from ehrnet_model.training.sampler import SampleOptions
     from ehrnet_model.training.states import read_compact, save_state

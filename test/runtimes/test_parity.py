@@ -63,6 +63,17 @@ def test_a_top_between_two_cells_may_be_named_by_either() -> None:
     assert difference.missing == 0 and difference.compared == 17 * 12
 
 
+def test_a_flat_top_may_be_named_by_several_cells() -> None:
+    one = some_peaks()
+    two = one.copy()
+    two[0, 3, 12:14] = two[0, 3, 4]
+    two[0, 3, 12:14, 4] += [1, 2]
+    two[0, 3, 4, 5] -= 1
+    assert compare_peaks(one, two).missing == compare_peaks(two, one).missing == 0
+    two[0, 3, 13, 5] += 3
+    assert compare_peaks(one, two).missing == 1
+
+
 def test_the_last_place_of_a_full_list_may_go_to_an_equal() -> None:
     one = some_peaks()
     one[..., 0] = np.linspace(1, 0.5, 30)

@@ -30,11 +30,12 @@ def save_random_h4(folder: Path) -> Path:
 
 
 def export_with_command(weights: Path) -> Path:
-    """Runs ``ehrnet export`` on a checkpoint; the ONNX file lies beside it."""
+    """Runs ``ehrnet export`` on a checkpoint, without refinement; the file lies beside it."""
     from ehrnet_ros.cli import export
 
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
     out = weights.with_suffix(".onnx")
-    assert export.run(parser.parse_args(["--weights", str(weights), "-o", str(out)])) == 0
+    words = ["--weights", str(weights), "-o", str(out), "--decode", "refine=0"]
+    assert export.run(parser.parse_args(words)) == 0
     return out

@@ -3,7 +3,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ehrnet_model.errors import EhrnetError
@@ -13,6 +13,7 @@ from ehrnet_model.training.sampler import (
     SampleOptions,
     Sampler,
     affine,
+    columns,
     held_back,
     recolour,
     render,
@@ -177,6 +178,32 @@ def test_mosaics_put_peaks_and_tags_where_the_pictures_are(pack_file):
     assert len(set(window.tag_person)) >= 3
     # A tag is read at the cell next to its peak: within half a cell each way, sigma 2.
     assert window.low.ravel()[window.tag_index].min() > np.exp(-(2 * 0.5**2) / 8) - 1e-3
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.integers(0, 10**6))
+def test_pairs_show_the_same_as_their_halves(pack_file, number):
+    sampler = Sampler([(Pack(pack_file), 1.0)], holdout=0.0)
+    window = sampler.sample(number, 128, SampleOptions(mosaic=0.0, pair=1.0, background=0.0))
+    assert window.picture.shape == (128, 128, 3) and window.high.shape == (17, 64, 64)
+    column = window.tag_index % 32
+    for half in (column < 16, column >= 16):  # nobody reaches over the seam
+        others = set(window.tag_person[~half])
+        assert not others & set(window.tag_person[half])
+    if len(window.tag_index):
+        peaks = window.low.ravel()[window.tag_index]
+        assert peaks.min() > np.exp(-(2 * 0.5**2) / 8) - 1e-3
+
+
+def test_columns_move_labels_with_the_picture(pack_file):
+    pack = Pack(pack_file)
+    whole = warp(pack.picture(0), pack.labels[0], affine((60, 80), 160, 64), 64, False)
+    part = columns(whole, 16, 32)
+    np.testing.assert_array_equal(part.picture, whole.picture[:, 16:48])
+    np.testing.assert_allclose(part.keypoints[..., 0], whole.keypoints[..., 0] - 16)
+    np.testing.assert_allclose(part.keypoints[..., 1:], whole.keypoints[..., 1:])
 
 
 def test_held_back_images_are_never_drawn(pack_file):
