@@ -153,16 +153,6 @@ def to_picture_compressed(msg: Any) -> Picture:
     return _color(image, "rgb" if stored.startswith("rgb") else "bgr")
 
 
-<<<<<<< HEAD
-def is_depth(msg: Any) -> bool:
-    """Whether an Image or CompressedImage says that it holds distances, not colours."""
-    if hasattr(msg, "encoding"):
-        return msg.encoding in _DEPTH
-    return "compressedDepth" in msg.format or msg.format.split(";")[0].strip() in _DEPTH
-
-
-=======
->>>>>>> tracking
 def to_depth(msg: Any) -> np.ndarray:
     """The depth image of a sensor_msgs/Image, as REP-118 has it: units by encoding.
 
@@ -187,8 +177,6 @@ def to_depth(msg: Any) -> np.ndarray:
         f"Encoding {msg.encoding} is no depth, which is 16UC1 (millimetres) or 32FC1 (metres): "
         "remap `depth_image` to the depth image that is aligned to the colour camera."
     )
-<<<<<<< HEAD
-=======
 
 
 def is_depth(msg: Any) -> bool:
@@ -196,7 +184,6 @@ def is_depth(msg: Any) -> bool:
     if hasattr(msg, "encoding"):
         return msg.encoding in _DEPTH
     return "compressedDepth" in msg.format or msg.format.split(";")[0].strip() in _DEPTH
->>>>>>> tracking
 
 
 def to_image(picture: np.ndarray, header: Any, encoding: str = "bgr8") -> Image:
