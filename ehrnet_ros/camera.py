@@ -10,6 +10,7 @@ from ehrnet_msgs.msg import PoseArray, SkeletonInfo
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Float32MultiArray, MultiArrayDimension
 from visualization_msgs.msg import MarkerArray
 
 from ehrnet_model.inference.draw import draw_poses
@@ -24,6 +25,7 @@ from ehrnet_ros.parameters import Settings, track_options
 from ehrnet_ros.pose_msgs import MARKER_LIFETIME_S, Lens, to_markers, to_pose_array
 
 SILENT_S = 2.0  # without an image for so long, say what is missing
+LATENCY = "letterbox, engine, decode, since arrival, since stamp [ms]"  # data of ~/latency
 _REPEAT_S = 30.0  # say the same thing again only after so long
 
 
@@ -34,6 +36,14 @@ def _qos(depth: int, reliable: bool = True, latched: bool = False) -> QoSProfile
         reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
     )
+
+
+def _latency(*values: float) -> Float32MultiArray:
+    """Numbers that rqt_plot, PlotJuggler and Foxglove plot: `~/latency/data[0]` and so on."""
+    msg = Float32MultiArray(data=values)
+    size = len(values)
+    msg.layout.dim = [MultiArrayDimension(label=LATENCY, size=size, stride=size)]
+    return msg
 
 
 class Camera:
@@ -97,6 +107,7 @@ class Camera:
             node.create_lifecycle_publisher(PoseArray, f"{prefix}poses", _qos(10)),
             node.create_lifecycle_publisher(MarkerArray, f"{prefix}markers", _qos(1)),
             node.create_lifecycle_publisher(Image, f"{prefix}overlay", _qos(1)),
+            node.create_lifecycle_publisher(Float32MultiArray, f"{prefix}latency", _qos(10)),
             # Not a lifecycle publisher: what the skeletons mean is known before there are any.
             node.create_publisher(SkeletonInfo, f"{prefix}skeleton_info", _qos(1, latched=True)),
         )
@@ -117,14 +128,14 @@ class Camera:
 
     def listeners(self) -> int:
         """How many subscriptions there are to what is made from images."""
-        count = sum(publisher.get_subscription_count() for publisher in self._publishers[:3])
+        count = sum(publisher.get_subscription_count() for publisher in self._publishers[:4])
         count += self._other.listeners() if self._other is not None else 0
         return count + (self._view.listeners() if self._view is not None else 0)
 
     def publish_info(self, msg: SkeletonInfo) -> None:
         """Latches what the skeletons mean."""
         if self._publishers:
-            self._publishers[3].publish(msg)
+            self._publishers[4].publish(msg)
 
     def resized(self, image_hw: Tuple[int, int]) -> None:
         """Images have another size from now on: who was where means nothing any more."""
@@ -177,9 +188,10 @@ class Camera:
         return age_ms
 
     def _age_ms(self, header: Any) -> float:
-        """Age of an image now, NaN where it has no stamp."""
+        """Age of an image now; NaN without a stamp, or if the clock is behind it or not set yet."""
         stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
-        return (self._node.get_clock().now().nanoseconds - stamp) / 1e6 if stamp else math.nan
+        age = self._node.get_clock().now().nanoseconds - stamp
+        return age / 1e6 if stamp and age >= 0 else math.nan
 
     def _lens(self, image_hw: Tuple[int, int], settings: Settings) -> Lens:
         info = self._camera_info
@@ -282,7 +294,11 @@ class Camera:
         """Publishes the status of this camera."""
         self._diagnostics.publish(level, text, model, values)
 
-    def done(self, people: int, engine_ms: float, arrived: float, age_ms: float) -> None:
+    def done(self, people: int, timings: Timings, arrived: float, age_ms: float) -> None:
         """Counts a published answer to an image that arrived at ``arrived`` (time.monotonic())."""
-        wait_ms = (time.monotonic() - arrived) * 1e3
-        self.counters.published(people, engine_ms, wait_ms, age_ms)
+        here_ms = (time.monotonic() - arrived) * 1e3
+        self.counters.published(people, timings.engine_ms, here_ms, age_ms)
+        plot = self._publishers[3]
+        if plot.get_subscription_count():
+            stages = (timings.letterbox_ms, timings.engine_ms, timings.decode_ms)
+            plot.publish(_latency(*stages, here_ms, age_ms))

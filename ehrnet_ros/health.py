@@ -7,6 +7,7 @@ line to type, and publishes both on /diagnostics.
 from __future__ import annotations
 
 import collections
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -138,6 +139,30 @@ def _percentiles(values: Deque[float]) -> Tuple[float, float]:
         return float("nan"), float("nan")
     p50, p95 = np.percentile(np.array(values), (50, 95))
     return float(p50), float(p95)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process in MB, shared memory included; NaN where /proc has none."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            pages = int(file.read().split()[1])
+    except (OSError, ValueError, IndexError):
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def explain_namesakes(node: Any) -> str:
+    """What is wrong when other nodes have the same full name; empty when none has."""
+    name = node.get_fully_qualified_name()
+    own = node.get_name(), node.get_namespace()
+    others = node.get_node_names_and_namespaces().count(own) - 1
+    if others < 1:
+        return ""
+    return (
+        f"{others + 1} nodes are named {name}: their topics, services and parameters get mixed up. "
+        "Rename one with `--ros-args -r __node:=other`; one that was killed a moment ago is "
+        "forgotten within half a minute."
+    )
 
 
 def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera: str = "") -> str:

@@ -180,7 +180,8 @@ class Lens:
         sensor_msgs says: the region is cut out first, then binned.
         """
         k = info.k
-        if not (k[0] > 0 and k[4] > 0) or not info.width or not info.height:
+        positive = k[0] > 0 and k[4] > 0 and info.width and info.height
+        if not positive or not np.isfinite((k[0], k[2], k[4], k[5])).all():
             return None
         roi = info.roi
         width = roi.width or info.width

@@ -32,6 +32,7 @@ from std_srvs.srv import SetBool
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import find_model
+from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.sizes import size_advice
 from ehrnet_ros import health, parameters
@@ -81,7 +82,7 @@ class PoseNode(LifecycleNode):
         self._model: Optional[ModelInfo] = None
         self._enabled = True
         self._live: Optional[LiveView] = None
-        self._engine_name = ""
+        self._engine_name = self._verdict = ""
         self._worker: Optional[EngineWorker] = None
         self._retired: Optional[EngineWorker] = None
         # Held while messages go out and while that is switched off: after a transition to inactive
@@ -94,6 +95,7 @@ class PoseNode(LifecycleNode):
         self._watch = self.create_timer(0.25, self._on_watch, clock=steady)
         self._tick = self.create_timer(1.0, self._on_tick, clock=steady)
         self._switch = self.create_service(SetBool, "~/set_enabled", self._on_set_enabled)
+        self._namesake = health.Repeated(60.0)
 
     def _make_cameras(self) -> List[Camera]:
         """One for each name; those that are there stay, and with them the ids they gave."""
@@ -128,7 +130,7 @@ class PoseNode(LifecycleNode):
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
-        self._engine_name = ""
+        self._engine_name = self._verdict = ""
         self._configured = True
         self.get_logger().info(f"Loading {model_name(self._model)} from {model_path}.")
         self._worker = EngineWorker(
@@ -240,6 +242,8 @@ class PoseNode(LifecycleNode):
         estimator: PoseEstimator = worker.engine
         info = self._model = estimator.runtime.info
         self._engine_name = estimator.runtime.name
+        built = getattr(estimator.runtime, "engine", None)  # of runtimes that build engines
+        self._verdict = "" if built is None else str(built.verdict)
         for camera in self._cameras:
             camera.input_hw = estimator.size_hw or (0, 0)
         self.get_logger().info(
@@ -320,11 +324,17 @@ class PoseNode(LifecycleNode):
         try:
             picture = (to_picture_compressed if compressed else to_picture)(taken.msg)
         except ImageError as error:
-            camera.counters.bad(str(error))
-            if camera.bad_image.should_say(str(error)):
-                self.get_logger().warning(f"Image dropped: {error}")
-            return []
-        return [_Seen(camera, taken, picture)]
+            why = str(error)
+        except (
+            Exception
+        ) as error:  # OpenCV's limits; a bad message must not end the engine's thread
+            why = f"The image cannot be converted: {type(error).__name__}: {error}"
+        else:
+            return [_Seen(camera, taken, picture)]
+        camera.counters.bad(why)
+        if camera.bad_image.should_say(why):
+            self.get_logger().warning(f"Image dropped: {why}")
+        return []
 
     def _estimate(
         self, estimator: PoseEstimator, seen: List[_Seen], settings: parameters.Settings
@@ -344,15 +354,23 @@ class PoseNode(LifecycleNode):
             self._on_failure(seen, f"{type(error).__name__}: {error}", traceback.format_exc())
             return
         for one, (poses, timings) in zip(seen, results):
-            camera, taken = one.camera, one.taken
-            poses = camera.track(poses, taken.msg.header, settings)
-            with self._publishing:
-                if not self._active or taken.subscribed != camera.subscribed:
-                    continue
-                assert self._model is not None  # known before the first image
-                header, skeleton = taken.msg.header, self._model.skeleton
-                age_ms = camera.publish(poses, one.picture, header, skeleton, settings, timings)
-                camera.done(len(poses), timings.engine_ms, taken.arrived, age_ms)
+            try:
+                self._publish(one, poses, timings, settings)
+            except Exception as error:  # of whatever is on the other side; the next image may pass
+                self._on_failure([one], f"{type(error).__name__}: {error}", traceback.format_exc())
+
+    def _publish(
+        self, one: _Seen, poses: Poses, timings: Timings, settings: parameters.Settings
+    ) -> None:
+        camera, taken = one.camera, one.taken
+        poses = camera.track(poses, taken.msg.header, settings)
+        with self._publishing:
+            if not self._active or taken.subscribed != camera.subscribed:
+                return
+            assert self._model is not None  # known before the first image
+            header, skeleton = taken.msg.header, self._model.skeleton
+            age_ms = camera.publish(poses, one.picture, header, skeleton, settings, timings)
+            camera.done(len(poses), timings, taken.arrived, age_ms)
 
     def _on_failure(self, seen: List[_Seen], text: str, details: str = "") -> None:
         for one in seen:
@@ -409,9 +427,15 @@ class PoseNode(LifecycleNode):
         )
 
     def _on_tick(self) -> None:
+        memory_mb = health.resident_mb()
+        namesakes = health.explain_namesakes(self)
+        if namesakes and self._namesake.should_say(namesakes):
+            self.get_logger().warning(namesakes)
         for camera in self._cameras:
             snapshot = camera.counters.snapshot()
             level, text = self._status(camera, snapshot)
+            if namesakes and level == health.OK:
+                level, text = health.WARN, namesakes
             worker = self._worker
             values = {
                 "state": "active"
@@ -422,6 +446,8 @@ class PoseNode(LifecycleNode):
                 "engine": worker.state if worker is not None else "none",
                 "model": model_name(self._model) if worker is not None else "",
                 "runtime": self._engine_name,
+                "engine check": self._verdict or "none: the model itself runs",
+                "memory [MB]": f"{memory_mb:.1f}",
                 **health.values_of(
                     snapshot, worker.frames.dropped(camera) if worker is not None else 0
                 ),

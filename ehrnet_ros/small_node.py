@@ -112,10 +112,10 @@ class SmallNode(Node):
         return (nanoseconds or self.get_clock().now().nanoseconds) / 1e9
 
     def age_ms(self, header: Any) -> float:
-        """Milliseconds since a header's stamp, NaN where it has none."""
+        """Milliseconds since a header's stamp; NaN where it has none or the clock is behind it."""
         nanoseconds = header.stamp.sec * 10**9 + header.stamp.nanosec
-        now = self.get_clock().now().nanoseconds
-        return (now - nanoseconds) / 1e6 if nanoseconds else math.nan
+        age = self.get_clock().now().nanoseconds - nanoseconds
+        return age / 1e6 if nanoseconds and age >= 0 else math.nan
 
     def _on_set_parameters(self, changes: List[Any]) -> SetParametersResult:
         given = {parameter.name: parameter.value for parameter in changes}

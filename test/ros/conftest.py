@@ -74,7 +74,8 @@ class Process:
     """A node as a process of its own; what it says is kept."""
 
     def __init__(self, module, parameters, folder, remaps=(), namespace="", extra=()):
-        command = [sys.executable, "-m", f"ehrnet_ros.{module}", "--ros-args"]
+        # A module, with a word behind it if it takes one.
+        command = [sys.executable, "-m", *f"ehrnet_ros.{module}".split(), "--ros-args"]
         for name, value in parameters.items():
             command += ["-p", f"{name}:={value}"]
         for remap in remaps:
@@ -82,7 +83,7 @@ class Process:
         if namespace:
             command += ["-r", f"__ns:=/{namespace}"]
         command += extra
-        self.path = folder / f"{module}_{time.monotonic_ns()}.log"
+        self.path = folder / f"{module.replace(' ', '_')}_{time.monotonic_ns()}.log"
         with open(self.path, "wb") as log:
             self.popen = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
 
