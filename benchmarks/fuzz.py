@@ -84,6 +84,8 @@ def is_readable(msg: Image) -> bool:
         return False
     if msg.step < msg.width * pixel:
         return False
+    if msg.encoding in ("i420", "yuv420") and msg.step != msg.width and msg.step % 2:
+        return False  # its planes of colour have rows of half a step
     return len(msg.data) >= msg.step * int(msg.height * rows)
 
 

@@ -144,6 +144,11 @@ def to_picture_compressed(msg: Any) -> Picture:
             f"The compressed image (format '{text}', {data.size} bytes, starts with {head}) "
             "is broken or of a kind that OpenCV does not decode."
         )
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f"The compressed image (format '{text}') has samples of type {image.dtype}, not 8 or "
+            "16 bits: it is no camera's picture."
+        )
     # "bgr8; jpeg compressed bgr8": what the camera gave, the codec, what was handed to the codec.
     stored = text.rpartition("compressed")[2].strip() if "compressed" in text else ""
     if stored[:10] in _BAYER:

@@ -364,6 +364,14 @@ def test_bad_compressed_images_are_refused_by_name(data, text, reason):
         to_picture_compressed(CompressedImage(format=text, data=data))
 
 
+@pytest.mark.parametrize("text", ["tiff", "bayer_rggb8; tiff compressed bayer_rggb8"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_compressed_floating_point_numbers_are_no_picture(kind, text):
+    msg = compressed(noise(5, 7, 3).astype(kind), ".tiff", text)
+    with pytest.raises(ImageError, match=f"type {np.dtype(kind)}"):
+        to_picture_compressed(msg)
+
+
 def test_truncated_jpeg_never_raises_anything_else():
     _, data = cv2.imencode(".jpg", noise(64, 64, 3))
     raw = data.tobytes()
