@@ -205,7 +205,7 @@ def bench(args: argparse.Namespace, folder: Path) -> Iterator[Bench]:
     from ehrnet_msgs.msg import PoseArray
 
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["benchmarks.reliability", "rclpy", "ehrnet_ros.image_msgs"])
+    forks.set_forkserver_preload(["benchmarks.node", "rclpy", "ehrnet_ros.image_msgs"])
     rclpy.init()
     listener = rclpy.create_node("listener")
     this = Bench(args, folder, listener, collections.deque(maxlen=100_000), forks)
