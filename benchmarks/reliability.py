@@ -470,11 +470,22 @@ def fuzz(this: Bench) -> list[dict[str, Any]]:
 PARTS: dict[str, tuple[Callable[[Bench], list[dict[str, Any]]], str]] = {
     "overload": (overload, "30 Hz into a node that manages fewer"),
     "endurance": (endurance, "Many frames, one after the other, tracking on"),
-    "cameras": (cameras, "The camera killed (SIGKILL) and started again"),
     "restarts": (restarts, "The node killed (SIGKILL) and started again while images flow"),
     "signals": (signals, "SIGINT or SIGTERM at a random moment of the first three seconds"),
     "fuzz": (fuzz, "Fuzzed images and CameraInfo"),
+    "cameras": (cameras, "The camera killed (SIGKILL) and started again"),
 }
+
+
+def _about(seconds: float) -> str:
+    return (
+        "Written by `python -m benchmarks.reliability --page docs/reliability.md`, "
+        f"{seconds:.0f} s in all. Every node and camera is a process; counts are "
+        "those of this run. Ages are from the image's stamp to its answer. Memory is resident "
+        "memory, shared memory included; it is compared from a tenth of the way on, when all "
+        "caches are full. Killed processes cannot give back their shared memory: `fastdds shm "
+        "clean` does."
+    )
 
 
 def main() -> None:
@@ -487,7 +498,7 @@ def main() -> None:
     parser.add_argument("--fuzz", type=int, default=2000, help="images")
     parser.add_argument("--seconds", type=float, default=60, help="of overload")
     parser.add_argument("--slow", default="384x512", help="input of the overloaded node")
-    parser.add_argument("--small", default="64x64", help="input of all others")
+    parser.add_argument("--small", default="32x32", help="input of all others")
     parser.add_argument("--rate", type=float, default=200, help="[Hz] camera of the endurance run")
     parser.add_argument("--model", default="", help="an .onnx file instead of the shipped H-4")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
@@ -506,15 +517,8 @@ def main() -> None:
         print_table(found)
         tables[title] = found
         rows += [{"part": name, **row} for row in found]
-    about = (
-        "Written by `python -m benchmarks.reliability --page docs/reliability.md`, "
-        f"{time.monotonic() - begun:.0f} s in all. Every node and camera is a process; counts are "
-        "those of this run. Ages are from the image's stamp to its answer. Memory is resident "
-        "memory; it is compared from a tenth of the way on, when all caches are full. Killed "
-        "processes cannot give back their shared memory: `fastdds shm clean` does."
-    )
-    write_page(args.page, "Reliability", about, tables)
-    write_json(args.json, "reliability", rows)
+        write_page(args.page, "Reliability", _about(time.monotonic() - begun), tables)
+        write_json(args.json, "reliability", rows)
 
 
 if __name__ == "__main__":

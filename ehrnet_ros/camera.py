@@ -270,7 +270,7 @@ class Camera:
         if not self.is_subscribed:
             if not self._node.count_publishers(self.input(settings)[1]):
                 return self._silent(snapshot.silent_s, settings)
-            return health.OK, "Idle: nobody subscribes to poses, markers or overlay."
+            return health.OK, "Idle: nobody subscribes to poses, markers, overlay or latency."
         if snapshot.silent_s > SILENT_S:
             return self._silent(snapshot.silent_s, settings)
         if snapshot.failed_in_a_row >= health.DEAD_AFTER:
@@ -297,7 +297,7 @@ class Camera:
     def done(self, people: int, timings: Timings, arrived: float, age_ms: float) -> None:
         """Counts a published answer to an image that arrived at ``arrived`` (time.monotonic())."""
         here_ms = (time.monotonic() - arrived) * 1e3
-        self.counters.published(people, timings.engine_ms, here_ms, age_ms)
+        self.counters.published(people, timings, here_ms, age_ms)
         plot = self._publishers[3]
         if plot.get_subscription_count():
             stages = (timings.letterbox_ms, timings.engine_ms, timings.decode_ms)

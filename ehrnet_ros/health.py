@@ -11,11 +11,13 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Deque, Dict, List, Optional, Tuple
+from typing import Any, Collection, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+
+from ehrnet_model.inference.poses import Timings
 
 OK, WARN, ERROR, STALE = (
     DiagnosticStatus.OK,
@@ -40,7 +42,9 @@ class Snapshot:
     bad_now: bool
     rate_in: float
     rate_out: float
+    letterbox_ms: Tuple[float, float]
     engine_ms: Tuple[float, float]
+    decode_ms: Tuple[float, float]
     process_ms: Tuple[float, float]
     age_ms: Tuple[float, float]
     people: int
@@ -57,7 +61,7 @@ class Counters:
         self._people = 0
         self._bad_before = 0
         self._last_error = ""
-        self._engine: Deque[float] = collections.deque(maxlen=_WINDOW)
+        self._timings: Deque[Timings] = collections.deque(maxlen=_WINDOW)
         self._process: Deque[float] = collections.deque(maxlen=_WINDOW)
         self._age: Deque[float] = collections.deque(maxlen=_WINDOW)
         self._last_image = self._marked = time.monotonic()
@@ -71,12 +75,12 @@ class Counters:
             silent, self._last_image = now - self._last_image, now
             return silent
 
-    def published(self, people: int, engine_ms: float, process_ms: float, age_ms: float) -> None:
+    def published(self, people: int, timings: Timings, process_ms: float, age_ms: float) -> None:
         """A PoseArray left.
 
         Args:
             people: in it.
-            engine_ms: milliseconds in the network.
+            timings: of the stages.
             process_ms: milliseconds since the image arrived here, waiting included.
             age_ms: milliseconds since the image's stamp, NaN where it has none.
         """
@@ -84,7 +88,7 @@ class Counters:
             self._published += 1
             self._people = people
             self._in_a_row = 0
-            self._engine.append(engine_ms)
+            self._timings.append(timings)
             self._process.append(process_ms)
             if age_ms == age_ms:
                 self._age.append(age_ms)
@@ -125,7 +129,9 @@ class Counters:
                 bad_now=bad_now,
                 rate_in=rates[0],
                 rate_out=rates[1],
-                engine_ms=_percentiles(self._engine),
+                letterbox_ms=_percentiles([t.letterbox_ms for t in self._timings]),
+                engine_ms=_percentiles([t.engine_ms for t in self._timings]),
+                decode_ms=_percentiles([t.decode_ms for t in self._timings]),
                 process_ms=_percentiles(self._process),
                 age_ms=_percentiles(self._age),
                 people=self._people,
@@ -134,10 +140,10 @@ class Counters:
             )
 
 
-def _percentiles(values: Deque[float]) -> Tuple[float, float]:
+def _percentiles(values: Collection[float]) -> Tuple[float, float]:
     if not values:
         return float("nan"), float("nan")
-    p50, p95 = np.percentile(np.array(values), (50, 95))
+    p50, p95 = np.percentile(list(values), (50, 95))
     return float(p50), float(p95)
 
 
@@ -287,15 +293,18 @@ def values_of(snapshot: Snapshot, dropped: int) -> Dict[str, str]:
         "poses published": str(snapshot.published),
         "rate in [Hz]": f"{snapshot.rate_in:.1f}",
         "rate out [Hz]": f"{snapshot.rate_out:.1f}",
-        "engine p50 [ms]": _number(snapshot.engine_ms[0]),
-        "engine p95 [ms]": _number(snapshot.engine_ms[1]),
-        "processing p50 [ms]": _number(snapshot.process_ms[0]),
-        "processing p95 [ms]": _number(snapshot.process_ms[1]),
-        "image age p50 [ms]": _number(snapshot.age_ms[0]),
-        "image age p95 [ms]": _number(snapshot.age_ms[1]),
+        **_pair("letterbox", snapshot.letterbox_ms),
+        **_pair("engine", snapshot.engine_ms),
+        **_pair("decode", snapshot.decode_ms),
+        **_pair("processing", snapshot.process_ms),
+        **_pair("image age", snapshot.age_ms),
         "people in last image": str(snapshot.people),
         "last error": snapshot.last_error,
     }
+
+
+def _pair(what: str, values: Tuple[float, float]) -> Dict[str, str]:
+    return {f"{what} p50 [ms]": _number(values[0]), f"{what} p95 [ms]": _number(values[1])}
 
 
 def _number(value: float) -> str:

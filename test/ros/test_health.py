@@ -10,6 +10,7 @@ from rclpy.qos import qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
+from ehrnet_model.inference.poses import Timings  # noqa: E402
 from ehrnet_ros.health import Counters, Repeated, explain_input  # noqa: E402
 
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -70,7 +71,8 @@ def test_counters():
     assert math.isnan(counters.snapshot().age_ms[0])
     for i in range(100):
         counters.received()
-        counters.published(2, float(i), 2.0 * i, math.nan if i % 2 else 3.0 * i)
+        timings = Timings(0.5 * i, float(i), 0.25 * i)
+        counters.published(2, timings, 2.0 * i, math.nan if i % 2 else 3.0 * i)
     counters.bad("bad")
     counters.failed("failed")
     counters.failed("failed again")
@@ -84,8 +86,9 @@ def test_counters():
     assert snapshot.failed_in_a_row == 2 and snapshot.bad_now
     assert snapshot.last_error == "failed again" and snapshot.people == 2
     assert snapshot.engine_ms == (49.5, pytest.approx(94.05))
+    assert snapshot.letterbox_ms[0] == 24.75 and snapshot.decode_ms[0] == 12.375
     assert snapshot.age_ms[0] == 147.0  # of the images that had a stamp
-    counters.published(0, 1.0, 1.0, 1.0)
+    counters.published(0, Timings(1.0, 1.0, 1.0), 1.0, 1.0)
     again = counters.snapshot()
     assert again.failed_in_a_row == 0 and not again.bad_now and again.published == 101
 
