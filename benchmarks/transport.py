@@ -27,7 +27,7 @@ from benchmarks.report import machine, print_table, write_json, write_page
 
 PROFILE = str(ROOT / "config" / "fastdds_shm.xml")
 PROFILES = {"as it comes": None, "config/fastdds_shm.xml": PROFILE}
-QUALITY = 80  # of image_transport's JPEG unless told otherwise: 95; cameras send less
+QUALITY = 80  # of the JPEG, 0 to 100
 
 
 def picture(height: int, width: int) -> np.ndarray:
