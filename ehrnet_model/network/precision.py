@@ -127,6 +127,7 @@ def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
         QuantType,
         quantize_static,
     )
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     if not pictures:
         raise EhrnetError(
@@ -134,6 +135,8 @@ def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
             "people, such as the robot's camera takes."
         )
     chosen = quantised_nodes(model.graph)
+    # What ONNX Runtime would do first is done: constants are folded, shapes need no inference.
+    add_pre_process_metadata(model)
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, str(source))
