@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,28 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |")
         if number == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def write_page(
+    path: Path | None, title: str, about: str, tables: Mapping[str, list[dict[str, Any]]]
+) -> None:
+    """A Markdown page with a table under each heading and where it was measured; or nothing.
+
+    Args:
+        path: of the page; None writes nothing.
+        title: of the page.
+        about: how it was measured, one paragraph.
+        tables: heading to rows.
+    """
+    if path is None:
+        return
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print(f"# {title}\n\n{about}\n\n{date.today().isoformat()}, {machine()}")
+        for heading, rows in tables.items():
+            print(f"\n## {heading}\n")
+            print_table(rows)
+    path.write_text(text.getvalue())
 
 
 def write_json(path: Path | None, name: str, rows: list[dict[str, Any]]) -> None:

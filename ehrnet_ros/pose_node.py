@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
@@ -73,6 +73,7 @@ class PoseNode(LifecycleNode):
         super().__init__("pose", **options)
         self._settings = parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._known_cameras: Dict[str, Camera] = {}
         self._cameras = self._make_cameras()
         self._configured = self._active = False
         self._autostarting = self._settings.autostart
@@ -95,7 +96,11 @@ class PoseNode(LifecycleNode):
         self._switch = self.create_service(SetBool, "~/set_enabled", self._on_set_enabled)
 
     def _make_cameras(self) -> List[Camera]:
-        return [Camera(self, name, self._on_image) for name in self._settings.cameras]
+        """One for each name; those that are there stay, and with them the ids they gave."""
+        for name in self._settings.cameras:
+            if name not in self._known_cameras:
+                self._known_cameras[name] = Camera(self, name, self._on_image)
+        return [self._known_cameras[name] for name in self._settings.cameras]
 
     # Lifecycle
 

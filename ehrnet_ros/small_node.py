@@ -79,7 +79,7 @@ class SmallNode(Node):
         self._values = _declare(self, (CommonOptions, *kinds))
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._subscriptions_now: List[Any] = []
-        self._heard = time.monotonic()
+        self._heard: Dict[str, float] = {}
         self._complaint = Repeated(_REPEAT_S)
         self._refused = Repeated(_REPEAT_S)
         # Wall time, so that a bag that stands still does not stop the watch.
@@ -134,13 +134,10 @@ class SmallNode(Node):
         listeners = sum(publisher.get_subscription_count() for publisher in self.outputs())
         wanted = listeners > 0 or not self.options(CommonOptions).lazy
         if wanted and not self._subscriptions_now:
-            self._heard = time.monotonic()
+            self._heard = {item.topic: time.monotonic() for item in self.inputs() if item.needed}
             self._subscriptions_now = [
                 self.create_subscription(
-                    item.kind,
-                    item.topic,
-                    self._heard_by(item.callback) if item.needed else item.callback,
-                    sensor_qos(item.depth),
+                    item.kind, item.topic, self._heard_by(item), sensor_qos(item.depth)
                 )
                 for item in self.inputs()
             ]
@@ -149,18 +146,18 @@ class SmallNode(Node):
                 self.destroy_subscription(subscription)
             self._subscriptions_now = []
             self.forget()
-        if self._subscriptions_now and time.monotonic() - self._heard > _SILENT_S:
-            for item in self.inputs():
-                topic = self.resolve_topic_name(item.topic)
-                if item.needed and not self.count_publishers(topic):
-                    self._complain(item, topic)
-                    break
+        for item in self.inputs() if self._subscriptions_now else ():
+            silent = time.monotonic() - self._heard.get(item.topic, math.inf)
+            topic = self.resolve_topic_name(item.topic)
+            if silent > _SILENT_S and not self.count_publishers(topic):
+                self._complain(item, topic)
+                break
 
-    def _heard_by(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
+    def _heard_by(self, item: Input) -> Callable[[Any], None]:
         def heard(msg: Any) -> None:
-            self._heard = time.monotonic()
-            self._complaint.reset()
-            callback(msg)
+            if item.needed:
+                self._heard[item.topic] = time.monotonic()
+            item.callback(msg)
 
         return heard
 

@@ -23,7 +23,7 @@ from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime
-from ehrnet_model.variants import Variant
+from ehrnet_model.variants import pose_variant
 
 # Heights in pixels and numbers of people at which AP is reported apart.
 HEIGHTS = (64.0, 128.0, 256.0)
@@ -145,7 +145,7 @@ def evaluate(
     files.require(image["file_name"] for image in chosen)
     info = runtime.info
     finder = _Finder(runtime, options, settings)
-    variant = Variant.from_phi(info.phi)
+    variant = pose_variant(info.variant)
     results: list[dict[str, Any]] = []
     stray = empty = people = 0
     pixels, macs, times = [], [], []

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,8 @@ _log = logging.getLogger(__name__)
 
 # What is tried, in this order.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "keypoint_threshold": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
-    "tag_threshold": (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    "keypoint_threshold": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6),
+    "tag_threshold": (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0),
     "refine": (False, True),
     "refine_threshold": (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3),
     "nms_oks": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
@@ -148,6 +149,18 @@ def person_free_images(annotations: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def held_back_first(
+    images: Sequence[dict[str, Any]], share: float, limit: int | None
+) -> list[dict[str, Any]]:
+    """At most ``limit`` images: those held back, which say most, and others from all over."""
+    first = [image for image in images if held_back(image["id"], share)]
+    rest = [image for image in images if not held_back(image["id"], share)]
+    if limit is None:
+        return first + rest
+    room = limit - len(first)
+    return first[:limit] + (rest[:: max(1, math.ceil(len(rest) / room))] if room > 0 else [])
+
+
 def keypoint_f1(truth: KeypointTruth, results: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How many reported keypoints are right, and how many labelled ones are reported.
 
@@ -180,6 +193,7 @@ def tune(
     empty: Sequence[Seen],
     start: DecodeOptions,
     stray: float = 0.1,
+    share: float = 1.0,
     skeleton: SkeletonInfo = COCO_17,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Choice]:
@@ -191,15 +205,19 @@ def tune(
         empty: person-free images.
         start: options to start from; ``max_people`` stays as it is.
         stray: fewer people than this are found per person-free image by the display set.
+        share: of the images that training held back; on the others a model may be better than
+            elsewhere, so what is found in the person-free ones held back is counted apart.
         skeleton: of the model.
         progress: told after every measurement.
 
     Returns:
         The choices by name; ``start`` as well. Their measures: ``AP``, ``keypoint_f1``,
         ``keypoint_precision``, ``keypoint_recall`` on ``people``, and on ``empty``, where there
-        is any, ``false_positives_per_person_free_image``.
+        is any, ``false_positives_per_person_free_image``, and ``.._per_held_back_one`` for those
+        of them that were held back.
     """
     truth = KeypointTruth(annotations)
+    unseen = [s for s in empty if held_back(s.image_id, share)]
 
     def results(options: DecodeOptions) -> list[dict[str, Any]]:
         return [r for s in people for r in s.people(options, skeleton).to_coco(s.image_id)]
@@ -210,6 +228,9 @@ def tune(
         if empty:
             strays = sum(len(s.people(options, skeleton)) for s in empty)
             measures["false_positives_per_person_free_image"] = strays / len(empty)
+        if unseen:
+            strays = sum(len(s.people(options, skeleton)) for s in unseen)
+            measures["false_positives_per_held_back_one"] = strays / len(unseen)
         return Choice(options, measures)
 
     def by_ap(options: DecodeOptions) -> tuple[float, DecodeOptions]:
@@ -304,16 +325,19 @@ def quiet(
     """
     limit = stray * len(empty)
     everyone = dataclasses.replace(options, person_threshold=0.0)
-    scores = np.sort([v for s in empty for v in s.people(everyone, skeleton).person_score])[::-1]
-    allowed = max(int(np.ceil(limit)) - 1, 0)
+    found = [(s, s.people(everyone, skeleton).person_score) for s in empty]
+    scores = np.sort(np.concatenate([score for _, score in found] or [np.zeros(0)]))[::-1]
+    allowed = max(math.ceil(limit) - 1, 0)
     threshold = 0.0
     if len(scores) > allowed:
         threshold = (np.floor(scores[allowed] / _STEP) + 1) * _STEP
-    # Leaving people out frees their peaks, which may move others: so the count is taken again.
+    # Leaving people out frees their peaks, which may move others: so the count is taken again,
+    # where anybody is left.
     while threshold < 1:
         options = dataclasses.replace(options, person_threshold=round(float(threshold), 6))
-        found = sum(len(s.people(options, skeleton)) for s in empty)
-        if found < limit or found == 0:
+        left = [s for s, score in found if (score >= options.person_threshold).any()]
+        count = sum(len(s.people(options, skeleton)) for s in left)
+        if count < limit or count == 0:
             return options
         threshold += _STEP
     return dataclasses.replace(options, person_threshold=1.0)

@@ -371,12 +371,14 @@ class _Walk:
         layer = self.graph.layers[node]
         if layer.kind == "Parameter":
             return np.ones(3), np.zeros(3)
-        if layer.kind not in ("Add", "Subtract", "Multiply", "Divide") or (
-            self.graph.constant_id(layer.inputs[1]) is None
-        ):
+        inner, constant = layer.inputs if len(layer.inputs) == 2 else (node, node)
+        if layer.kind in ("Add", "Multiply") and self.graph.constant_id(inner) is not None:
+            inner, constant = constant, inner
+        arithmetic = layer.kind in ("Add", "Subtract", "Multiply", "Divide")
+        if not arithmetic or self.graph.constant_id(constant) is None:
             raise self._mismatch(layer, "no arithmetic with a constant per channel")
-        scale, shift = self._affine(layer.inputs[0])
-        value = np.broadcast_to(self._value(layer.inputs[1]).reshape(-1).astype(np.float64), 3)
+        scale, shift = self._affine(inner)
+        value = np.broadcast_to(self._value(constant).reshape(-1).astype(np.float64), 3)
         if layer.kind in ("Multiply", "Divide"):
             factor = value if layer.kind == "Multiply" else 1 / value
             return scale * factor, shift * factor

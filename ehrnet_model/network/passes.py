@@ -3,11 +3,10 @@
 What papers report with, and what a robot does without: every pass costs a whole network. It needs
 the maps, so it runs on weights and not on an exported graph, which gives peaks only.
 
-Coordinates. The weights' convention says where cell i of the half-size map lies, and averaging must
-know it. At ``pixel-centre`` all passes agree: cell i is input pixel 2 i + 0.5 in each. At
-``reference`` (cell i at 2 i + 1, since targets were truncated) the mirrored map is truncated the
-other way and lies half a cell off, so that the mean of both has cell i at 2 i + 0.5 along x; and at
-another scale s the truncation is worth another distance, 1 / s as much.
+Coordinates. The weights' convention says where cell i of the half-size map lies, at input pixel
+2 i + c, and averaging must know it. With c = 0.5 (``pixel-centre``) all passes agree. Any other c
+is the other way round in the mirrored map (1 - c), so that the mean of both has cell i at 2 i + 0.5
+along x; and at another scale s, what c differs from 0.5 is worth 1 / s as much.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.runtime import check_images, check_peaks
+from ehrnet_model.inference.runtime import COORDINATES, check_images, check_peaks
 from ehrnet_model.network.torch_runtime import TorchRuntime
 
 _MIRROR_AXIS = 3
@@ -66,12 +65,12 @@ class PassesRuntime(TorchRuntime):
                     tags = tag
                 heats.append(heat)
             peaks = deployed.peaks(torch.stack(heats).mean(0), tags).cpu().numpy()
-        if deployed.coordinates == "reference":
-            # The top of a sum lies nearer the sharper summand: weights s^2 for offsets 1 / (2 s).
-            truncated = 0.5 * sum(scales) / sum(s * s for s in scales)
-            # Column 1 is x, 2 is y; deploy has put cell i at 2 i + 1.
-            peaks[..., 1] += -0.5 if mirror else truncated - 0.5
-            peaks[..., 2] += truncated - 0.5
+        own = COORDINATES[deployed.coordinates]
+        # The top of a sum lies nearer the sharper summand: weights s^2 for offsets 1 / s.
+        shifted = 0.5 + (own - 0.5) * sum(scales) / sum(s * s for s in scales)
+        # Column 1 is x, 2 is y.
+        peaks[..., 1] += (0.5 if mirror else shifted) - own
+        peaks[..., 2] += shifted - own
         return check_peaks(peaks, 1, self.info, self.name)
 
     def _maps(self, image: Tensor, mirror: bool) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ from ehrnet_model.network.blocks import ConvNorm
 from ehrnet_model.network.checkpoint import CheckpointMeta, save_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.holdout import box_oks, held_back_people
+from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions, heatmap_loss, tag_loss
 from ehrnet_model.training.pack import Pack
@@ -67,6 +68,7 @@ class TrainOptions:
         seed: of weights and samples.
         bf16: convolutions in bfloat16.
         lite0: npz file that starts the backbone, see ``init_lite0``.
+        backbone: classifier checkpoint that starts the backbone, see ``init_classifier``.
         start: state.pt of another run whose averaged weights start this one.
         holdout: share of images never trained on.
         loss, sample: see there.
@@ -88,6 +90,7 @@ class TrainOptions:
     seed: int = 0
     bf16: bool = True
     lite0: str = ""
+    backbone: str = ""
     start: str = ""
     holdout: float = 0.03
     loss: LossOptions = field(default_factory=LossOptions)
@@ -287,6 +290,7 @@ class Trainer:
         state_file = self.folder / "state.pt"
         if state_file.exists():
             state = load_state(state_file)
+            state["config"].setdefault("backbone", "")  # runs from before this option
             if state["config"] != config and not change:
                 different = [k for k in config if config[k] != state["config"].get(k)]
                 raise EhrnetError(
@@ -303,6 +307,8 @@ class Trainer:
         else:
             if options.start:
                 self.network.load_state_dict(load_state(Path(options.start))["average"])
+            elif options.backbone:
+                init_from_classifier(self.network, Path(options.backbone))
             elif options.lite0:
                 init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
             self.average = Average(self.network, options.ema)
@@ -469,7 +475,9 @@ class Trainer:
             "images_seen": self.images,
             "steps": self.step,
             "hours": round(self.seconds / 3600, 2),
-            "backbone": "slices of EfficientNet-Lite0 (ImageNet)"
+            "backbone": f"classifier {Path(self.options.backbone).name}"
+            if self.options.backbone
+            else "slices of EfficientNet-Lite0 (ImageNet)"
             if self.options.lite0
             else "random",
             "last_options": {key: self.config[key] for key in keep},

@@ -28,6 +28,7 @@ VERBS = (
     "build-engine",
     "import-checkpoint",
     "pack",
+    "train-classifier",
     "train",
     "evaluate",
     "benchmark",

@@ -67,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lite0", default="", metavar="NPZ", help="EfficientNet-Lite0 weights to start from"
     )
     parser.add_argument(
+        "--backbone",
+        default="",
+        metavar="FILE",
+        help="classifier to start the backbone from (made by 'ehrnet train-classifier')",
+    )
+    parser.add_argument(
         "--start", default="", metavar="STATE", help="state.pt of another run to start from"
     )
     parser.add_argument("--sample", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
@@ -117,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.training.trainer import Trainer, TrainOptions
 
     cv2.setNumThreads(1)
+    if args.backbone and (args.lite0 or args.start):
+        raise EhrnetError("--backbone, --lite0 and --start each give the start: name one of them.")
 
     def build(kind: Any, settings: list[tuple[str, float]]) -> Any:
         names = {f.name for f in dataclasses.fields(kind)}
@@ -146,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
         freeze=args.freeze,
         bf16=not args.fp32,
         lite0=args.lite0,
+        backbone=args.backbone,
         start=args.start,
         holdout=args.holdout,
         loss=build(LossOptions, args.loss),

@@ -57,13 +57,23 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.coco import load_annotations, write_json
     from ehrnet_model.evaluation.pictures import ImageFiles
-    from ehrnet_model.evaluation.tune import choosing_part, person_free_images, see, tune
+    from ehrnet_model.evaluation.tune import (
+        choosing_part,
+        held_back_first,
+        person_free_images,
+        see,
+        tune,
+    )
+    from ehrnet_model.held_back import held_back
     from ehrnet_model.inference.decode import DecodeOptions
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import open_runtime
 
-    if not 0 < args.held_back <= 1 or args.stray <= 0:
-        raise EhrnetError("--held-back is a share above 0 and up to 1, --stray a number above 0.")
+    if not 0 < args.held_back <= 1 or args.stray <= 0 or (args.limit or 1) < 1:
+        raise EhrnetError(
+            "--held-back is a share above 0 and up to 1, --stray a number above 0, --limit 1 or "
+            "more."
+        )
     annotations = load_annotations(args.annotations, truth=True)
     part = choosing_part(annotations, args.held_back)
     empty = person_free_images(annotations)
@@ -71,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
         known = {image["id"] for image in empty}
         more = person_free_images(load_annotations(args.person_free))
         empty += [image for image in more if image["id"] not in known]
-    if args.limit is not None:
-        empty = empty[:: max(1, -(-len(empty) // max(1, args.limit)))]
+    empty = held_back_first(empty, args.held_back, args.limit)
+    unseen = sum(held_back(image["id"], args.held_back) for image in empty)
     if not empty:
         print("no person-free images: only the set for AP is chosen", file=sys.stderr)
     files = ImageFiles(args.images)
@@ -100,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             seen[inhabited:],
             DecodeOptions.from_dict(runtime.info.decode),
             args.stray,
+            args.held_back,
             runtime.info.skeleton,
             progress,
         )
@@ -114,13 +125,17 @@ def run(args: argparse.Namespace) -> int:
                 "held_back": args.held_back,
                 "images": inhabited,
                 "person_free_images": len(empty),
+                "person_free_images_held_back": unseen,
                 **{
                     name: {"decode": choice.options.to_dict(), **choice.measures}
                     for name, choice in choices.items()
                 },
             },
         )
-    print(f"{runtime.info.variant} on {inhabited} held-back and {len(empty)} person-free images")
+    print(
+        f"{runtime.info.variant} on {inhabited} held-back images and {len(empty)} person-free, "
+        f"{unseen} of them held back"
+    )
     for name, choice in choices.items():
         parts = [f"{key} {value:.3f}" for key, value in choice.measures.items()]
         print(f"{name:8s} {', '.join(parts)}")

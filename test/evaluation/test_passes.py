@@ -13,7 +13,7 @@ from ehrnet_model.network.passes import PassesRuntime  # noqa: E402
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_model.variants import VARIANTS  # noqa: E402
 
-SIDE = 128
+SIDE = 64
 
 
 class OneBlob(torch.nn.Module):
@@ -23,9 +23,9 @@ class OneBlob(torch.nn.Module):
     as right ones; the tag is the column, so that a mirrored image has another one.
     """
 
-    def __init__(self, truncated):
+    def __init__(self, coordinates):
         super().__init__()
-        self.truncated = truncated
+        self.coordinates = coordinates
         self.chance = torch.Generator().manual_seed(0)
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         self.register_buffer("mean", mean.view(1, 3, 1, 1))
@@ -34,10 +34,12 @@ class OneBlob(torch.nn.Module):
         self.register_buffer("height", torch.tensor(height).view(1, -1, 1, 1))
 
     def maps(self, x, y, stride, side):
-        if self.truncated:
+        if self.coordinates == "reference":
             x, y = torch.floor(x / stride), torch.floor(y / stride)
         else:
-            x, y = (x + 0.5) / stride - 0.5, (y + 0.5) / stride - 0.5
+            # Cell 0 of the half-size map is at pixel 0.5 of the input, or at 0.
+            start = 0.5 if self.coordinates == "pixel-centre" else 1.0
+            x, y = (x + start) / stride - 0.5, (y + start) / stride - 0.5
         cells = torch.arange(side // stride, dtype=torch.float32)
         square = (cells[None] - x) ** 2 + (cells[:, None] - y) ** 2
         # Real maps have no two equal neighbours.
@@ -60,19 +62,19 @@ def blob(x, y, scale):
     place = np.arange(round(SIDE * scale))
     x, y = (x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5
     square = (place[None] - x) ** 2 + (place[:, None] - y) ** 2
-    light = 255 * np.exp(-square / (2 * (6 * scale) ** 2))
+    light = 255 * np.exp(-square / (2 * (5 * scale) ** 2))
     return np.repeat(light.round().astype(np.uint8)[None, ..., None], 3, 3)
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.5), (1.0, 0.5, 2.0)])
 @pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize("coordinates", ["pixel-centre", "reference"])
+@pytest.mark.parametrize("coordinates", ["pixel-centre", "reference", "first-pixel"])
 def test_positions_have_no_bias(coordinates, mirror, scales):
     info = ModelInfo("H-4", -4, coordinates=coordinates)
-    runtime = PassesRuntime(OneBlob(coordinates == "reference"), info)
+    runtime = PassesRuntime(OneBlob(coordinates), info)
     # One spot for each eighth of the coarsest cell.
     offsets = (np.arange(32) + 0.5) / 32 * 8
-    places = np.stack([56 + offsets, 56 + np.roll(offsets, 13)], 1)
+    places = np.stack([28 + offsets, 28 + np.roll(offsets, 13)], 1)
     found = []
     for x, y in places:
         peaks = runtime.several([blob(x, y, s) for s in scales], mirror)
@@ -84,15 +86,15 @@ def test_positions_have_no_bias(coordinates, mirror, scales):
 
 
 def test_one_pass_is_what_the_runtime_itself_gives():
-    runtime = PassesRuntime(OneBlob(False), ModelInfo("H-4", -4))
-    image = blob(50.3, 61.8, 1)
+    runtime = PassesRuntime(OneBlob("pixel-centre"), ModelInfo("H-4", -4))
+    image = blob(30.3, 31.8, 1)
     np.testing.assert_array_equal(runtime.several([image], False), runtime(image))
 
 
 def test_mirrored_maps_come_back_swapped_and_tags_are_averaged():
-    runtime = PassesRuntime(OneBlob(False), ModelInfo("H-4", -4))
-    x = 40.0
-    peaks = runtime.several([blob(x, 64, 1)], True)[0]
+    runtime = PassesRuntime(OneBlob("pixel-centre"), ModelInfo("H-4", -4))
+    x = 24.0
+    peaks = runtime.several([blob(x, 32, 1)], True)[0]
     # Left and right maps of heights 2 and 1: their mean with the swapped ones is 1.5.
     names = np.array(COCO_17.names)
     sided = np.char.startswith(names, "left") | np.char.startswith(names, "right")

@@ -16,6 +16,7 @@ from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_model.evaluation.tune import (
     choosing_part,
     climb,
+    held_back_first,
     keypoint_f1,
     person_free_images,
     quiet,
@@ -121,6 +122,17 @@ def test_which_images_are_chosen_by():
     assert len(person_free_images(annotations)) == 500
     with pytest.raises(EhrnetError, match="no labelled person"):
         choosing_part({**annotations, "annotations": []}, 0.1)
+
+
+def test_images_held_back_come_first_and_others_from_all_over():
+    images = [{"id": number} for number in range(400)]
+    first = [n for n in range(400) if held_back(n, 0.1)]
+    chosen = [image["id"] for image in held_back_first(images, 0.1, len(first) + 10)]
+    assert chosen[: len(first)] == first
+    rest = chosen[len(first) :]
+    assert 5 < len(rest) <= 10 and rest[0] < 40 and rest[-1] > 300
+    assert [image["id"] for image in held_back_first(images, 0.1, 3)] == first[:3]
+    assert len(held_back_first(images, 0.1, None)) == 400
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / "build" / "colcon" / "venv"
-NODES = ("picture_node", "pose_node", "tracking_node")
+NODES = ("depth_node", "picture_node", "pose_node", "tracking_node")
 
 pytestmark = pytest.mark.skipif(
     not (VENV / "bin" / "colcon").exists(), reason="colcon is not here: ./check brings it"

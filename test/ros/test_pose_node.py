@@ -381,11 +381,14 @@ def test_weights_that_are_not_numbers_and_other_skeletons_never_go_active(
         assert "Traceback" not in node.log() and node.interrupt() == 0
 
 
-def test_a_phi_without_weights_is_told_what_to_do_and_never_answers(peer, start, tmp_path):
-    """In a home without models: H-1 has no weights in the package."""
-    node = start("pose_node", phi=-1, remaps=["__node:=empty"])
+@pytest.mark.parametrize(
+    "phi, command", [(-1, "ehrnet export"), (-2, "ehrnet get-weights --phi -2")]
+)
+def test_a_phi_without_weights_is_told_what_to_do_and_never_answers(peer, start, phi, command):
+    """In a home without models: H-1 has no weights in the package, H-2 has published ones."""
+    node = start("pose_node", phi=phi, remaps=["__node:=empty"])
     log = node.wait_for_log("Unconfigured")
-    assert "no weights for phi -1" in log and "ehrnet" in log
+    assert f"no weights for phi {phi}" in log and f"`{command}" in log
     assert peer.state("empty") == "unconfigured"
     assert "empty/poses" not in dict(peer.node.get_topic_names_and_types())
     assert node.interrupt() == 0

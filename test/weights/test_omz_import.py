@@ -134,6 +134,39 @@ def test_order_numbers_and_names_of_layers_do_not_matter(pair, state, tmp_path) 
     assert all(torch.equal(again[key], value) for key, value in state.items())
 
 
+@pytest.mark.parametrize(
+    "kind, constant_first", [("Multiply", False), ("Multiply", True), ("Divide", False)]
+)
+def test_an_image_that_is_scaled_in_the_graph(kind, constant_first, pair, state, tmp_path):
+    """Another release may keep the scale out of the first convolution."""
+    rgb_gain = np.float32([0.5, 1.0, 2.0])
+    blob = tmp_path / "x.bin"
+    stored = rgb_gain[::-1] if kind == "Multiply" else 1 / rgb_gain[::-1]
+    data = pair[1].read_bytes()
+    blob.write_bytes(data + stored.tobytes())
+
+    def change(root: ET.Element) -> None:
+        layers, edges = root.find("layers"), root.find("edges")
+        mean = next(x for x in layers if x.get("type") == "Subtract")
+        after = [e for e in edges if e.get("from-layer") == mean.get("id")]
+        const = ET.SubElement(layers, "layer", id="90001", name="scale", type="Const")
+        where = {"offset": str(len(data)), "size": "12", "shape": "1,3,1,1"}
+        ET.SubElement(const, "data", {"element_type": "f32", **where})
+        ET.SubElement(layers, "layer", id="90002", name="scaled", type=kind)
+        for edge in after:
+            edge.set("from-layer", "90002")
+        for port, source in enumerate((mean.get("id"), "90001")):
+            to = {"to-layer": "90002", "to-port": str(1 - port if constant_first else port)}
+            ET.SubElement(edges, "edge", {"from-layer": source, "from-port": "0", **to})
+
+    xml, _ = _rewritten(pair, tmp_path, change)
+    scaled = read_state(read_graph(xml, blob))
+    key = "backbone.stem.conv.weight"
+    expected = state[key] * torch.from_numpy(rgb_gain)[:, None, None]
+    torch.testing.assert_close(scaled[key], expected, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(scaled[k], v) for k, v in state.items() if "stem" not in k)
+
+
 def _attribute(kind: str, name: str, value: str):
     def change(root: ET.Element) -> None:
         layer = next(x for x in root.iter("layer") if x.get("type") == kind)
