@@ -70,7 +70,9 @@ def tag_loss(
     spread = torch.zeros(people, device=tags.device).index_add(
         0, person, (values - means[person]) ** 2
     )
-    per_image = torch.bincount(image_of_person, minlength=images).float()
+    # Not bincount: it asks the device for the highest number and waits.
+    one = torch.ones(people, device=tags.device)
+    per_image = torch.zeros(images, device=tags.device).index_add(0, image_of_person, one)
     crowd = per_image[image_of_person]
     pull = (spread / count / crowd).sum() / images
     same = image_of_person[:, None] == image_of_person[None]

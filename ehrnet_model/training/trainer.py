@@ -12,6 +12,7 @@ position in the data.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import json
@@ -22,8 +23,9 @@ import platform
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,14 @@ class Batch:
     tag_person: torch.Tensor
     image_of_person: torch.Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, copied without waiting where the memory is pinned."""
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU copies from by itself."""
+        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
 
 def normalise(pictures: np.ndarray) -> torch.Tensor:
     """uint8 RGB (N, H, W, 3) to the network's float32 (N, 3, H, W), channels last in memory."""
@@ -195,7 +205,8 @@ def compute_losses(
     ``rel4`` and ``rel2`` are the squared errors without weights, divided by those of empty maps.
     """
     joints = batch.low.shape[1]
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    device = batch.images.device.type
+    with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
         low_all, high = network(batch.images)
     low, tags = low_all[:, :joints].float(), low_all[:, joints:]
     high = high.float()
@@ -216,26 +227,110 @@ def compute_losses(
 
 
 class Average:
-    """Exponential moving average of weights and statistics; its memory grows from a few steps."""
+    """Exponential moving average of weights and statistics; its memory grows from a few steps.
 
-    def __init__(self, network: torch.nn.Module, decay: float) -> None:
+    Args:
+        network: on the device where it is trained; its tensors stay the same objects.
+        decay: of the average once it is old.
+        state, count: an average to go on with.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        decay: float,
+        state: dict[str, torch.Tensor] | None = None,
+        count: int = 0,
+    ) -> None:
         self.decay = decay
-        self.count = 0
-        self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        self.count = count
+        live = {k: v.detach() for k, v in network.state_dict().items()}
+        self.state = {k: v.clone() for k, v in live.items()}
+        for key, value in (state or {}).items():
+            self.state[key].copy_(value)
+        # Lists, made once: a GPU has done a step in the time that gathering them takes.
+        float_keys = [k for k, v in live.items() if v.is_floating_point()]
+        self._floats = [live[k] for k in float_keys], [self.state[k] for k in float_keys]
+        whole_keys = [k for k in live if k not in set(float_keys)]
+        self._wholes = [live[k] for k in whole_keys], [self.state[k] for k in whole_keys]
 
     @torch.no_grad()
-    def update(self, network: torch.nn.Module) -> None:
+    def update(self) -> None:
         """Takes the network's present weights in."""
         self.count += 1
         weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-        floats, new = [], []
-        for key, value in network.state_dict().items():
-            if value.is_floating_point():
-                floats.append(self.state[key])
-                new.append(value)
-            else:
-                self.state[key].copy_(value)
-        torch._foreach_lerp_(floats, new, weight)
+        torch._foreach_lerp_(self._floats[1], self._floats[0], weight)
+        torch._foreach_copy_(self._wholes[1], self._wholes[0])
+
+
+class _Sums:
+    """Sums of the parts of the loss, kept on the device: adding waits for nothing."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.values: torch.Tensor | None = None
+        self.count = 0
+
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        values = torch.stack(list(parts.values())).double()
+        self.names = list(parts)
+        self.values = values if self.values is None else self.values + values
+        self.count += 1
+
+    def means(self, world: int) -> dict[str, float]:
+        """Means over the steps, and over all processes where all of them ask; waits for the GPU."""
+        if self.values is None:
+            return {}
+        values = (self.values / self.count).cpu()
+        if world > 1:
+            distributed.all_reduce(values)
+            values /= world
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+
+def open_device(name: str) -> torch.device:
+    """``cpu``, ``cuda`` or ``auto``; one of several processes takes the GPU of its local rank.
+
+    Raises EhrnetError where CUDA is asked for and not there.
+    """
+    if name not in ("cpu", "cuda", "auto"):
+        raise EhrnetError(f"there is no device '{name}': cpu, cuda or auto.")
+    there = torch.cuda.is_available()
+    if name == "cpu" or (name == "auto" and not there):
+        return torch.device("cpu")
+    if not there:
+        raise EhrnetError(
+            f"PyTorch {torch.__version__} sees no CUDA device: install a build for your GPU's "
+            "driver (pytorch.org), or train with --device cpu."
+        )
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    if number >= torch.cuda.device_count():
+        raise EhrnetError(
+            f"process {number} of this machine has no GPU of its own, there are "
+            f"{torch.cuda.device_count()}: start as many processes as there are GPUs."
+        )
+    torch.cuda.set_device(number)
+    # Window sizes are few and come again and again.
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda", number)
+
+
+def _on_cpu(value: Any) -> Any:
+    """The same nest of dicts and lists with its tensors in ordinary memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {k: _on_cpu(v) for k, v in value.items()}
+    return [_on_cpu(v) for v in value] if isinstance(value, list) else value
+
+
+def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the options that came later at their defaults."""
+    out = {**defaults, **config}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            out[key] = {**value, **config[key]}
+    return out
 
 
 class Trainer:
@@ -245,13 +340,19 @@ class Trainer:
         options: what to do.
         folder: run folder; a run found there is continued, if it has the same options.
         change: continue with other options (schedule, data, loss), keeping weights and optimiser.
+        device: ``cpu``, ``cuda`` or ``auto``; a run may go on on another one.
     """
 
-    def __init__(self, options: TrainOptions, folder: Path, change: bool = False) -> None:
+    def __init__(
+        self, options: TrainOptions, folder: Path, change: bool = False, device: str = "cpu"
+    ) -> None:
         self.options, self.folder = options, Path(folder)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = open_device(device)
         if self.world > 1 and not distributed.is_initialized():
-            distributed.init_process_group("gloo")
+            # Gradients on GPUs go by NCCL, the clock and the log by gloo, which no GPU waits for.
+            gpu = self.device.type == "cuda"
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
         if not options.packs:
             raise EhrnetError("no data: give at least one pack (see 'ehrnet pack').")
         for side, batch, _ in options.windows:
@@ -274,6 +375,24 @@ class Trainer:
         self.network = EfficientHRNet(
             Variant.from_phi(options.phi), drop_connect=options.drop_connect
         )
+        state = None
+        state_file = self.folder / "state.pt"
+        if state_file.exists():
+            state = load_state(state_file)
+            stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
+            if stored != config and not change:
+                different = [k for k in config if config[k] != stored.get(k)]
+                raise EhrnetError(
+                    f"{folder} holds a run with other options ({', '.join(different)}): choose "
+                    "another folder, or say --change to continue with the new ones."
+                )
+            self.network.load_state_dict(state["network"])
+            self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
+        elif options.start:
+            self.network.load_state_dict(load_state(Path(options.start))["average"])
+        elif options.lite0:
+            init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
+        self.network.to(self.device, memory_format=torch.channels_last)
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(
@@ -284,36 +403,21 @@ class Trainer:
             lr=options.lr,
             fused=True,
         )
-        state_file = self.folder / "state.pt"
-        if state_file.exists():
-            state = load_state(state_file)
-            if state["config"] != config and not change:
-                different = [k for k in config if config[k] != state["config"].get(k)]
-                raise EhrnetError(
-                    f"{folder} holds a run with other options ({', '.join(different)}): choose "
-                    "another folder, or say --change to continue with the new ones."
-                )
-            self.network.load_state_dict(state["network"])
+        if state is None:
             self.average = Average(self.network, options.ema)
-            self.average.state = state["average"]
-            self.average.count = state["average_count"]
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
-            torch.set_rng_state(state["rng"])
         else:
-            if options.start:
-                self.network.load_state_dict(load_state(Path(options.start))["average"])
-            elif options.lite0:
-                init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
-            self.average = Average(self.network, options.ema)
-        self.network.to(memory_format=torch.channels_last)
+            self.average = Average(
+                self.network, options.ema, state["average"], state["average_count"]
+            )
+            self.optimiser.load_state_dict(state["optimiser"])
         if options.freeze:
             for part in (
                 self.network.backbone.stem,
                 *self.network.backbone.stages[: options.freeze],
             ):
                 part.requires_grad_(False)
-        _quicken(self.network)
+        if self.device.type == "cpu":
+            _quicken(self.network)
         self.config = config
         note = {
             **config,
@@ -395,7 +499,9 @@ class Trainer:
             thread.join()
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One update; returns the parts of the loss."""
+        """One update; returns the parts of the loss, of this process, on the device."""
+        # What is random inside the network depends on step and process alone, like the windows.
+        torch.manual_seed(zlib.crc32(f"{self.options.seed} {self.step} {self.rank}".encode()))
         self.network.train()
         rate = self._rate()
         for group in self.optimiser.param_groups:
@@ -409,7 +515,7 @@ class Trainer:
         if self.world > 1:
             self._share()
         self.optimiser.step()
-        self.average.update(self.network)
+        self.average.update()
         self.step += 1
         self.images += len(batch.images) * self.world
         return {key: value.detach() for key, value in parts.items()}
@@ -418,8 +524,6 @@ class Trainer:
         """Averages gradients, normalisation statistics and the clock over all processes."""
         parts = [p.grad for p in self.network.parameters() if p.grad is not None]
         parts += [b for b in self.network.buffers() if b.is_floating_point()]
-        clock = torch.tensor([self.seconds])
-        parts.append(clock)
         flat = torch.cat([part.detach().flatten() for part in parts])
         distributed.all_reduce(flat)
         flat /= self.world
@@ -429,16 +533,18 @@ class Trainer:
                 count = part.numel()
                 part.copy_(flat[position : position + count].view(part.shape))
                 position += count
-        self.seconds = float(clock)
+        clock = torch.tensor([self.seconds], dtype=torch.float64)
+        distributed.all_reduce(clock)
+        self.seconds = float(clock) / self.world
 
     def state(self) -> dict[str, Any]:
-        """Everything that a continued run needs."""
+        """Everything that a continued run needs, on whatever device; tensors in ordinary memory."""
         return {
             "config": self.config,
-            "network": self.network.state_dict(),
-            "average": self.average.state,
+            "network": _on_cpu(self.network.state_dict()),
+            "average": _on_cpu(self.average.state),
             "average_count": self.average.count,
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": _on_cpu(self.optimiser.state_dict()),
             "step": self.step,
             "images": self.images,
             "seconds": self.seconds,
@@ -483,13 +589,13 @@ class Trainer:
             metrics=metrics,
             recipe=recipe,
         )
-        save_checkpoint(path, self.average.state, meta)
+        save_checkpoint(path, _on_cpu(self.average.state), meta)
 
     def averaged(self) -> EfficientHRNet:
         """A network with the averaged weights, for use."""
         network = EfficientHRNet(Variant.from_phi(self.options.phi))
         network.load_state_dict(self.average.state)
-        return network.to(memory_format=torch.channels_last).eval()
+        return network.to(self.device, memory_format=torch.channels_last).eval()
 
     def measure(self) -> dict[str, float]:
         """BoxOKS of the averaged weights on held-back people; appended to holdout.csv."""
@@ -504,9 +610,13 @@ class Trainer:
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         path = self.folder / name
+        columns = list(row)
         fresh = not path.exists()
+        if not fresh:  # of a run that an earlier version began, perhaps with fewer columns
+            with open(path, newline="") as file:
+                columns = next(csv.reader(file), columns)
         with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             if fresh:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
@@ -516,50 +626,65 @@ class Trainer:
         o = self.options
         clock = self._clock = time.monotonic()
         saved = measured = clock
-        sums: dict[str, float] = {}
-        counted = 0
+        sums, waited = _Sums(), 0.0
         mark, mark_images, last = clock, self.images, self.step + steps if steps else None
         batches = self._batches()
         try:
             while self.progress() < 1 and self.step != last:
-                parts = self.train_step(next(batches))
-                if not torch.isfinite(parts["loss"]):
-                    raise EhrnetError(
-                        f"the loss is not a number at step {self.step}: go on from "
-                        f"{self.folder}/state.pt with a lower learning rate."
-                    )
+                asked = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - asked
+                sums.add(self.train_step(batch))
+                if self.step % o.log_steps == 0:
+                    row = self._means(sums, self.world)
+                    now = time.monotonic()
+                    if self.rank == 0:
+                        speed = (self.images - mark_images) / max(1e-9, now - mark)
+                        self._log(tell, row, speed, waited / max(1e-9, now - mark))
+                    sums, waited, mark, mark_images = _Sums(), 0.0, now, self.images
                 now = time.monotonic()
-                counted += 1
-                for key, value in parts.items():
-                    sums[key] = sums.get(key, 0.0) + float(value)
-                if self.step % o.log_steps == 0 and self.rank == 0:
-                    row = {key: value / counted for key, value in sums.items()}
-                    speed = (self.images - mark_images) / max(1e-9, now - mark)
-                    self._append(
-                        "log.csv",
-                        {
-                            "step": self.step,
-                            "images": self.images,
-                            "seconds": round(self.seconds),
-                            "lr": self._rate(),
-                            **row,
-                            "images_per_s": speed,
-                        },
-                    )
-                    tell(
-                        f"step {self.step} images {self.images} {100 * self.progress():.1f} % "
-                        f"loss {row['loss']:.3f} rel4 {row['rel4']:.3f} rel2 {row['rel2']:.3f} "
-                        f"pull {row['pull']:.3f} push {row['push']:.3f} {speed:.1f} img/s"
-                    )
-                    sums, counted, mark, mark_images = {}, 0, now, self.images
                 if now - measured > o.holdout_seconds and self.rank == 0:
                     tell(f"held back: {self.measure()}")
                     measured = time.monotonic()
                 if now - saved > o.save_seconds:
+                    self._means(sums)
                     self.save()
                     saved = time.monotonic()
         finally:
             batches.close()
+        self._means(sums)
         self.save()
         if self.progress() >= 1 and self.rank == 0:
             tell(f"held back: {self.measure()}")
+
+    def _means(self, sums: _Sums, world: int = 1) -> dict[str, float]:
+        """Means of the parts; refuses to go on, and so to save, where they are not numbers."""
+        means = sums.means(world)
+        if not all(map(math.isfinite, means.values())):
+            raise EhrnetError(
+                f"the loss is not a number before step {self.step}: go on from "
+                f"{self.folder}/state.pt with a lower learning rate."
+            )
+        return means
+
+    def _log(
+        self, tell: Callable[[str], None], row: dict[str, float], speed: float, waiting: float
+    ) -> None:
+        self._append(
+            "log.csv",
+            {
+                "step": self.step,
+                "images": self.images,
+                "seconds": round(self.seconds),
+                "lr": self._rate(),
+                **row,
+                "images_per_s": speed,
+                "waiting": waiting,
+            },
+        )
+        tell(
+            f"step {self.step} images {self.images} {100 * self.progress():.1f} % "
+            f"loss {row['loss']:.3f} rel4 {row['rel4']:.3f} rel2 {row['rel2']:.3f} "
+            f"pull {row['pull']:.3f} push {row['push']:.3f} {speed:.1f} img/s, "
+            f"{100 * waiting:.0f} % waiting"
+        )

@@ -78,6 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="keep the weights of stem and first N stages",
     )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (auto: CUDA where there is a GPU)",
+    )
     parser.add_argument("--fp32", action="store_true", help="no bfloat16")
     parser.add_argument(
         "--unpack",
@@ -156,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
             raise EhrnetError(f"{args.out} already holds a run: leave --unpack out to continue it.")
         args.out.mkdir(parents=True, exist_ok=True)
         save_state(read_compact(args.unpack), args.out / "state.pt")
-    trainer = Trainer(options, args.out, args.change)
+    trainer = Trainer(options, args.out, args.change, args.device)
     if not args.save_only:
         trainer.run(lambda text: print(text, file=sys.stderr, flush=True))
     if trainer.rank:

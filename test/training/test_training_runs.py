@@ -32,7 +32,7 @@ def small(pack_file, **more):
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(pack_file, tmp_path):
-    options = small(pack_file)
+    options = small(pack_file, drop_connect=0.3)
     Trainer(options, tmp_path / "whole").run()
     Trainer(options, tmp_path / "parts").run(steps=3)
     Trainer(options, tmp_path / "parts").run()
