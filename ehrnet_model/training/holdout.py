@@ -14,10 +14,13 @@ import numpy as np
 import torch
 
 from ehrnet_model.skeleton import COCO_17
+from ehrnet_model.training.batches import normalise
 from ehrnet_model.training.labels import POSITIVE
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.sampler import affine, held_back, warp
+from ehrnet_model.training.plans import affine
+from ehrnet_model.training.sampler import held_back
 from ehrnet_model.training.targets import to_pixels
+from ehrnet_model.training.windows import warp
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,6 @@ def box_oks(
 
     Computes where the network is.
     """
-    from ehrnet_model.training.trainer import normalise
-
     network.eval()
     device = next(network.parameters()).device
     var = (2 * np.array(COCO_17.sigmas)) ** 2

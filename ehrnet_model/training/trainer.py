@@ -12,20 +12,18 @@ position in the data.
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import functools
+import itertools
 import json
 import logging
 import math
 import os
 import platform
-import queue
-import threading
+import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +32,22 @@ import torch
 from torch import distributed
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.network.blocks import ConvNorm
 from ehrnet_model.network.checkpoint import CheckpointMeta, save_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
+from ehrnet_model.training.averages import Average, Sums
+from ehrnet_model.training.batches import Batch, collate, normalise
+from ehrnet_model.training.feed import Job, feed
+from ehrnet_model.training.hardware import Hardware, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people
 from ehrnet_model.training.init_lite0 import init_from_lite0
-from ehrnet_model.training.losses import LossOptions, heatmap_loss, tag_loss
+from ehrnet_model.training.losses import LossOptions, compute_losses
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.sampler import SampleOptions, Sampler, Window
+from ehrnet_model.training.painter import Painter, PlanBatch
+from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.states import load_state, save_state, write_compact
 from ehrnet_model.variants import Variant
 
 log = logging.getLogger(__name__)
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -99,222 +99,6 @@ class TrainOptions:
     holdout_seconds: float = 600.0
 
 
-@dataclass
-class Batch:
-    """Windows as tensors. N windows; see ``sampler.Window``; P people of all windows together."""
-
-    images: torch.Tensor
-    low: torch.Tensor
-    high: torch.Tensor
-    low_mask: torch.Tensor
-    high_mask: torch.Tensor
-    tag_index: torch.Tensor
-    tag_person: torch.Tensor
-    image_of_person: torch.Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device, copied without waiting where the memory is pinned."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
-
-    def pin_memory(self) -> Batch:
-        """The batch in memory that a GPU copies from by itself."""
-        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
-
-
-def normalise(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 RGB (N, H, W, 3) to the network's float32 (N, 3, H, W), channels last in memory."""
-    scale = 1 / (255 * np.array(STD, np.float32))
-    shift = -np.array(MEAN, np.float32) / np.array(STD, np.float32)
-    values = pictures.astype(np.float32)
-    values *= scale
-    values += shift
-    return torch.from_numpy(values).permute(0, 3, 1, 2)
-
-
-def _channels_last(maps: np.ndarray) -> torch.Tensor:
-    """(N, J, H, W) as the network lays out its outputs, float32: mixed layouts are slow."""
-    return torch.from_numpy(maps).to(torch.float32).contiguous(memory_format=torch.channels_last)
-
-
-class _Dense(torch.autograd.Function):
-    """Nothing forward; a gradient without gaps in memory backward.
-
-    The gradient of a padded tensor is a view with gaps, on which the backward pass of batch
-    normalisation is ten times slower.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return grads[0].contiguous(memory_format=torch.channels_last)
-
-
-def _depthwise_in_float32(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        y = torch.nn.functional.conv2d(
-            x.float(), conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups
-        )
-    return y.to(x.dtype)
-
-
-def _quicken(network: torch.nn.Module) -> None:
-    """Makes training on a CPU faster; what is computed stays.
-
-    The backward pass of bfloat16 depthwise convolutions with stride 2 or 5x5 kernels takes 3 to 50
-    times as long as the same in float32: half of a whole step.
-    """
-    for module in network.modules():
-        if not isinstance(module, ConvNorm):
-            continue
-        if module.pad is not None:
-            module.register_forward_pre_hook(lambda _, inputs: (_Dense.apply(inputs[0]),))
-        conv = module.conv
-        if conv.groups > 1 and (conv.stride[0] > 1 or conv.kernel_size[0] > 3):
-            conv.forward = functools.partial(_depthwise_in_float32, conv)
-
-
-def collate(windows: Sequence[Window]) -> Batch:
-    """Stacks windows of one size."""
-    index, person, owner, people = [], [], [], 0
-    for n, window in enumerate(windows):
-        names, numbers = np.unique(window.tag_person, return_inverse=True)
-        index.append(window.tag_index + n * window.low.size)
-        person.append(numbers + people)
-        owner.append(np.full(len(names), n))
-        people += len(names)
-    return Batch(
-        normalise(np.stack([w.picture for w in windows])),
-        _channels_last(np.stack([w.low for w in windows])),
-        _channels_last(np.stack([w.high for w in windows])),
-        _channels_last(np.stack([w.low_mask for w in windows])),
-        _channels_last(np.stack([w.high_mask for w in windows])),
-        torch.from_numpy(np.concatenate(index)).long(),
-        torch.from_numpy(np.concatenate(person)).long(),
-        torch.from_numpy(np.concatenate(owner)).long(),
-    )
-
-
-def compute_losses(
-    network: torch.nn.Module, batch: Batch, options: LossOptions, bf16: bool
-) -> dict[str, torch.Tensor]:
-    """The weighted sum under ``loss`` and its parts.
-
-    ``rel4`` and ``rel2`` are the squared errors without weights, divided by those of empty maps.
-    """
-    joints = batch.low.shape[1]
-    device = batch.images.device.type
-    with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
-        low_all, high = network(batch.images)
-    low, tags = low_all[:, :joints].float(), low_all[:, joints:]
-    high = high.float()
-    low_loss = heatmap_loss(low, batch.low, batch.low_mask, options.peak_weight)
-    high_loss = heatmap_loss(high, batch.high, batch.high_mask, options.peak_weight)
-    pull, push = tag_loss(tags, batch.tag_index, batch.tag_person, batch.image_of_person)
-    total = options.low * low_loss + options.high * high_loss + options.tag * (pull + push)
-    parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss}
-    with torch.no_grad():
-        for name, maps, target, mask in (
-            ("rel4", low, batch.low, batch.low_mask),
-            ("rel2", high, batch.high, batch.high_mask),
-        ):
-            zero = (target**2 * mask).sum().clamp(min=1e-9)
-            parts[name] = (((maps.detach() - target) ** 2) * mask).sum() / zero
-    parts["pull"], parts["push"] = pull, push
-    return parts
-
-
-class Average:
-    """Exponential moving average of weights and statistics; its memory grows from a few steps.
-
-    Args:
-        network: on the device where it is trained; its tensors stay the same objects.
-        decay: of the average once it is old.
-        state, count: an average to go on with.
-    """
-
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        decay: float,
-        state: dict[str, torch.Tensor] | None = None,
-        count: int = 0,
-    ) -> None:
-        self.decay = decay
-        self.count = count
-        live = {k: v.detach() for k, v in network.state_dict().items()}
-        self.state = {k: v.clone() for k, v in live.items()}
-        for key, value in (state or {}).items():
-            self.state[key].copy_(value)
-        # Lists, made once: a GPU has done a step in the time that gathering them takes.
-        float_keys = [k for k, v in live.items() if v.is_floating_point()]
-        self._floats = [live[k] for k in float_keys], [self.state[k] for k in float_keys]
-        whole_keys = [k for k in live if k not in set(float_keys)]
-        self._wholes = [live[k] for k in whole_keys], [self.state[k] for k in whole_keys]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Takes the network's present weights in."""
-        self.count += 1
-        weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(self._floats[1], self._floats[0], weight)
-        torch._foreach_copy_(self._wholes[1], self._wholes[0])
-
-
-class _Sums:
-    """Sums of the parts of the loss, kept on the device: adding waits for nothing."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.values: torch.Tensor | None = None
-        self.count = 0
-
-    def add(self, parts: dict[str, torch.Tensor]) -> None:
-        values = torch.stack(list(parts.values())).double()
-        self.names = list(parts)
-        self.values = values if self.values is None else self.values + values
-        self.count += 1
-
-    def means(self, world: int) -> dict[str, float]:
-        """Means over the steps, and over all processes where all of them ask; waits for the GPU."""
-        if self.values is None:
-            return {}
-        values = (self.values / self.count).cpu()
-        if world > 1:
-            distributed.all_reduce(values)
-            values /= world
-        return dict(zip(self.names, values.tolist(), strict=True))
-
-
-def open_device(name: str) -> torch.device:
-    """``cpu``, ``cuda`` or ``auto``; one of several processes takes the GPU of its local rank.
-
-    Raises EhrnetError where CUDA is asked for and not there.
-    """
-    if name not in ("cpu", "cuda", "auto"):
-        raise EhrnetError(f"there is no device '{name}': cpu, cuda or auto.")
-    there = torch.cuda.is_available()
-    if name == "cpu" or (name == "auto" and not there):
-        return torch.device("cpu")
-    if not there:
-        raise EhrnetError(
-            f"PyTorch {torch.__version__} sees no CUDA device: install a build for your GPU's "
-            "driver (pytorch.org), or train with --device cpu."
-        )
-    number = int(os.environ.get("LOCAL_RANK", 0))
-    if number >= torch.cuda.device_count():
-        raise EhrnetError(
-            f"process {number} of this machine has no GPU of its own, there are "
-            f"{torch.cuda.device_count()}: start as many processes as there are GPUs."
-        )
-    torch.cuda.set_device(number)
-    # Window sizes are few and come again and again.
-    torch.backends.cudnn.benchmark = True
-    return torch.device("cuda", number)
-
-
 def _on_cpu(value: Any) -> Any:
     """The same nest of dicts and lists with its tensors in ordinary memory."""
     if isinstance(value, torch.Tensor):
@@ -340,15 +124,20 @@ class Trainer:
         options: what to do.
         folder: run folder; a run found there is continued, if it has the same options.
         change: continue with other options (schedule, data, loss), keeping weights and optimiser.
-        device: ``cpu``, ``cuda`` or ``auto``; a run may go on on another one.
+        hardware: where to compute; a run may go on on other hardware.
     """
 
     def __init__(
-        self, options: TrainOptions, folder: Path, change: bool = False, device: str = "cpu"
+        self,
+        options: TrainOptions,
+        folder: Path,
+        change: bool = False,
+        hardware: Hardware | None = None,
     ) -> None:
         self.options, self.folder = options, Path(folder)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = open_device(device)
+        self.hardware = hardware or Hardware()
+        self.device = open_device(self.hardware.device)
         if self.world > 1 and not distributed.is_initialized():
             # Gradients on GPUs go by NCCL, the clock and the log by gloo, which no GPU waits for.
             gpu = self.device.type == "cuda"
@@ -417,7 +206,18 @@ class Trainer:
             ):
                 part.requires_grad_(False)
         if self.device.type == "cpu":
-            _quicken(self.network)
+            quicken(self.network)
+        where = self.hardware.windows_on
+        if where not in ("auto", "device", "host"):
+            raise EhrnetError(f"windows are made on 'device' or on 'host', not on '{where}'.")
+        gpu = self.device.type == "cuda"
+        packs = [pack for pack, _ in self.packs]
+        on_device = where == "device" or (where == "auto" and gpu)
+        self.painter = Painter(packs, self.device) if on_device else None
+        self.workers = self.hardware.workers
+        if self.workers < 0:
+            share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            self.workers = max(1, min(8, share - 1)) if gpu else 0
         self.config = config
         note = {
             **config,
@@ -426,6 +226,13 @@ class Trainer:
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
+            "hardware": {
+                **asdict(self.hardware),
+                "name": torch.cuda.get_device_name(self.device)
+                if self.device.type == "cuda"
+                else platform.processor() or platform.machine(),
+            },
+            "command": sys.argv,
         }
         if self.rank == 0:
             (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
@@ -456,47 +263,31 @@ class Trainer:
             o.lr * min(1.0, (self.step + 1) / o.warmup_steps) * (o.final + (1 - o.final) * cosine)
         )
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        """Batches from the current position on, made one step ahead in a thread."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
-        stop = threading.Event()
-        start_step, start_images = self.step, self.images
+    def _jobs(self) -> Iterator[Job]:
+        """This process's part of every step from the current position on."""
+        images = self.images
+        for step in itertools.count(self.step):
+            side, count = self._plan(step)
+            yield Job(side, count, images + self.rank * count)
+            images += count * self.world
 
-        def work() -> None:
-            step, images = start_step, start_images
-            while not stop.is_set():
-                try:
-                    side, count = self._plan(step)
-                    first = images + self.rank * count
-                    item: Batch | BaseException = collate(
-                        [
-                            self.sampler.sample(first + i, side, self.options.sample)
-                            for i in range(count)
-                        ]
-                    )
-                    step, images = step + 1, images + count * self.world
-                except BaseException as error:  # handed to the training thread, which raises it
-                    item = error
-                while not stop.is_set():
-                    try:
-                        ready.put(item, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if isinstance(item, BaseException):
-                    return
+    def _make(self, job: Job) -> Batch | PlanBatch:
+        """Windows, or what the device needs to draw them."""
+        numbers = range(job.first, job.first + job.count)
+        if self.painter is None:
+            return collate([self.sampler.sample(i, job.side, self.options.sample) for i in numbers])
+        plans = [self.sampler.plan(i, job.side, self.options.sample) for i in numbers]
+        return self.painter.gather(plans)
 
-        thread = threading.Thread(target=work, daemon=True, name="windows")
-        thread.start()
+    def batches(self) -> Generator[Batch, None, None]:
+        """Batches on the device, from the current position on, prepared ahead."""
+        items = feed(self._make, self._jobs(), self.workers, self.device.type == "cuda")
         try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            for item in items:
+                on_device = item.to(self.device)
+                yield on_device if self.painter is None else self.painter(on_device)
         finally:
-            stop.set()
-            thread.join()
+            items.close()
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One update; returns the parts of the loss, of this process, on the device."""
@@ -626,9 +417,9 @@ class Trainer:
         o = self.options
         clock = self._clock = time.monotonic()
         saved = measured = clock
-        sums, waited = _Sums(), 0.0
+        sums, waited = Sums(), 0.0
         mark, mark_images, last = clock, self.images, self.step + steps if steps else None
-        batches = self._batches()
+        batches = self.batches()
         try:
             while self.progress() < 1 and self.step != last:
                 asked = time.monotonic()
@@ -641,7 +432,7 @@ class Trainer:
                     if self.rank == 0:
                         speed = (self.images - mark_images) / max(1e-9, now - mark)
                         self._log(tell, row, speed, waited / max(1e-9, now - mark))
-                    sums, waited, mark, mark_images = _Sums(), 0.0, now, self.images
+                    sums, waited, mark, mark_images = Sums(), 0.0, now, self.images
                 now = time.monotonic()
                 if now - measured > o.holdout_seconds and self.rank == 0:
                     tell(f"held back: {self.measure()}")
@@ -657,7 +448,7 @@ class Trainer:
         if self.progress() >= 1 and self.rank == 0:
             tell(f"held back: {self.measure()}")
 
-    def _means(self, sums: _Sums, world: int = 1) -> dict[str, float]:
+    def _means(self, sums: Sums, world: int = 1) -> dict[str, float]:
         """Means of the parts; refuses to go on, and so to save, where they are not numbers."""
         means = sums.means(world)
         if not all(map(math.isfinite, means.values())):

@@ -84,6 +84,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="where to compute (auto: CUDA where there is a GPU)",
     )
+    parser.add_argument(
+        "--windows-on",
+        choices=("auto", "device", "host"),
+        default="auto",
+        help="where windows and targets are drawn: on the device, which then holds all pictures in "
+        "its memory, or on the CPU (auto: on the device if it is a GPU)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="processes that prepare windows; 0: a thread (default: 0 on a CPU, up to 8 on a GPU)",
+    )
     parser.add_argument("--fp32", action="store_true", help="no bfloat16")
     parser.add_argument(
         "--unpack",
@@ -117,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.coco import typed_options
+    from ehrnet_model.training.hardware import Hardware
     from ehrnet_model.training.losses import LossOptions
     from ehrnet_model.training.sampler import SampleOptions
     from ehrnet_model.training.states import read_compact, save_state
@@ -162,7 +177,8 @@ def run(args: argparse.Namespace) -> int:
             raise EhrnetError(f"{args.out} already holds a run: leave --unpack out to continue it.")
         args.out.mkdir(parents=True, exist_ok=True)
         save_state(read_compact(args.unpack), args.out / "state.pt")
-    trainer = Trainer(options, args.out, args.change, args.device)
+    hardware = Hardware(args.device, args.windows_on, args.workers)
+    trainer = Trainer(options, args.out, args.change, hardware)
     if not args.save_only:
         trainer.run(lambda text: print(text, file=sys.stderr, flush=True))
     if trainer.rank:

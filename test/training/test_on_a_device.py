@@ -14,16 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
-from ehrnet_model.training.losses import LossOptions
+from ehrnet_model.training.batches import collate
+from ehrnet_model.training.feed import Job
+from ehrnet_model.training.hardware import Hardware, open_device
+from ehrnet_model.training.losses import LossOptions, compute_losses
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, save_state
-from ehrnet_model.training.trainer import (
-    Trainer,
-    TrainOptions,
-    collate,
-    compute_losses,
-    open_device,
-)
+from ehrnet_model.training.trainer import Trainer, TrainOptions
 from ehrnet_model.variants import Variant
 
 # Their result decides the size of a tensor or a branch in Python, so the GPU is waited for.
@@ -74,6 +71,60 @@ def test_a_step_waits_for_nothing(pack_file, tmp_path, bf16):
     with Waits() as waits:
         trainer.train_step(batch)
     assert waits.seen == []
+
+
+def test_drawing_windows_waits_for_nothing(pack_file, tmp_path):
+    trainer = Trainer(small(pack_file), tmp_path, hardware=Hardware(windows_on="device"))
+    plans = trainer._make(Job(64, 3, 0))
+    with Waits() as waits:
+        trainer.painter(plans)
+    assert waits.seen == []
+
+
+@pytest.mark.parametrize(
+    "hardware", [Hardware(windows_on="device"), Hardware(windows_on="host", workers=2)]
+)
+def test_windows_come_in_order_whoever_makes_them(pack_file, tmp_path, hardware):
+    """From the middle of a run on, with sizes that change from step to step."""
+    options = small(pack_file, windows=((64, 2, 1.0), (96, 1, 1.0)), seed=5)
+    trainer = Trainer(options, tmp_path, hardware=hardware)
+    trainer.step, trainer.images = 3, 5
+    batches = trainer.batches()
+    images = 5
+    for step in range(3, 9):
+        batch = next(batches)
+        side, count = trainer._plan(step)
+        numbers = range(images, images + count)
+        want = collate([trainer.sampler.sample(i, side, options.sample) for i in numbers])
+        torch.testing.assert_close(batch.images, want.images, atol=0.04, rtol=0)
+        torch.testing.assert_close(batch.high, want.high, atol=1e-4, rtol=0)
+        assert torch.equal(batch.tag_index, want.tag_index)
+        images += count
+    batches.close()
+
+
+def test_an_error_in_the_making_reaches_the_trainer(pack_file, tmp_path):
+    for workers in (0, 1):
+        trainer = Trainer(
+            small(pack_file), tmp_path / str(workers), hardware=Hardware(workers=workers)
+        )
+        trainer.sampler._people = [(7, 0, 0)]  # no such pack
+        trainer.sampler._cumulative = np.array([1.0])
+        with pytest.raises(IndexError):
+            trainer.run()
+
+
+def test_a_run_goes_on_with_windows_made_elsewhere(pack_file, tmp_path):
+    options = small(pack_file)
+    Trainer(options, tmp_path / "a").run()
+    Trainer(options, tmp_path / "b").run(steps=2)
+    Trainer(options, tmp_path / "b", hardware=Hardware(windows_on="device")).run()
+    first, second = (
+        list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("a", "b")
+    )
+    assert [row["step"] for row in first] == [row["step"] for row in second] == ["2", "4"]
+    for a, b in zip(first, second, strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-2)
 
 
 def test_losses_are_computed_where_the_batch_is(pack_file, tmp_path):

@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.training.labels import ABSENT, POSITIVE, WEAK, ImageLabels, merge
 from ehrnet_model.training.pack import Pack, write_pack
-from ehrnet_model.training.sampler import (
-    SampleOptions,
-    Sampler,
-    affine,
-    columns,
-    held_back,
-    recolour,
-    render,
-    warp,
-)
+from ehrnet_model.training.plans import affine
+from ehrnet_model.training.sampler import SampleOptions, Sampler, colours, held_back
+from ehrnet_model.training.windows import columns, render, repaint, warp
 
 
 def person(x, y, size, number=1, v=2, **more):
@@ -218,7 +211,7 @@ def test_held_back_images_are_never_drawn(pack_file):
 
 def test_colours_change_but_stay_pictures(pack_file):
     picture = Pack(pack_file).picture(0)
-    out = recolour(picture, np.random.default_rng(0), SampleOptions(grey=1.0))
+    out = repaint(picture, *colours(np.random.default_rng(0), SampleOptions(grey=1.0)))
     assert out.dtype == np.uint8 and out.shape == picture.shape
     np.testing.assert_array_equal(out[..., 0], out[..., 1])
 

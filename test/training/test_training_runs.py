@@ -7,11 +7,12 @@ import torch
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.checkpoint import load_network
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
+from ehrnet_model.training.batches import collate
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, read_compact, save_state
-from ehrnet_model.training.trainer import Trainer, TrainOptions, collate
+from ehrnet_model.training.trainer import Trainer, TrainOptions
 from ehrnet_model.variants import Variant
 
 STILL = SampleOptions(background=0.0, mosaic=0.0, rotate=0.0, colour=0.0, grey=0.0, group=0.0)
