@@ -171,6 +171,11 @@ class Trainer:
             stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
             if stored != config and not change:
                 different = [k for k in config if config[k] != stored.get(k)]
+                if different == ["pack_sha256"]:
+                    raise EhrnetError(
+                        f"{folder} holds a run on other packs of the same names: give the packs it "
+                        "was trained on, or say --change to continue with the new ones."
+                    )
                 raise EhrnetError(
                     f"{folder} holds a run with other options ({', '.join(different)}): choose "
                     "another folder, or say --change to continue with the new ones."
