@@ -1,8 +1,8 @@
 """The training loop: one process or several (torchrun), a run folder, exact resume.
 
 Several processes each make and learn their own windows and average gradients after every step, so
-that n processes with batch b do what one does with batch n b (normalisation statistics are those of
-each process's part, averaged).
+that n processes with batch b do what one does with batch n b; the normalisation inside the network
+is that of each process's part (its running statistics averaged), or with ``shared_norm`` of all.
 
 A run folder holds ``config.json`` (options, packs with their hashes, versions), ``log.csv`` (one
 line every ``log_steps``), ``holdout.csv`` (measures on held-back images) and ``state.pt``, which is
@@ -41,6 +41,7 @@ from ehrnet_model.training.hardware import Hardware, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions, compute_losses
+from ehrnet_model.training.norms import share_norms
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.painter import Painter, PlanBatch
 from ehrnet_model.training.sampler import SampleOptions, Sampler
@@ -48,6 +49,10 @@ from ehrnet_model.training.states import load_state, save_state, write_compact
 from ehrnet_model.variants import Variant
 
 log = logging.getLogger(__name__)
+
+
+HABITS = ("save_seconds", "log_steps", "holdout_seconds")
+"""Options that change nothing of what a run learns: it may go on with others."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class TrainOptions:
         drop_connect: rate in the backbone.
         freeze: so many stages of the backbone, and the stem, keep their weights; 0: none.
         seed: of weights and samples.
+        shared_norm: with several processes, normalise over the batches of all of them.
         bf16: convolutions in bfloat16.
         lite0: npz file that starts the backbone, see ``init_lite0``.
         start: state.pt of another run whose averaged weights start this one.
@@ -88,6 +94,7 @@ class TrainOptions:
     drop_connect: float = 0.0
     freeze: int = 0
     seed: int = 0
+    shared_norm: bool = False
     bf16: bool = True
     lite0: str = ""
     start: str = ""
@@ -169,8 +176,8 @@ class Trainer:
         if state_file.exists():
             state = load_state(state_file)
             stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
-            if stored != config and not change:
-                different = [k for k in config if config[k] != stored.get(k)]
+            different = [k for k in config if k not in HABITS and config[k] != stored.get(k)]
+            if different and not change:
                 if different == ["pack_sha256"]:
                     raise EhrnetError(
                         f"{folder} holds a run on other packs of the same names: give the packs it "
@@ -187,6 +194,8 @@ class Trainer:
         elif options.lite0:
             init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
         self.network.to(self.device, memory_format=torch.channels_last)
+        if options.shared_norm and self.world > 1:
+            share_norms(self.network, self.device)
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(
@@ -240,6 +249,8 @@ class Trainer:
             "command": sys.argv,
         }
         if self.rank == 0:
+            for part in self.folder.glob(".state.pt.*.tmp"):  # of a process that was killed
+                part.unlink()
             (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
         self.held_back = held_back_people([pack for pack, _ in self.packs], options.holdout)
 
@@ -423,7 +434,7 @@ class Trainer:
         clock = self._clock = time.monotonic()
         saved = measured = clock
         sums, waited = Sums(), 0.0
-        mark, mark_images, last = clock, self.images, self.step + steps if steps else None
+        mark, mark_images, last = clock, self.images, None if steps is None else self.step + steps
         batches = self.batches()
         try:
             while self.progress() < 1 and self.step != last:

@@ -98,6 +98,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that prepare windows; 0: a thread (default: 0 on a CPU, up to 8 on a GPU)",
     )
+    parser.add_argument(
+        "--shared-norm",
+        action="store_true",
+        help="under torchrun: batch normalisation over the batches of all processes",
+    )
+    parser.add_argument(
+        "--until", type=int, default=0, metavar="STEP", help="stop at this step and save"
+    )
+    parser.add_argument(
+        "--save-seconds", type=float, default=180.0, help="seconds between two saves"
+    )
+    parser.add_argument("--log-steps", type=int, default=50, help="steps between two lines of log")
     parser.add_argument("--fp32", action="store_true", help="no bfloat16")
     parser.add_argument(
         "--unpack",
@@ -166,6 +178,9 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         freeze=args.freeze,
         bf16=not args.fp32,
+        shared_norm=args.shared_norm,
+        log_steps=args.log_steps,
+        save_seconds=args.save_seconds,
         lite0=args.lite0,
         start=args.start,
         holdout=args.holdout,
@@ -180,7 +195,8 @@ def run(args: argparse.Namespace) -> int:
     hardware = Hardware(args.device, args.windows_on, args.workers)
     trainer = Trainer(options, args.out, args.change, hardware)
     if not args.save_only:
-        trainer.run(lambda text: print(text, file=sys.stderr, flush=True))
+        steps = max(0, args.until - trainer.step) if args.until else None
+        trainer.run(lambda text: print(text, file=sys.stderr, flush=True), steps)
     if trainer.rank:
         return 0
     name = trainer.network.variant.name
