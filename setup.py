@@ -42,7 +42,7 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "train": [*EXPORT, "pycocotools>=2.0.7", "tqdm>=4.60"],
+        "train": [*EXPORT, "pycocotools>=2.0.7", "tqdm>=4.60", "tensorboard"],
         "openvino": OPENVINO,
         "dev": [*EXPORT, *OPENVINO, "hypothesis", "mypy", "pycocotools", "pytest", "ruff", "tqdm"],
     },

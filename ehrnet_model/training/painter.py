@@ -30,9 +30,7 @@ from ehrnet_model.training.targets import (
     SIGMA,
     WEAK_DISC,
     disc,
-    loss_plane,
     nearest_cells,
-    to_cells,
 )
 from ehrnet_model.training.windows import move
 
@@ -88,7 +86,7 @@ class PlanBatch(Tensors):
         area: (S, 5) int64: window, left, top, width, height in pixels of the window.
         silent: (S, J) bool, keypoints that the picture says nothing about.
         low_plane, high_plane: (N, R/4, R/4) and (N, R/2, R/2) uint8, see ``targets.loss_plane``.
-        xy: (P, J, 2) float64, pixels of what is shown of the scene.
+        low_cells, high_cells: (P, J, 2) float64, places in the maps of what is shown of the scene.
         state: (P, J) int8.
         scene: (P,) int64.
         tag_index, tag_person, image_of_person: as in ``Batch``.
@@ -106,7 +104,8 @@ class PlanBatch(Tensors):
     silent: torch.Tensor
     low_plane: torch.Tensor
     high_plane: torch.Tensor
-    xy: torch.Tensor
+    low_cells: torch.Tensor
+    high_cells: torch.Tensor
     state: torch.Tensor
     scene: torch.Tensor
     tag_index: torch.Tensor
@@ -127,7 +126,8 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
     area = np.empty((scenes, 5), np.int64)
     silent = np.zeros((scenes, _JOINTS), bool)
     planes = {s: np.ones((len(plans), size // s, size // s), np.uint8) for s in (4, 2)}
-    keypoints, owner = [np.empty((0, _JOINTS, 3))], []
+    cells: dict[int, list[np.ndarray]] = {s: [np.empty((0, _JOINTS, 2))] for s in (4, 2)}
+    states, owner = [np.empty((0, _JOINTS))], []
     for s, (n, part) in enumerate(parts):
         labels = packs[part.pack].labels[part.image]
         record = packs[part.pack].records[part.image]
@@ -141,22 +141,21 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
             for column in range(left // half, (left + wide) // half):
                 tiles[n, row, column] = s
                 origin[n, row, column] = first + column * half - left, row * half - top
-        marks = move(labels, part.matrix, part.mirror).from_column(first)
+        size_hw = (record["height"], record["width"])
+        marks = move(labels, size_hw, part.matrix, part.mirror, part.published).from_column(first)
         silent[s, marks.unlabelled_channels] = True
-        keypoints.append(marks.keypoints)
+        for stride, places in cells.items():
+            places.append(marks.places(stride))
+        states.append(marks.keypoints[..., 2])
         owner += [s] * len(marks.keypoints)
-        if marks.ignore or marks.keep is not None:
+        if marks.ignore or marks.keep is not None or marks.published:
             for stride, plane in planes.items():
                 h, w, x, y = (v // stride for v in (part.size, wide, left, top))
-                plane[n, y : y + h, x : x + w] = loss_plane(
-                    [to_cells(p, stride) for p in marks.ignore],
-                    None if marks.keep is None else [to_cells(p, stride) for p in marks.keep],
-                    (h, w),
-                )
-    points = np.concatenate(keypoints)
-    state = points[..., 2].round().astype(np.int8)
+                plane[n, y : y + h, x : x + w] = marks.plane(stride, (h, w))
+    low, high = (np.concatenate(cells[stride]) for stride in (4, 2))
+    state = np.concatenate(states).round().astype(np.int8)
     scene = np.array(owner, np.int64)
-    index, person = _tags(points[..., :2], state == POSITIVE, area[scene], size)
+    index, person = _tags(low, state == POSITIVE, area[scene], size)
     names, numbers = np.unique(person, return_inverse=True)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
@@ -175,7 +174,8 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
         tensor(silent),
         tensor(planes[4]),
         tensor(planes[2]),
-        tensor(points[..., :2]),
+        tensor(low),
+        tensor(high),
         tensor(state),
         tensor(scene),
         tensor(index),
@@ -185,18 +185,18 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
 
 
 def _tags(
-    xy: np.ndarray, present: np.ndarray, area: np.ndarray, size: int
+    low: np.ndarray, present: np.ndarray, area: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flat places in the low maps of all windows, and whose they are; as ``targets.tag_places``.
 
     Args:
-        xy: (P, J, 2) pixels of what is shown of the scene.
+        low: (P, J, 2) cells of what is shown of the scene.
         present: (P, J) bool.
         area: (P, 5) of each person's scene.
         size: of the windows.
     """
     side = size // 4
-    cells = nearest_cells(to_cells(xy, 4))
+    cells = nearest_cells(low)
     room = area[:, None, 3:5] // 4
     inside = present & (cells >= 0).all(-1) & (cells < room).all(-1)
     person, joint = np.nonzero(inside)
@@ -326,7 +326,7 @@ class Painter:
         flat = torch.cat([mask.view(-1), torch.zeros(1, dtype=torch.uint8, device=device)])
         area = plans.area[plans.scene]
         left, top, wide, tall = (area[:, k, None] // stride for k in (1, 2, 3, 4))
-        cells = (plans.xy - (stride - 1) / 2) / stride
+        cells = plans.high_cells if stride == 2 else plans.low_cells
         close = (cells[..., 0] > -20) & (cells[..., 0] < wide + 20)
         close &= (cells[..., 1] > -20) & (cells[..., 1] < tall + 20)
         centre = torch.where(close[..., None], cells, -_FAR).round().long()
@@ -347,7 +347,7 @@ def peaks(plans: PlanBatch, stride: int) -> torch.Tensor:
     n, side, device = len(plans.tiles), plans.size // stride, plans.tiles.device
     area = plans.area[plans.scene]
     left, top, wide, tall = (area[:, k, None] // stride for k in (1, 2, 3, 4))
-    cells = (plans.xy - (stride - 1) / 2) / stride
+    cells = plans.high_cells if stride == 2 else plans.low_cells
     nearest = (cells + 0.5).floor()
     inside = (plans.state == POSITIVE) & (nearest >= 0).all(-1)
     inside &= (nearest[..., 0] < wide) & (nearest[..., 1] < tall)

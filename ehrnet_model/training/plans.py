@@ -28,6 +28,7 @@ class ScenePlan:
         grey: whether the square loses its colours before ``table``.
         columns: first column shown, and how many.
         place: left and top of what is shown, in pixels of the window.
+        published: targets and masks as the published trainer makes them, see ``windows.Marks``.
     """
 
     pack: int
@@ -40,6 +41,7 @@ class ScenePlan:
     grey: bool
     columns: tuple[int, int]
     place: tuple[int, int] = (0, 0)
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,35 @@ def affine(
         matrix[0] *= -1
     middle = (size - 1) / 2
     return np.column_stack([matrix, middle - matrix @ np.array(centre)])
+
+
+def published_affine(
+    size_hw: tuple[int, int],
+    scale: float,
+    degrees: float,
+    offset: tuple[int, int],
+    size: int,
+    mirror: bool = False,
+) -> np.ndarray:
+    """The published trainer's 2x3 matrix from picture pixels to window pixels.
+
+    Args:
+        size_hw: of the picture.
+        scale: side of what is shown as a share of the picture's shorter side.
+        degrees: turned anticlockwise on the screen.
+        offset: of its centre from the picture's, pixels.
+        size: side of the window; its centre is at ``size / 2``, half a pixel off ours.
+        mirror: flipped afterwards, column x to ``size - 1 - x``.
+    """
+    height, width = size_hw
+    gain, angle = size / (min(height, width) * scale), np.deg2rad(degrees)
+    turn = gain * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    centre = np.array([width / 2 + offset[0], height / 2 + offset[1]])
+    matrix = np.column_stack([turn, size / 2 - turn @ centre])
+    if mirror:
+        matrix[0] *= -1
+        matrix[0, 2] += size - 1
+    return matrix
 
 
 def reduction(matrix: np.ndarray, height: int, width: int) -> tuple[int, np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.plans import ScenePlan, WindowPlan, affine
+from ehrnet_model.training.plans import ScenePlan, WindowPlan, affine, published_affine
 from ehrnet_model.training.windows import Window, draw
 
 _FACE, _SHOULDERS, _HIPS = [0, 1, 2, 3, 4], [5, 6], [11, 12]
@@ -37,6 +37,9 @@ class SampleOptions:
         colour: strength of the change of colours, 0 to 1.
         grey: share of windows without colour.
         max_zoom: pictures are not enlarged more than this.
+        published: windows as the published trainer cuts them, nothing of the above: whole pictures
+            with people, each once per epoch, at 0.75 to 1.5 times the shorter side, up to 20 % off
+            the centre, turned by up to 30 degrees, half of them mirrored.
     """
 
     background: float = 0.1
@@ -52,6 +55,7 @@ class SampleOptions:
     colour: float = 0.5
     grey: float = 0.1
     max_zoom: float = 3.0
+    published: bool = False
 
 
 def held_back(image_id: object, share: float) -> bool:
@@ -93,6 +97,8 @@ class Sampler:
     _people: list[tuple[int, int, int]] = field(default_factory=list, init=False)
     _empty: list[tuple[int, int]] = field(default_factory=list, init=False)
     _all: list[tuple[int, int]] = field(default_factory=list, init=False)
+    _peopled: list[tuple[int, int]] = field(default_factory=list, init=False)
+    _order: tuple[int, np.ndarray] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         weights = []
@@ -103,6 +109,8 @@ class Sampler:
                 self._all.append((number, i))
                 if not len(labels.boxes) and not len(labels.ignore):
                     self._empty.append((number, i))
+                else:
+                    self._peopled.append((number, i))
                 for p in range(len(labels.boxes)):
                     value = person_weight(labels, p) * weight
                     if value > 0:
@@ -121,6 +129,11 @@ class Sampler:
         """How many images are not held back."""
         return len(self._all)
 
+    @property
+    def epoch(self) -> int:
+        """How many images show people: an epoch of the published trainer."""
+        return len(self._peopled)
+
     def sample(self, number: int, size: int, options: SampleOptions) -> Window:
         """Window ``number`` with sides of ``size`` pixels (a multiple of 32)."""
         return draw(self.plan(number, size, options), [pack for pack, _ in self.packs])
@@ -128,6 +141,8 @@ class Sampler:
     def plan(self, number: int, size: int, options: SampleOptions) -> WindowPlan:
         """What window ``number`` shows."""
         rng = np.random.default_rng([self.seed, number])
+        if options.published:
+            return WindowPlan(size, (self._published(rng, number, size),))
         kind, half = rng.random(), size // 2
         if kind < options.mosaic:
             scenes = [self._scene(rng, half, options) for _ in range(4)]
@@ -180,6 +195,25 @@ class Sampler:
         matrix = affine((float(centre[0]), float(centre[1])), side, size, degrees, mirror)
         table, grey = colours(rng, options)
         return ScenePlan(pack, i, matrix, size, mirror, border, table, grey, (0, size))
+
+    def _published(self, rng: np.random.Generator, number: int, size: int) -> ScenePlan:
+        epoch, place = divmod(number, len(self._peopled))
+        order = self._order
+        if order is None or order[0] != epoch:
+            shuffled = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self._peopled))
+            order = self._order = epoch, shuffled
+        pack, i = self._peopled[order[1][place]]
+        record = self.packs[pack][0].records[i]
+        size_hw = (record["height"], record["width"])
+        scale = rng.uniform(0.75, 1.5)
+        reach = int(0.2 * min(size_hw) * scale)
+        right, down = rng.integers(-reach, reach + 1, 2).tolist()
+        degrees, mirror = rng.uniform(-30, 30), bool(rng.random() < 0.5)
+        matrix = published_affine(size_hw, scale, degrees, (right, down), size, mirror)
+        same = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+        return ScenePlan(
+            pack, i, matrix, size, mirror, (0, 0, 0), same, False, (0, size), published=True
+        )
 
     @staticmethod
     def _target(

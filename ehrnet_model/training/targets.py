@@ -76,12 +76,22 @@ def heatmaps(cells: np.ndarray, present: np.ndarray, size_hw: tuple[int, int]) -
 
 
 def loss_plane(
-    ignore: list[np.ndarray], keep: list[np.ndarray] | None, size_hw: tuple[int, int]
+    ignore: list[np.ndarray],
+    keep: list[np.ndarray] | None,
+    frame: np.ndarray | None,
+    size_hw: tuple[int, int],
 ) -> np.ndarray:
-    """What the regions leave of the loss: (H, W) uint8; arguments as of ``loss_mask``."""
+    """What the regions leave of the loss: (H, W) uint8.
+
+    Args:
+        ignore: polygons (4, 2) in cells without loss.
+        keep: where given, loss only inside these polygons.
+        frame: where given, no loss outside this polygon.
+        size_hw: height and width of the map.
+    """
     import cv2
 
-    def fill(polygons: list[np.ndarray], value: int) -> None:
+    def fill(polygons: list[np.ndarray], value: int, plane: np.ndarray) -> None:
         for polygon in polygons:
             if np.abs(polygon).max() < 30000:
                 cv2.fillConvexPoly(plane, np.round(polygon).astype(np.int32), value)
@@ -89,18 +99,20 @@ def loss_plane(
     plane = np.ones(size_hw, np.uint8)
     if keep is not None:
         plane[:] = 0
-        fill(keep, 1)
-    fill(ignore, 0)
+        fill(keep, 1, plane)
+    fill(ignore, 0, plane)
+    if frame is not None:
+        inside = np.zeros(size_hw, np.uint8)
+        fill([frame], 1, inside)
+        plane &= inside
     return plane
 
 
 def loss_mask(
     cells: np.ndarray,
     states: np.ndarray,
-    ignore: list[np.ndarray],
-    keep: list[np.ndarray] | None,
+    plane: np.ndarray,
     unlabelled_channels: list[int],
-    size_hw: tuple[int, int],
 ) -> np.ndarray:
     """Where the heatmap loss counts, per keypoint.
 
@@ -109,18 +121,15 @@ def loss_mask(
     Args:
         cells: (P, J, 2) keypoints in cells.
         states: (P, J) POSITIVE, ABSENT or WEAK.
-        ignore: polygons (4, 2) in cells without loss.
-        keep: where given, loss only inside these polygons.
+        plane: (H, W) uint8, see ``loss_plane``.
         unlabelled_channels: keypoints without labels here: no loss but around a positive one.
-        size_hw: height and width of the map.
 
     Returns:
         (J, H, W) uint8, 1 where the loss counts.
     """
     import cv2
 
-    h, w = size_hw
-    plane = loss_plane(ignore, keep, size_hw)
+    h, w = plane.shape
     joints = cells.shape[1]
     mask = np.repeat(plane[None], joints, 0)
     for channel in unlabelled_channels:

@@ -4,15 +4,14 @@ Several processes each make and learn their own windows and average gradients af
 that n processes with batch b do what one does with batch n b; the normalisation inside the network
 is that of each process's part (its running statistics averaged), or with ``shared_norm`` of all.
 
-A run folder holds ``config.json`` (options, packs with their hashes, versions), ``log.csv`` (one
-line every ``log_steps``), ``holdout.csv`` (measures on held-back images) and ``state.pt``, which is
-replaced as a whole and holds weights, their moving average, optimiser, clock, random state and the
-position in the data.
+A run folder holds ``config.json`` (options, packs with their hashes, versions, hardware, command),
+``log.csv`` (one line every ``log_steps``), ``holdout.csv`` (measures on held-back images), both
+also for TensorBoard where it is installed, and ``state.pt``, which is replaced as a whole and holds
+weights, their moving average, optimiser, clock and the position in the data.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import logging
@@ -44,6 +43,7 @@ from ehrnet_model.training.losses import LossOptions, compute_losses
 from ehrnet_model.training.norms import share_norms
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.painter import Painter, PlanBatch
+from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.states import load_state, save_state, write_compact
 from ehrnet_model.variants import Variant
@@ -63,14 +63,18 @@ class TrainOptions:
         phi: the variant.
         packs: (file, weight of its people).
         hours: length of the schedule in hours of training, or
-        steps: in steps, where above 0.
+        steps: in steps, where above 0, or
+        epochs: in images, where above 0: so many times the images with people.
         windows: (side in pixels, batch, share of the steps) of the windows.
         lr, weight_decay: of AdamW; the decay acts on kernels only.
         warmup_steps: the rate rises linearly over these.
+        schedule: ``cosine``, or ``steps``: a tenth after 200 / 300 and again after 260 / 300.
         final: share of ``lr`` at the end of the cosine.
         ema: decay of the moving average of the weights.
         drop_connect: rate in the backbone.
-        freeze: so many stages of the backbone, and the stem, keep their weights; 0: none.
+        freeze: so many stages of the backbone, and the stem, keep their weights and statistics;
+            0: none.
+        unfreeze_at: share of the schedule after which they are trained as well.
         seed: of weights and samples.
         shared_norm: with several processes, normalise over the batches of all of them.
         bf16: convolutions in bfloat16.
@@ -85,14 +89,17 @@ class TrainOptions:
     packs: tuple[tuple[str, float], ...] = ()
     hours: float = 1.0
     steps: int = 0
+    epochs: int = 0
     windows: tuple[tuple[int, int, float], ...] = ((128, 16, 1.0),)
     lr: float = 4e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 100
+    schedule: str = "cosine"
     final: float = 0.01
     ema: float = 0.999
     drop_connect: float = 0.0
     freeze: int = 0
+    unfreeze_at: float = 1.0
     seed: int = 0
     shared_norm: bool = False
     bf16: bool = True
@@ -149,6 +156,10 @@ class Trainer:
             # Gradients on GPUs go by NCCL, the clock and the log by gloo, which no GPU waits for.
             gpu = self.device.type == "cuda"
             distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        if options.schedule not in ("cosine", "steps"):
+            raise EhrnetError(f"a schedule is 'cosine' or 'steps', not '{options.schedule}'.")
+        if not 0 <= options.freeze <= 7:
+            raise EhrnetError(f"the backbone has 7 stages, {options.freeze} cannot be frozen.")
         if not options.packs:
             raise EhrnetError("no data: give at least one pack (see 'ehrnet pack').")
         for side, batch, _ in options.windows:
@@ -213,12 +224,6 @@ class Trainer:
                 self.network, options.ema, state["average"], state["average_count"]
             )
             self.optimiser.load_state_dict(state["optimiser"])
-        if options.freeze:
-            for part in (
-                self.network.backbone.stem,
-                *self.network.backbone.stages[: options.freeze],
-            ):
-                part.requires_grad_(False)
         if self.device.type == "cpu":
             quicken(self.network)
         where = self.hardware.windows_on
@@ -248,6 +253,7 @@ class Trainer:
             },
             "command": sys.argv,
         }
+        self.records = Records(self.folder)
         if self.rank == 0:
             for part in self.folder.glob(".state.pt.*.tmp"):  # of a process that was killed
                 part.unlink()
@@ -268,16 +274,29 @@ class Trainer:
 
     def progress(self) -> float:
         """How much of the schedule is done, 0 to 1."""
+        if self.options.epochs:
+            return min(1.0, self.images / (self.options.epochs * self.sampler.epoch))
         if self.options.steps:
             return min(1.0, self.step / self.options.steps)
         return min(1.0, self.seconds / (self.options.hours * 3600))
 
     def _rate(self) -> float:
-        o = self.options
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
-        return (
-            o.lr * min(1.0, (self.step + 1) / o.warmup_steps) * (o.final + (1 - o.final) * cosine)
-        )
+        o, done = self.options, self.progress()
+        warm = min(1.0, (self.step + 1) / max(1, o.warmup_steps))
+        if o.schedule == "steps":
+            return o.lr * warm * 0.1 ** ((done >= 200 / 300) + (done >= 260 / 300))
+        cosine = 0.5 * (1 + math.cos(math.pi * done))
+        return o.lr * warm * (o.final + (1 - o.final) * cosine)
+
+    def _train_mode(self) -> None:
+        """Training mode; what is frozen just now keeps weights, statistics and all its blocks."""
+        self.network.train()
+        if self.options.freeze:
+            frozen = self.progress() < self.options.unfreeze_at
+            backbone = self.network.backbone
+            for part in (backbone.stem, *backbone.stages[: self.options.freeze]):
+                part.requires_grad_(not frozen)
+                part.train(not frozen)
 
     def _jobs(self) -> Iterator[Job]:
         """This process's part of every step from the current position on."""
@@ -309,7 +328,7 @@ class Trainer:
         """One update; returns the parts of the loss, of this process, on the device."""
         # What is random inside the network depends on step and process alone, like the windows.
         torch.manual_seed(zlib.crc32(f"{self.options.seed} {self.step} {self.rank}".encode()))
-        self.network.train()
+        self._train_mode()
         rate = self._rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -391,7 +410,7 @@ class Trainer:
             variant=self.network.variant.name,
             weights_name=f"{self.network.variant.name}-{self.images // 1000}k",
             quality="preview",
-            coordinates="pixel-centre",
+            coordinates="reference" if self.options.sample.published else "pixel-centre",
             decode=decode,
             metrics=metrics,
             recipe=recipe,
@@ -409,27 +428,25 @@ class Trainer:
         if not self.held_back or self.rank:
             return {}
         values = box_oks(self.averaged(), self.held_back, self.options.bf16)
-        self._append(
-            "holdout.csv",
+        self.records.add(
+            "holdout",
             {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values},
         )
         return values
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        path = self.folder / name
-        columns = list(row)
-        fresh = not path.exists()
-        if not fresh:  # of a run that an earlier version began, perhaps with fewer columns
-            with open(path, newline="") as file:
-                columns = next(csv.reader(file), columns)
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            if fresh:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    def run(
+        self,
+        tell: Callable[[str], None] = log.info,
+        steps: int | None = None,
+        each: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Trains to the end of the schedule, or for ``steps`` more; saves now and then and last.
 
-    def run(self, tell: Callable[[str], None] = log.info, steps: int | None = None) -> None:
-        """Trains to the end of the schedule, or for ``steps`` more; saves now and then and last."""
+        Args:
+            tell: takes a line of text now and then.
+            steps: how many at most; None: all.
+            each: called after every step (a progress bar).
+        """
         o = self.options
         clock = self._clock = time.monotonic()
         saved = measured = clock
@@ -442,6 +459,7 @@ class Trainer:
                 batch = next(batches)
                 waited += time.monotonic() - asked
                 sums.add(self.train_step(batch))
+                each()
                 if self.step % o.log_steps == 0:
                     row = self._means(sums, self.world)
                     now = time.monotonic()
@@ -477,8 +495,8 @@ class Trainer:
     def _log(
         self, tell: Callable[[str], None], row: dict[str, float], speed: float, waiting: float
     ) -> None:
-        self._append(
-            "log.csv",
+        self.records.add(
+            "log",
             {
                 "step": self.step,
                 "images": self.images,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import WindowPlan, halve, reduction
-from ehrnet_model.training.targets import heatmaps, loss_mask, tag_places, to_cells
+from ehrnet_model.training.targets import heatmaps, loss_mask, loss_plane, tag_places, to_cells
 
 _FLIP = np.array(COCO_17.flip)
 
@@ -40,27 +40,56 @@ class Window:
 class Marks:
     """Labels moved to a scene.
 
+    The published trainer counts cells otherwise: without half pixels, keypoints cut down to whole
+    cells, mirrored at each resolution by itself; and padding gives it no loss.
+
     Attributes:
         keypoints: (P, 17, 3) float64: x and y in pixels of the scene, and the state.
         ignore, keep: polygons (4, 2) in pixels of the scene, see ``targets.loss_mask``.
         unlabelled_channels: keypoint indices that the picture says nothing about.
+        frame: polygon (4, 2), the picture's corners.
+        mirror: whether the scene is mirrored.
+        published: whether targets are those of the published trainer.
     """
 
     keypoints: np.ndarray
     ignore: list[np.ndarray]
     keep: list[np.ndarray] | None
     unlabelled_channels: list[int]
+    frame: np.ndarray
+    mirror: bool = False
+    published: bool = False
+
+    def _cells(self, xy: np.ndarray, stride: int) -> np.ndarray:
+        if not self.published:
+            return to_cells(xy, stride)
+        return (xy - np.array([(stride - 1) * self.mirror, 0])) / stride
+
+    def places(self, stride: int) -> np.ndarray:
+        """(P, 17, 2) float64: the keypoints in cells of a map."""
+        cells = self._cells(self.keypoints[..., :2], stride)
+        return np.floor(cells) if self.published else cells
+
+    def plane(self, stride: int, size_hw: tuple[int, int]) -> np.ndarray:
+        """(H, W) uint8: where the regions leave loss on a map of this size."""
+        return loss_plane(
+            [self._cells(polygon, stride) for polygon in self.ignore],
+            None if self.keep is None else [self._cells(p, stride) for p in self.keep],
+            self._cells(self.frame, stride) if self.published else None,
+            size_hw,
+        )
 
     def from_column(self, left: int) -> Marks:
         """The same with column ``left`` as the first."""
         shift = np.array([left, 0])
         keypoints = self.keypoints.copy()
         keypoints[..., :2] -= shift
-        return Marks(
-            keypoints,
-            [polygon - shift for polygon in self.ignore],
-            None if self.keep is None else [polygon - shift for polygon in self.keep],
-            self.unlabelled_channels,
+        return replace(
+            self,
+            keypoints=keypoints,
+            ignore=[polygon - shift for polygon in self.ignore],
+            keep=None if self.keep is None else [polygon - shift for polygon in self.keep],
+            frame=self.frame - shift,
         )
 
 
@@ -77,8 +106,14 @@ class Scene:
         return self.marks.keypoints
 
 
-def move(labels: ImageLabels, matrix: np.ndarray, mirror: bool) -> Marks:
-    """Labels of a picture in the pixels that a matrix takes it to."""
+def move(
+    labels: ImageLabels,
+    size_hw: tuple[int, int],
+    matrix: np.ndarray,
+    mirror: bool,
+    published: bool = False,
+) -> Marks:
+    """Labels of a picture of this size in the pixels that a matrix takes it to."""
 
     def moved(xy: np.ndarray) -> np.ndarray:
         return xy @ matrix[:, :2].T + matrix[:, 2]
@@ -103,7 +138,11 @@ def move(labels: ImageLabels, matrix: np.ndarray, mirror: bool) -> Marks:
         keypoints = keypoints[:, _FLIP]
         channels = [int(_FLIP[c]) for c in channels]
     keep = corners(labels.boxes, 0.2) if labels.only_near_people else None
-    return Marks(keypoints, corners(labels.ignore), keep, list(channels))
+    height, width = size_hw
+    frame = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]])
+    return Marks(
+        keypoints, corners(labels.ignore), keep, list(channels), moved(frame), mirror, published
+    )
 
 
 def warp(
@@ -113,11 +152,14 @@ def warp(
     size: int,
     mirror: bool,
     border: tuple[int, int, int] = (0, 0, 0),
+    published: bool = False,
 ) -> Scene:
     """Cuts a window out of a picture and moves its labels along."""
     import cv2
 
-    count, reduced = reduction(matrix, *picture.shape[:2])
+    height, width = picture.shape[:2]
+    marks = move(labels, (height, width), matrix, mirror, published)
+    count, reduced = reduction(matrix, height, width)
     for _ in range(count):
         picture = halve(picture)
     cut = cv2.warpAffine(
@@ -127,7 +169,7 @@ def warp(
         flags=cv2.INTER_LINEAR,
         borderValue=border,
     )
-    return Scene(cut, move(labels, matrix, mirror))
+    return Scene(cut, marks)
 
 
 def repaint(picture: np.ndarray, table: np.ndarray, grey: bool) -> np.ndarray:
@@ -160,6 +202,7 @@ def draw(plan: WindowPlan, packs: Sequence[Pack]) -> Window:
             part.size,
             part.mirror,
             part.border,
+            part.published,
         )
         scene.picture = repaint(scene.picture, part.table, part.grey)
         scenes.append(columns(scene, *part.columns))
@@ -180,18 +223,11 @@ def render(scenes: Sequence[Scene], places: Sequence[tuple[int, int]], size: int
         states = scene.keypoints[..., 2].round().astype(int)
         for stride in (2, 4):
             h, w, x, y = tall // stride, wide // stride, left // stride, top // stride
-            cells = to_cells(scene.keypoints[..., :2], stride)
+            cells = marks.places(stride)
             area = np.s_[:, y : y + h, x : x + w]
             maps[stride][area] = heatmaps(cells, states == POSITIVE, (h, w))
             masks[stride][area] = loss_mask(
-                cells,
-                states,
-                [to_cells(p, stride) for p in marks.ignore],
-                None
-                if scene.marks.keep is None
-                else [to_cells(p, stride) for p in scene.marks.keep],
-                marks.unlabelled_channels,
-                (h, w),
+                cells, states, marks.plane(stride, (h, w)), marks.unlabelled_channels
             )
             if stride == 4:
                 flat, person = tag_places(cells, states == POSITIVE, (h, w))

@@ -21,7 +21,7 @@ def uniform(name, count):
 @pytest.fixture(scope="session")
 def golden():
     """Values of the published training code on deterministic inputs."""
-    return json.loads((Path(__file__).parent / "golden_training.json").read_text())
+    return json.loads((Path(__file__).parents[1] / "facts" / "golden_training.json").read_text())
 
 
 def stick_figure(height, width, seed):
