@@ -15,8 +15,11 @@ HERE = Path(__file__).resolve().parent
 )
 
 TORCH = ["torch>=2.1", "safetensors>=0.4"]
-EXPORT = TORCH + ["onnx>=1.15"]
+EXPORT = TORCH + ["onnx>=1.15", "tqdm>=4.60"]
+LIVE = ["foxglove-sdk>=0.30"]
+BAG = ["rosbags>=0.11", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2023.3"]
+PLOT = ["matplotlib>=3.6"]
 
 setup(
     name="ehrnet_ros",
@@ -42,15 +45,32 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "train": [*EXPORT, "pycocotools>=2.0.7", "tqdm>=4.60", "tensorboard"],
+        "train": [*EXPORT, "pycocotools>=2.0.7", "tensorboard"],
         "openvino": OPENVINO,
-        "dev": [*EXPORT, *OPENVINO, "hypothesis", "mypy", "pycocotools", "pytest", "ruff", "tqdm"],
+        "plot": PLOT,
+        "bag": BAG,
+        "live": LIVE,
+        "dev": [
+            *EXPORT,
+            *OPENVINO,
+            *PLOT,
+            *BAG,
+            *LIVE,
+            "hypothesis",
+            "mcap-ros2-support",
+            "mypy",
+            "pycocotools",
+            "pytest",
+            "ruff",
+            "tqdm",
+            "websockets",
+        ],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/ehrnet_ros"]),
         ("share/ehrnet_ros", ["package.xml"]),
         ("share/ehrnet_ros/launch", sorted(glob("launch/*.launch.py"))),
         ("share/ehrnet_ros/config", sorted(glob("config/*"))),
-        ("lib/ehrnet_ros", ["resource/picture_node", "resource/pose_node"]),
+        ("lib/ehrnet_ros", ["resource/ehrnet", *sorted(glob("resource/*_node"))]),
     ],
 )

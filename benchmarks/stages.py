@@ -32,13 +32,9 @@ def model_file(phi: int, folder: Path) -> Path:
     try:
         return find_model(phi)
     except EhrnetError:
-        from ehrnet_model.network.export import export_onnx
-        from ehrnet_model.network.torch_runtime import random_network
+        from ehrnet_model.network.export import timing_model
 
-        network, info = random_network(phi)
-        path = folder / f"{info.variant}.onnx"
-        export_onnx(network, path, info)
-        return path
+        return timing_model(phi, folder)
 
 
 def measure(model: Path, camera: str, runtime: str, threads: int, frames: int) -> dict[str, Any]:

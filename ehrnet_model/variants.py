@@ -117,13 +117,19 @@ class Variant:
     """One network of the family.
 
     Attributes:
-        name: ``H0`` .. ``H-4``.
+        name: ``H0`` .. ``H-4``, or the name of a related network.
         phi: compound coefficient, 0 .. -4.
         input_size: side of the paper's square input in pixels, 512 + 32 phi.
         width_mult, depth_mult: 1.1**phi and 1.2**phi, scale the backbone.
         stem_channels, stages, head_channels: the backbone (the head only as a classifier).
         branch_widths: channels of the HRNet branches at 1/4, 1/8, 1/16, 1/32.
         modules: HRNet modules in stages 2, 3, 4.
+        same_padding: whether the backbone pads as TensorFlow's SAME does, the odd cell on the right
+            and at the bottom; otherwise half a kernel on every side.
+        entry_everywhere: whether every branch enters a stage through a convolution; otherwise only
+            where it changes the width.
+        enlarged_channels: channels of the map at 1/2 that the heatmaps are read from.
+        enlarged_blocks: basic blocks on that map.
     """
 
     name: str
@@ -136,6 +142,10 @@ class Variant:
     head_channels: int
     branch_widths: tuple[int, int, int, int]
     modules: tuple[int, int, int]
+    same_padding: bool
+    entry_everywhere: bool
+    enlarged_channels: int
+    enlarged_blocks: int
 
     @staticmethod
     def from_phi(phi: int) -> Variant:
@@ -190,7 +200,8 @@ class Variant:
             part = f"stage{index + 2}"
             for b in range(branches):
                 inputs = taps[b] if index == 0 or b == branches - 1 else widths[b]
-                yield Layer(f"transition{index + 1}", inputs, widths[b], 3, areas[b], bias=True)
+                if self.entry_everywhere or inputs != widths[b]:
+                    yield Layer(f"transition{index + 1}", inputs, widths[b], 3, areas[b], bias=True)
             for module in range(modules):
                 for b in range(branches):
                     for _ in range(4):  # two basic blocks of two convolutions
@@ -205,10 +216,11 @@ class Variant:
                             yield Layer(part, widths[source], channels, 3, areas[step])
         finest, low = widths[0], 2 * _KEYPOINTS
         yield Layer("final_0", finest, low, 1, areas[0], bias=True, norm=False)
-        yield Layer("deconv", finest + low, finest, 4, areas[0], transposed=True)
-        for _ in range(4):
-            yield Layer("deconv", finest, finest, 3, 4 * areas[0])
-        yield Layer("final_1", finest, _KEYPOINTS, 1, 4 * areas[0], bias=True, norm=False)
+        wide = self.enlarged_channels
+        yield Layer("deconv", finest + low, wide, 4, areas[0], transposed=True)
+        for _ in range(2 * self.enlarged_blocks):
+            yield Layer("deconv", wide, wide, 3, 4 * areas[0])
+        yield Layer("final_1", wide, _KEYPOINTS, 1, 4 * areas[0], bias=True, norm=False)
 
     def classifier_layers(self, classes: int, size: int | None = None) -> Iterator[Layer]:
         """Every layer of the backbone as a classifier, for a square input (paper Table 2)."""
@@ -236,7 +248,8 @@ class Variant:
         return sum((layer.cost for layer in self.classifier_layers(classes, size)), Cost())
 
     def _backbone_layers(self, height: int, width: int) -> Iterator[Layer]:
-        # With kernel - stride cells of padding a stride of 2 halves and rounds down.
+        # With kernel - stride cells of padding a stride of 2 halves and rounds down; sizes that are
+        # multiples of 32 come out the same with the other padding.
         height, width = height // 2, width // 2
         yield Layer("backbone", 3, self.stem_channels, 3, height * width)
         channels = self.stem_channels
@@ -286,10 +299,37 @@ def _make(phi: int) -> Variant:
         head_channels=_round_channels(_HEAD_CHANNELS, width),
         branch_widths=(widths[0], widths[1], widths[2], widths[3]),
         modules=_MODULES[phi],
+        same_padding=True,
+        entry_everywhere=True,
+        enlarged_channels=widths[0],
+        enlarged_blocks=2,
     )
 
 
 VARIANTS: dict[str, Variant] = {f"H{phi}": _make(phi) for phi in (0, -1, -2, -3, -4)}
+
+# Networks of others that are a variant of ours but for a few fields; their phi is its phi.
+# H-2-omz: human-pose-estimation-0005, -0006 and -0007 of the Open Model Zoo.
+RELATED: dict[str, Variant] = {
+    "H-2-omz": replace(
+        VARIANTS["H-2"],
+        name="H-2-omz",
+        same_padding=False,
+        entry_everywhere=False,
+        enlarged_channels=32,
+        enlarged_blocks=1,
+    )
+}
+
+
+def pose_variant(name: str) -> Variant:
+    """The variant of that name, ours or related. Raises EhrnetError for any other name."""
+    variant = VARIANTS.get(name) or RELATED.get(name)
+    if variant is None:
+        raise EhrnetError(
+            f"variant '{name}' does not exist: choose one of {', '.join([*VARIANTS, *RELATED])}."
+        )
+    return variant
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def _percentiles(values: Deque[float]) -> Tuple[float, float]:
     return float(p50), float(p95)
 
 
-def explain_input(node: Any, topic: str, type_name: str, reliable: bool) -> str:
+def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera: str = "") -> str:
     """Why no image comes on a topic, as seen from the ROS graph, and the line to type.
 
     Args:
@@ -148,16 +148,18 @@ def explain_input(node: Any, topic: str, type_name: str, reliable: bool) -> str:
         topic: resolved name of the topic that is waited for.
         type_name: of its messages, such as ``sensor_msgs/msg/Image``.
         reliable: whether the subscription asks for reliable delivery.
+        camera: name of the camera where there are several.
 
     """
     publishers = node.get_publishers_info_by_topic(topic)
     same_type = [info for info in publishers if info.topic_type == type_name]
     waits = f"Waiting for images ({type_name}) on {topic}:"
+    elsewhere = _elsewhere(node, topic, type_name, camera)
     if not publishers:
-        return f"{waits} nobody publishes there. {_elsewhere(node, topic, type_name)}"
+        return f"{waits} nobody publishes there. {elsewhere}"
     if not same_type:
         others = ", ".join(sorted({info.topic_type for info in publishers}))
-        return f"{waits} what is published there is {others}. {_elsewhere(node, topic, type_name)}"
+        return f"{waits} what is published there is {others}. {elsewhere}"
     who = ", ".join(f"{_name(info)} ({_qos(info)})" for info in same_type)
     if reliable and all(
         info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in same_type
@@ -173,7 +175,7 @@ def explain_input(node: Any, topic: str, type_name: str, reliable: bool) -> str:
     )
 
 
-def _elsewhere(node: Any, topic: str, type_name: str) -> str:
+def _elsewhere(node: Any, topic: str, type_name: str, camera: str) -> str:
     """Where images are, instead, and how to take them."""
     raw, compressed = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
     found: Dict[str, List[str]] = {raw: [], compressed: []}
@@ -184,24 +186,22 @@ def _elsewhere(node: Any, topic: str, type_name: str) -> str:
         for kind in topics[name]:
             if kind in found and not drawn and node.count_publishers(name):
                 found[kind].append(name)
-    command = "ros2 launch ehrnet_ros pose.launch.py"
-    if found[type_name]:
-        best = _nearest(topic, found[type_name])
-        more = " transport:=compressed" if type_name == compressed else ""
+    for kind in (type_name, compressed if type_name == raw else raw):
+        if not found[kind]:
+            continue
+        best = _nearest(topic, found[kind])
         base = best[: -len("/compressed")] if best.endswith("/compressed") else best
-        return (
-            f"Such images are on {', '.join(found[type_name])}: "
-            f"`{command} image:={base}{more}` takes them."
-        )
-    other = compressed if type_name == raw else raw
-    if found[other]:
-        best = _nearest(topic, found[other])
-        base = best[: -len("/compressed")] if best.endswith("/compressed") else best
-        transport = "compressed" if other == compressed else "raw"
-        return (
-            f"There are only {transport} images, on {', '.join(found[other])}: "
-            f"`{command} image:={base} transport:={transport}` takes them."
-        )
+        transport = "compressed" if kind == compressed else "raw"
+        line = f"ros2 launch ehrnet_ros pose.launch.py image:={base}"
+        if kind != type_name or kind == compressed:
+            line += f" transport:={transport}"
+        if camera:  # one of several
+            line = f"-r {camera}/image:={base} -p transport:={transport}"
+        where = ", ".join(found[kind])
+        there = f"Such images are on {where}"
+        if kind != type_name:
+            there = f"There are only {transport} images, on {where}"
+        return f"{there}: `{line}` takes them."
     return (
         "No image topic is published anywhere this node can see: start the camera, or look at "
         "ROS_DOMAIN_ID if it runs."

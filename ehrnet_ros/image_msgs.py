@@ -126,8 +126,7 @@ def to_picture_compressed(msg: Any) -> Picture:
 
     """
     text = msg.format
-    original = text.split(";")[0].strip()
-    if "compressedDepth" in text or original in _DEPTH:
+    if is_depth(msg):
         raise ImageError(
             f"Compressed format '{text}' is depth: remap `image/compressed` to the colour stream."
         )
@@ -152,6 +151,39 @@ def to_picture_compressed(msg: Any) -> Picture:
         return Picture(_demosaic(gray, stored[:10]), "bgr")
     # image_transport hands rgb to a codec that takes it for bgr when it is told so.
     return _color(image, "rgb" if stored.startswith("rgb") else "bgr")
+
+
+def to_depth(msg: Any) -> np.ndarray:
+    """The depth image of a sensor_msgs/Image, as REP-118 has it: units by encoding.
+
+    Returns:
+        (height, width) uint16 millimetres (16UC1 and mono16) or float32 metres (32FC1), in any
+        byte order.
+
+    Raises:
+        ImageError: empty, ``step`` or ``data`` too short for the size, or no depth.
+
+    """
+    if msg.width == 0 or msg.height == 0:
+        raise ImageError(f"The depth image is empty: its size is {msg.width}x{msg.height}.")
+    if msg.encoding in ("16UC1", "mono16"):
+        return _samples(msg, 1, 2)
+    if msg.encoding == "32FC1":
+        row = 4 * msg.width
+        rows = _plane(_buffer(msg, msg.height, row), msg.height, row, msg.step)
+        dtype = np.dtype(">f4" if msg.is_bigendian else "<f4")
+        return np.ascontiguousarray(rows).view(dtype)
+    raise ImageError(
+        f"Encoding {msg.encoding} is no depth, which is 16UC1 (millimetres) or 32FC1 (metres): "
+        "remap `depth_image` to the depth image that is aligned to the colour camera."
+    )
+
+
+def is_depth(msg: Any) -> bool:
+    """Whether an Image or CompressedImage says that it holds distances, not colours."""
+    if hasattr(msg, "encoding"):
+        return msg.encoding in _DEPTH
+    return "compressedDepth" in msg.format or msg.format.split(";")[0].strip() in _DEPTH
 
 
 def to_image(picture: np.ndarray, header: Any, encoding: str = "bgr8") -> Image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
@@ -23,6 +24,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.runtime import RUNTIMES
 from ehrnet_model.inference.sizes import parse_size
+from ehrnet_model.inference.tracker import TrackOptions
 
 ANY_TIME = "any time"
 UNCONFIGURED = "while unconfigured"
@@ -59,6 +61,15 @@ def _decode_option(name: str, by_model: bool = True) -> Any:
     return _parameter(default, text, low, high, changes=ANY_TIME)
 
 
+def _track_option(name: str) -> Any:
+    """A field of TrackOptions as a parameter."""
+    option = next(field for field in dataclasses.fields(TrackOptions) if field.name == name)
+    low, high = option.metadata["range"]
+    if isinstance(option.default, bool):
+        low = high = None
+    return _parameter(option.default, option.metadata["description"], low, high, changes=ANY_TIME)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Values of all parameters of the pose node at one moment."""
@@ -76,6 +87,18 @@ class Settings:
         "auto",
         "What computes. A runtime named here is never replaced by another; auto logs its choice.",
         choices=RUNTIMES,
+    )
+    cameras: Tuple[str, ...] = _parameter(
+        ("",),
+        "Names of several cameras that share the engine: front takes front/image and publishes "
+        '~/front/poses. [""]: one camera, image and ~/poses.',
+    )
+    batch: int = _parameter(
+        1,
+        "At most so many cameras' images go through the engine at once. 1 on a CPU; more may pay "
+        "on a GPU whose engine was built for it.",
+        low=1,
+        high=64,
     )
     threads: int = _parameter(
         0, "CPU threads of the runtime; 0: two, or one on a single core.", low=0, high=256
@@ -102,6 +125,21 @@ class Settings:
     lazy: bool = _parameter(
         True, "Subscribe to images only while somebody subscribes to poses, markers or overlay."
     )
+    detections: bool = _parameter(
+        False, "Also publish vision_msgs/Detection2DArray on ~/detections: a box per person."
+    )
+    bodies: bool = _parameter(
+        False,
+        "Also publish hri_msgs (REP-155): a Skeleton2D per person on humans/bodies/ID/skeleton2d "
+        "and their ids on humans/bodies/tracked.",
+    )
+    live_view_port: int = _parameter(
+        0,
+        "Port on this machine where Foxglove can look on (ws://localhost:8765): image, skeletons, "
+        "latency. 0: none.",
+        low=0,
+        high=65535,
+    )
     keypoint_threshold: float = _decode_option("keypoint_threshold")
     person_threshold: float = _decode_option("person_threshold")
     tag_threshold: float = _decode_option("tag_threshold")
@@ -110,6 +148,16 @@ class Settings:
     max_people: int = _decode_option("max_people", by_model=False)
     min_keypoints: int = _decode_option("min_keypoints", by_model=False)
     refine: bool = _decode_option("refine", by_model=False)
+    tracking: bool = _parameter(
+        False, "Give people ids that last from image to image.", changes=ANY_TIME
+    )
+    track_oks: float = _track_option("track_oks")
+    track_lost_s: float = _track_option("track_lost_s")
+    track_birth_score: float = _track_option("track_birth_score")
+    track_birth_images: int = _track_option("track_birth_images")
+    track_smoothing: bool = _track_option("track_smoothing")
+    track_cutoff_hz: float = _track_option("track_cutoff_hz")
+    track_speed_gain: float = _track_option("track_speed_gain")
     marker_depth: float = _parameter(
         1.0,
         "[m] distance from the camera of the plane on which RViz shows the skeletons.",
@@ -130,7 +178,8 @@ class Settings:
 
 
 FIELDS: Dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Settings)}
-_TYPE_NAMES = {bool: "bool", int: "int", float: "double", str: "string"}
+_TYPE_NAMES = {bool: "bool", int: "int", float: "double", str: "string", tuple: "list of strings"}
+_CAMERA_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def declare(node: Any) -> Settings:
@@ -143,7 +192,7 @@ def declare(node: Any) -> Settings:
     """
     for name, field in FIELDS.items():
         try:
-            node.declare_parameter(name, field.default, _descriptor(field))
+            node.declare_parameter(name, _as_ros(field.default), _descriptor(field))
         except InvalidParameterTypeException as error:
             raise EhrnetError(
                 f"Parameter {name} has to be a {_TYPE_NAMES[type(field.default)]}, such as "
@@ -161,7 +210,7 @@ def declare(node: Any) -> Settings:
     ]
     if unknown:
         raise EhrnetError(_unknown(unknown))
-    settings = Settings(**{name: node.get_parameter(name).value for name in FIELDS})
+    settings = Settings(**{name: _from_ros(node.get_parameter(name).value) for name in FIELDS})
     check(settings)
     return settings
 
@@ -179,6 +228,42 @@ def check(settings: Settings) -> None:
                 f"Parameter {name} cannot be {_yaml(value)}: it has to be {allowed(name)}."
             )
     input_size(settings, 384)
+    names = settings.cameras
+    named = names == ("",) or all(_CAMERA_NAME.fullmatch(name) for name in names)
+    if not names or not named or len(set(names)) < len(names):
+        raise EhrnetError(
+            f"Parameter cameras cannot be {_yaml(names)}: it has to be a list of different names "
+            'of letters, digits and underscores, such as ["front", "rear"].'
+        )
+    if settings.bodies and len(names) > 1:
+        raise EhrnetError(
+            "Parameter bodies cannot be true with several cameras: hri_msgs has one list of bodies "
+            "for all; start a node per camera, each in a namespace of its own."
+        )
+
+
+def with_texts(pairs: Iterable[Tuple[str, str]]) -> Settings:
+    """Settings by texts such as ``("phi", "-3")``, as on a command line; the rest is the default.
+
+    Raises:
+        EhrnetError: a name does not exist or a value is not allowed, as in ``declare``.
+
+    """
+    values: Dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in FIELDS:
+            raise EhrnetError(_unknown([name]))
+        kind: Any = type(FIELDS[name].default)
+        try:
+            parse: Any = {"true": True, "false": False}.__getitem__ if kind is bool else kind
+            values[name] = tuple(text.split(",")) if kind is tuple else parse(text)
+        except (KeyError, ValueError):
+            raise EhrnetError(
+                f"Parameter {name} cannot be '{text}': it has to be {allowed(name)}."
+            ) from None
+    settings = Settings(**values)
+    check(settings)
+    return settings
 
 
 def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptions:
@@ -191,6 +276,12 @@ def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptio
     values = {name: getattr(settings, name) for name in names}
     given = {name: value for name, value in values.items() if value >= 0}
     return DecodeOptions.from_dict(stored, **given)
+
+
+def track_options(settings: Settings) -> TrackOptions:
+    """How people become tracks."""
+    names = {field.name for field in dataclasses.fields(TrackOptions)}
+    return TrackOptions(**{name: getattr(settings, name) for name in names})
 
 
 def input_size(settings: Settings, short_side: int) -> Optional[Tuple[int, int]]:
@@ -226,7 +317,7 @@ def changed(settings: Settings, changes: Dict[str, Any], configured: bool) -> Se
         EhrnetError: the parameter does not change now, or not to this value; says why.
 
     """
-    ours = {name: value for name, value in changes.items() if name in FIELDS}
+    ours = {name: _from_ros(value) for name, value in changes.items() if name in FIELDS}
     for name, value in ours.items():
         if value == getattr(settings, name):
             continue
@@ -251,6 +342,8 @@ def allowed(name: str) -> str:
         return ", ".join(choices[:-1]) + " or " + choices[-1]
     if low is not None:
         return f"{low:g} to {high:g}"
+    if isinstance(field.default, tuple):
+        return "a list of names"
     return "true or false" if isinstance(field.default, bool) else "a string"
 
 
@@ -293,6 +386,14 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     return descriptor
 
 
+def _as_ros(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_ros(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
 def _unknown(names: Iterable[str]) -> str:
     texts: List[str] = []
     for name in names:
@@ -306,6 +407,8 @@ def _yaml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f'"{value}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(_yaml(item) for item in value)}]"
     if isinstance(value, float) and math.isnan(value):
         return ".nan"
     return str(value)

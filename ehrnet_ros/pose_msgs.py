@@ -1,4 +1,4 @@
-"""Poses to PoseArray, SkeletonInfo and MarkerArray, and PoseArray back to Poses."""
+"""Poses to PoseArray, PoseArray3D, SkeletonInfo and MarkerArray, and PoseArray back to Poses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any, List, Optional, Tuple
 
 import numpy as np
 from builtin_interfaces.msg import Duration
-from ehrnet_msgs.msg import Keypoint, PoseArray, Skeleton, SkeletonInfo
+from ehrnet_msgs.msg import (
+    Keypoint,
+    Keypoint3D,
+    PoseArray,
+    PoseArray3D,
+    Skeleton,
+    Skeleton3D,
+    SkeletonInfo,
+)
 from geometry_msgs.msg import Point
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
@@ -16,8 +24,10 @@ from visualization_msgs.msg import Marker, MarkerArray
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.skeleton import SkeletonInfo as KeypointSet
 
+# [s] RViz takes markers away by itself when no newer ones come.
+MARKER_LIFETIME_S = 0.5
 # Neighbours differ strongly, on light and on dark ground (red, green, blue 0..1).
-_COLORS = (
+COLORS = (
     (0.12, 0.75, 0.95),
     (1.00, 0.50, 0.05),
     (0.30, 0.85, 0.30),
@@ -86,6 +96,33 @@ def from_pose_array(msg: PoseArray, num_keypoints: int = 17) -> Poses:
         bbox=np.array([person.bbox for person in people], np.float32),
         id=np.array([person.id for person in people], np.int32),
     )
+
+
+def to_pose_array_3d(
+    poses: Poses, xyz: np.ndarray, header: Any, latency_ms: float = math.nan
+) -> PoseArray3D:
+    """One message for one PoseArray.
+
+    Args:
+        poses: the people of the PoseArray.
+        xyz: (P, J, 3) metres in the optical frame, NaN where there is no depth.
+        header: of the PoseArray, taken over as it is.
+        latency_ms: age of the image now.
+
+    """
+    msg = PoseArray3D()
+    msg.header = header
+    msg.latency_ms = latency_ms
+    rows = zip(poses.id.tolist(), poses.person_score.tolist(), xyz.tolist(), poses.score.tolist())
+    msg.skeletons = [
+        Skeleton3D(
+            id=identity,
+            score=person_score,
+            keypoints=[Keypoint3D(x=x, y=y, z=z, score=s) for (x, y, z), s in zip(points, scores)],
+        )
+        for identity, person_score, points, scores in rows
+    ]
+    return msg
 
 
 def to_skeleton_info(
@@ -170,9 +207,6 @@ def to_markers(
 ) -> MarkerArray:
     """Skeletons for RViz, flat on a plane ``depth`` metres in front of the camera.
 
-    The first marker clears what was shown before, so that nobody stays who left; then per person
-    bones (LINE_LIST), joints (SPHERE_LIST) and, with a track identity, a label.
-
     Args:
         poses: in pixels of the image.
         header: of the image; its frame is the optical frame (x right, y down, z forward).
@@ -183,20 +217,53 @@ def to_markers(
         lifetime: seconds after which RViz forgets the markers, should the node end.
 
     """
+    x = (poses.xy[..., 0] - lens.cx) / lens.fx * depth
+    y = (poses.xy[..., 1] - lens.cy) / lens.fy * depth
+    return to_markers_3d(
+        np.stack([x, y, np.full_like(x, depth)], 2),
+        poses.id,
+        header,
+        keypoints,
+        line_width=line_width,
+        lifetime=lifetime,
+    )
+
+
+def to_markers_3d(
+    xyz: np.ndarray,
+    ids: np.ndarray,
+    header: Any,
+    keypoints: KeypointSet,
+    *,
+    line_width: float,
+    lifetime: float = 0.5,
+) -> MarkerArray:
+    """Skeletons for RViz where the people are.
+
+    The first marker clears what was shown before, so that nobody stays who left; then per person
+    bones (LINE_LIST), joints (SPHERE_LIST) and, with a track identity, a label.
+
+    Args:
+        xyz: (P, J, 3) metres in the frame of the header; a keypoint with NaN is left out.
+        ids: (P,) track identities, -1 for none.
+        header: of the image.
+        keypoints: gives the bones.
+        line_width: metres; joints are twice as thick.
+        lifetime: seconds after which RViz forgets the markers, should the node end.
+
+    """
     markers: List[Marker] = [_marker(header, "", 0, Marker.CUBE)]
     markers[0].action = Marker.DELETEALL
     seconds = int(lifetime)
     duration = Duration(sec=seconds, nanosec=int((lifetime - seconds) * 1e9))
-    x = (poses.xy[..., 0] - lens.cx) / lens.fx * depth
-    y = (poses.xy[..., 1] - lens.cy) / lens.fy * depth
-    present = np.isfinite(x) & np.isfinite(y)
-    for i in range(len(poses)):
-        identity = int(poses.id[i])
+    present = np.isfinite(xyz).all(2)
+    for i in range(len(xyz)):
+        identity = int(ids[i])
         number = identity if identity >= 0 else i
-        red, green, blue = _COLORS[number % len(_COLORS)]
+        red, green, blue = COLORS[number % len(COLORS)]
         color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
         points = {
-            j: Point(x=float(x[i, j]), y=float(y[i, j]), z=depth)
+            j: Point(x=float(xyz[i, j, 0]), y=float(xyz[i, j, 1]), z=float(xyz[i, j, 2]))
             for j in np.flatnonzero(present[i]).tolist()
         }
         bones = _marker(header, "bones", number, Marker.LINE_LIST)
@@ -213,7 +280,7 @@ def to_markers(
             label = _marker(header, "labels", number, Marker.TEXT_VIEW_FACING)
             label.text = str(identity)
             label.scale.z = 8 * line_width
-            label.pose.position = Point(x=top.x, y=top.y - 8 * line_width, z=depth)
+            label.pose.position = Point(x=top.x, y=top.y - 8 * line_width, z=top.z)
             person.append(label)
         for marker in person:
             marker.color = color

@@ -12,115 +12,53 @@ the log and in the diagnostics.
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import sys
 import threading
 import time
 import traceback
-from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
 
-import numpy as np
 import rclpy
-from ehrnet_msgs.msg import PoseArray, SkeletonInfo
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import (
-    DurabilityPolicy,
-    HistoryPolicy,
-    QoSProfile,
-    ReliabilityPolicy,
-)
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from visualization_msgs.msg import MarkerArray
+from sensor_msgs.msg import CompressedImage
+from std_srvs.srv import SetBool
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.draw import draw_poses
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import find_model
-from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
+from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.sizes import size_advice
 from ehrnet_ros import health, parameters
-from ehrnet_ros.image_msgs import (
-    ImageError,
-    Picture,
-    to_image,
-    to_picture,
-    to_picture_compressed,
-)
-from ehrnet_ros.pose_msgs import Lens, to_markers, to_pose_array, to_skeleton_info
+from ehrnet_ros.camera import Camera
+from ehrnet_ros.engine import model_name, open_estimator
+from ehrnet_ros.image_msgs import ImageError, Picture, to_picture, to_picture_compressed
+from ehrnet_ros.live import LiveView
+from ehrnet_ros.pose_msgs import to_skeleton_info
 from ehrnet_ros.worker import FAILED, LOADING, READY, EngineWorker
 
-_SILENT_S = 2.0  # without an image for so long, say what is missing
-_REPEAT_S = 30.0  # say the same thing again only after so long
-_MARKER_LIFETIME_S = 0.5
+
+@dataclass(frozen=True)
+class _Taken:
+    """An image on its way: the message, when it arrived, and under which subscription."""
+
+    msg: Any
+    arrived: float
+    subscribed: int
 
 
-def _open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
-    """Loads the engine and runs it once, so that the first image is not the slow one.
+@dataclass(frozen=True)
+class _Seen:
+    """An image that could be read."""
 
-    Raises:
-        EhrnetError: the engine cannot be opened, or not with these settings.
-    """
-    # An ONNX file tells its named sizes beforehand, an engine only once it is open.
-    early = path.suffix == ".onnx"
-    size_hw = parameters.input_size(settings, model_info(path).input_size) if early else None
-    runtime = open_runtime(path, settings.runtime, size_hw, settings.threads or None)
-    wanted = parameters.input_size(settings, runtime.info.input_size)
-    if wanted and runtime.size_hw and wanted != runtime.size_hw:
-        runtime.close()
-        raise EhrnetError(
-            f"Parameter size asks for {wanted[0]}x{wanted[1]} but the engine of {path} is for "
-            f"{runtime.size_hw[0]}x{runtime.size_hw[1]}: set size to auto, or build another engine."
-        )
-    options = parameters.decode_options(settings, runtime.info.decode)
-    estimator = PoseEstimator(runtime, options, wanted)
-    estimator(np.zeros((480, 640, 3), np.uint8))
-    return estimator
-
-
-def _model_name(info: Optional[ModelInfo]) -> str:
-    """Variant, weights and how far they can be trusted: ``H-4 ours-2026-11 (preview)``."""
-    if info is None:
-        return ""
-    return f"{info.variant} {info.weights_name or 'unnamed'} ({info.quality})"
-
-
-def _qos(depth: int, reliable: bool = True, latched: bool = False) -> QoSProfile:
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=depth,
-        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
-    )
-
-
-class _Outputs:
-    """The publishers of one camera, from configure to cleanup."""
-
-    def __init__(self, node: LifecycleNode) -> None:
-        self._node = node
-        self.poses = node.create_lifecycle_publisher(PoseArray, "~/poses", _qos(10))
-        self.markers = node.create_lifecycle_publisher(MarkerArray, "~/markers", _qos(1))
-        self.overlay = node.create_lifecycle_publisher(Image, "~/overlay", _qos(1))
-        # Not a lifecycle publisher: what the skeletons mean is known before there are any.
-        self.info = node.create_publisher(SkeletonInfo, "~/skeleton_info", _qos(1, latched=True))
-
-    def listeners(self) -> int:
-        """How many subscriptions there are to what is made from images."""
-        publishers = (self.poses, self.markers, self.overlay)
-        return sum(publisher.get_subscription_count() for publisher in publishers)
-
-    def destroy(self) -> None:
-        """Takes the topics away."""
-        for publisher in (self.poses, self.markers, self.overlay):
-            self._node.destroy_lifecycle_publisher(publisher)
-        self._node.destroy_publisher(self.info)
+    camera: Camera
+    taken: _Taken
+    picture: Picture
 
 
 class PoseNode(LifecycleNode):
@@ -135,36 +73,34 @@ class PoseNode(LifecycleNode):
         super().__init__("pose", **options)
         self._settings = parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._counters = health.Counters()
-        self._diagnostics = health.Diagnostics(self, f"{self.get_fully_qualified_name()}: poses")
+        self._known_cameras: Dict[str, Camera] = {}
+        self._cameras = self._make_cameras()
         self._configured = self._active = False
         self._autostarting = self._settings.autostart
         self._problem = ""  # why the last configure came to nothing
         self._model: Optional[ModelInfo] = None
-        self._image_hw = (0, 0)
-        self._input_hw = (0, 0)
+        self._enabled = True
+        self._live: Optional[LiveView] = None
         self._engine_name = ""
-        self._outputs: Optional[_Outputs] = None
         self._worker: Optional[EngineWorker] = None
         self._retired: Optional[EngineWorker] = None
         # Held while messages go out and while that is switched off: after a transition to inactive
         # has returned, nothing more is published. Images taken before that count as stale ever
-        # after: each carries the number of its subscription.
+        # after: each carries the number of its camera's subscription.
         self._publishing = threading.Lock()
-        self._subscribed = 0
-        self._image_subscription: Any = None
-        self._info_subscription: Any = None
-        self._camera_info: Optional[CameraInfo] = None
-        self._lens_told = False
-        self._had_images = False
-        self._complaint = health.Repeated(_REPEAT_S)
-        self._bad_image = health.Repeated(_REPEAT_S)
-        self._bad_engine = health.Repeated(_REPEAT_S)
         self._engine_changed = self.create_guard_condition(self._on_engine_changed)
         # Wall time, so that a bag that stands still does not stop the watch.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._watch = self.create_timer(0.25, self._on_watch, clock=steady)
         self._tick = self.create_timer(1.0, self._on_tick, clock=steady)
+        self._switch = self.create_service(SetBool, "~/set_enabled", self._on_set_enabled)
+
+    def _make_cameras(self) -> List[Camera]:
+        """One for each name; those that are there stay, and with them the ids they gave."""
+        for name in self._settings.cameras:
+            if name not in self._known_cameras:
+                self._known_cameras[name] = Camera(self, name, self._on_image)
+        return [self._known_cameras[name] for name in self._settings.cameras]
 
     # Lifecycle
 
@@ -186,31 +122,54 @@ class PoseNode(LifecycleNode):
             model_path = find_model(settings.phi, settings.model)
             # An ONNX file tells what it is before it is loaded; other files while they are.
             self._model = model_info(model_path) if model_path.suffix == ".onnx" else None
+            self._open_cameras(settings)
         except EhrnetError as error:
             self._problem = str(error)
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
-        self._engine_name, self._input_hw, self._image_hw = "", (0, 0), (0, 0)
-        self._outputs = _Outputs(self)
+        self._engine_name = ""
         self._configured = True
-        self.get_logger().info(f"Loading {_model_name(self._model)} from {model_path}.")
+        self.get_logger().info(f"Loading {model_name(self._model)} from {model_path}.")
         self._worker = EngineWorker(
-            lambda: _open_estimator(model_path, settings),
+            lambda: open_estimator(model_path, settings),
             self._process,
             lambda estimator: estimator.runtime.close(),
             self._engine_changed.trigger,
             after=self._retired,
+            batch=settings.batch,
         )
         self._retired = None
         return super().on_configure(state)
+
+    def _open_cameras(self, settings: parameters.Settings) -> None:
+        """Makes all topics and the live view. Raises EhrnetError, and then leaves nothing."""
+        if tuple(camera.name for camera in self._cameras) != settings.cameras:
+            self._cameras = self._make_cameras()
+        try:
+            if settings.live_view_port:
+                name = self.get_fully_qualified_name()
+                self._live = LiveView(settings.live_view_port, name)
+                self.get_logger().info(f"Foxglove can look on at ws://localhost:{self._live.port}.")
+            for camera in self._cameras:
+                camera.open(settings, self._live)
+        except EhrnetError:
+            self._close_cameras()
+            raise
+
+    def _close_cameras(self) -> None:
+        for camera in self._cameras:
+            camera.close()
+        if self._live is not None:
+            self._live.close()
+            self._live = None
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Allows subscribing; the watch does it once the engine is ready and somebody listens."""
         result = super().on_activate(state)
         self._active = True
-        self._counters.waiting()
-        self._complaint.reset()
+        for camera in self._cameras:
+            camera.begin()
         if self._worker is not None and self._worker.state == LOADING:
             self.get_logger().info("Active; images are taken as soon as the engine is ready.")
         self._on_watch()
@@ -220,7 +179,7 @@ class PoseNode(LifecycleNode):
         """Unsubscribes; the engine stays."""
         with self._publishing:
             self._active = False
-            self._unsubscribe()
+            self._unsubscribe_all()
             return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -242,13 +201,11 @@ class PoseNode(LifecycleNode):
     def _release(self) -> None:
         with self._publishing:
             self._active = self._configured = False
-            self._unsubscribe()
+            self._unsubscribe_all()
             if self._worker is not None:
                 self._worker.close()
                 self._retired, self._worker = self._worker, None
-            if self._outputs is not None:
-                self._outputs.destroy()
-                self._outputs = None
+            self._close_cameras()
 
     def close(self) -> None:
         """Ends the worker; call after the executor has stopped and before destroying the node."""
@@ -283,9 +240,10 @@ class PoseNode(LifecycleNode):
         estimator: PoseEstimator = worker.engine
         info = self._model = estimator.runtime.info
         self._engine_name = estimator.runtime.name
-        self._input_hw = estimator.size_hw or (0, 0)
+        for camera in self._cameras:
+            camera.input_hw = estimator.size_hw or (0, 0)
         self.get_logger().info(
-            f"Ready: {_model_name(info)} on {self._engine_name}, loaded in {worker.seconds:.1f} s."
+            f"Ready: {model_name(info)} on {self._engine_name}, loaded in {worker.seconds:.1f} s."
         )
         if self._settings.model and info.phi != self._settings.phi:
             self.get_logger().warning(
@@ -294,164 +252,129 @@ class PoseNode(LifecycleNode):
             )
         if info.quality == "random":
             self.get_logger().warning("The model has random weights: its poses mean nothing.")
-        self._publish_skeleton_info()
+        for camera in self._cameras:
+            self._publish_skeleton_info(camera)
 
     # Input
 
-    def _wanted(self) -> bool:
-        """Whether images should be subscribed to now."""
-        if not self._active or self._worker is None or self._worker.state != READY:
+    def _wanted(self, camera: Camera) -> bool:
+        """Whether images of a camera should be subscribed to now."""
+        if not self._active or not self._enabled:
             return False
-        return not self._settings.lazy or self._listeners() > 0
-
-    def _listeners(self) -> int:
-        return self._outputs.listeners() if self._outputs is not None else 0
+        if self._worker is None or self._worker.state != READY:
+            return False
+        return not self._settings.lazy or camera.listeners() > 0
 
     def _on_watch(self) -> None:
-        if self._wanted() and self._image_subscription is None:
-            self._subscribe()
-        elif not self._wanted() and self._image_subscription is not None:
-            with self._publishing:
-                self._unsubscribe()
+        for camera in self._cameras:
+            wanted = self._wanted(camera)
+            if wanted and not camera.is_subscribed:
+                camera.subscribe(self._settings)
+            elif not wanted and camera.is_subscribed:
+                with self._publishing:
+                    self._unsubscribe(camera)
 
-    def _input(self) -> Tuple[Any, str, str]:
-        """Type, resolved topic and type name of the images that are asked for."""
-        topic = self.resolve_topic_name("image")
-        if self._settings.transport == "raw":
-            return Image, topic, "sensor_msgs/msg/Image"
-        if not topic.endswith("/compressed"):
-            topic += "/compressed"
-        return CompressedImage, topic, "sensor_msgs/msg/CompressedImage"
-
-    def _subscribe(self) -> None:
-        kind, topic, _ = self._input()
-        reliable = self._settings.input_qos == "reliable"
-        self._counters.waiting()
-        self._image_subscription = self.create_subscription(
-            kind, topic, self._on_image, _qos(1, reliable)
-        )
-        self._info_subscription = self.create_subscription(
-            CameraInfo, "camera_info", self._on_camera_info, _qos(1, reliable=False)
-        )
-
-    def _unsubscribe(self) -> None:
-        for subscription in (self._image_subscription, self._info_subscription):
-            if subscription is not None:
-                self.destroy_subscription(subscription)
-        self._image_subscription = self._info_subscription = None
-        self._subscribed += 1
+    def _unsubscribe(self, camera: Camera) -> None:
+        camera.unsubscribe()
         if self._worker is not None:
-            self._worker.frames.clear()
+            self._worker.frames.clear(camera)
 
-    def _on_image(self, msg: Any) -> None:
-        silent = self._counters.received()
-        if silent > _SILENT_S and self._had_images:
-            self.get_logger().info(f"Images again, after {silent:.1f} s without.")
-        self._had_images = True
-        self._complaint.reset()
+    def _unsubscribe_all(self) -> None:
+        for camera in self._cameras:
+            self._unsubscribe(camera)
+
+    def _on_image(self, camera: Camera, msg: Any) -> None:
         if self._worker is not None:
-            self._worker.frames.put((msg, time.monotonic(), self._subscribed))
+            self._worker.frames.put(camera, _Taken(msg, time.monotonic(), camera.subscribed))
 
-    def _on_camera_info(self, msg: CameraInfo) -> None:
-        self._camera_info = msg
+    def _on_set_enabled(self, request: Any, response: Any) -> Any:
+        """Stops and resumes taking images, whatever the state; the engine stays."""
+        self._enabled = request.data
+        self._on_watch()
+        response.success = True
+        response.message = "Images are taken." if self._enabled else "No images are taken."
+        return response
 
     # In the worker's thread
 
-    def _process(self, estimator: PoseEstimator, item: Tuple[Any, float, int]) -> None:
-        """From one image message to all messages that follow from it."""
-        msg, arrived, subscribed = item
+    def _process(self, estimator: PoseEstimator, items: List[Tuple[Any, _Taken]]) -> None:
+        """From image messages of different cameras to all messages that follow from them."""
         settings = self._settings
+        seen = [picture for camera, taken in items for picture in self._read(camera, taken)]
         try:
-            convert = to_picture_compressed if isinstance(msg, CompressedImage) else to_picture
-            picture = convert(msg)
-            image_hw = picture.array.shape[0], picture.array.shape[1]
-            if image_hw != self._image_hw:
-                self._on_image_size(estimator, image_hw)
-            estimator.options = parameters.decode_options(settings, estimator.runtime.info.decode)
-            poses, timings = estimator.estimate(picture.array, rgb=picture.order == "rgb")
-            with self._publishing:
-                current = self._active and subscribed == self._subscribed
-                if current and self._outputs is not None:
-                    age_ms = self._publish(self._outputs, poses, picture, msg.header, settings)
-                    wait_ms = (time.monotonic() - arrived) * 1e3
-                    self._counters.published(len(poses), timings.engine_ms, wait_ms, age_ms)
-        except ImageError as error:
-            self._counters.bad(str(error))
-            if self._bad_image.should_say(str(error)):
-                self.get_logger().warning(f"Image dropped: {error}")
+            options = parameters.decode_options(settings, estimator.runtime.info.decode)
         except EhrnetError as error:
-            self._on_failure(str(error))
-        except Exception as error:  # an engine may raise anything; the node outlives it
-            self._on_failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+            self._on_failure(seen, str(error))
+            return
+        estimator.options = options
+        while seen:
+            # Those of one network input go through the engine together.
+            first = estimator.input_size(seen[0].picture.array.shape[:2])
+            alike = [s for s in seen if estimator.input_size(s.picture.array.shape[:2]) == first]
+            seen = [s for s in seen if s not in alike]
+            self._estimate(estimator, alike, settings)
 
-    def _on_failure(self, text: str, details: str = "") -> None:
-        self._counters.failed(text)
-        if self._bad_engine.should_say(text):
-            self.get_logger().error(f"No poses for this image: {text}")
-            if details:
-                self.get_logger().error(details)
+    def _read(self, camera: Camera, taken: _Taken) -> List[_Seen]:
+        """The image of a message; none, with a complaint, where there is no image in it."""
+        compressed = isinstance(taken.msg, CompressedImage)
+        try:
+            picture = (to_picture_compressed if compressed else to_picture)(taken.msg)
+        except ImageError as error:
+            camera.counters.bad(str(error))
+            if camera.bad_image.should_say(str(error)):
+                self.get_logger().warning(f"Image dropped: {error}")
+            return []
+        return [_Seen(camera, taken, picture)]
 
-    def _publish(
-        self,
-        outputs: _Outputs,
-        poses: Poses,
-        picture: Picture,
-        header: Any,
-        settings: parameters.Settings,
-    ) -> float:
-        """Sends what follows from one image; returns its age in milliseconds."""
-        assert self._model is not None  # known before the first image
-        skeleton = self._model.skeleton
-        image_hw = picture.array.shape[0], picture.array.shape[1]
-        array = to_pose_array(poses, header, image_hw)
-        array.latency_ms = age_ms = self._age_ms(header)
-        outputs.poses.publish(array)
-        if outputs.markers.get_subscription_count():
-            markers = to_markers(
-                poses,
-                header,
-                self._lens(image_hw, settings),
-                skeleton,
-                depth=settings.marker_depth,
-                line_width=settings.marker_line_width,
-                lifetime=_MARKER_LIFETIME_S,
+    def _estimate(
+        self, estimator: PoseEstimator, seen: List[_Seen], settings: parameters.Settings
+    ) -> None:
+        try:
+            for one in seen:
+                image_hw = one.picture.array.shape[0], one.picture.array.shape[1]
+                if image_hw != one.camera.image_hw:
+                    self._on_image_size(estimator, one.camera, image_hw)
+            results = estimator.estimate_batch(
+                [one.picture.array for one in seen], [one.picture.order == "rgb" for one in seen]
             )
-            outputs.markers.publish(markers)
-        if outputs.overlay.get_subscription_count():
-            drawn = draw_poses(picture.bgr(), poses, skeleton)
-            outputs.overlay.publish(to_image(drawn, header))
-        return age_ms
+        except EhrnetError as error:
+            self._on_failure(seen, str(error))
+            return
+        except Exception as error:  # an engine may raise anything; the node outlives it
+            self._on_failure(seen, f"{type(error).__name__}: {error}", traceback.format_exc())
+            return
+        for one, (poses, timings) in zip(seen, results):
+            camera, taken = one.camera, one.taken
+            poses = camera.track(poses, taken.msg.header, settings)
+            with self._publishing:
+                if not self._active or taken.subscribed != camera.subscribed:
+                    continue
+                assert self._model is not None  # known before the first image
+                header, skeleton = taken.msg.header, self._model.skeleton
+                age_ms = camera.publish(poses, one.picture, header, skeleton, settings, timings)
+                camera.done(len(poses), timings.engine_ms, taken.arrived, age_ms)
 
-    def _on_image_size(self, estimator: PoseEstimator, image_hw: Tuple[int, int]) -> None:
+    def _on_failure(self, seen: List[_Seen], text: str, details: str = "") -> None:
+        for one in seen:
+            one.camera.counters.failed(text)
+            if one.camera.bad_engine.should_say(text):
+                self.get_logger().error(f"No poses for this image: {text}")
+                if details:
+                    self.get_logger().error(details)
+
+    def _on_image_size(
+        self, estimator: PoseEstimator, camera: Camera, image_hw: Tuple[int, int]
+    ) -> None:
         """The camera's size is known now, or another: so is the network's, and how well it fits."""
         input_hw = estimator.input_size(image_hw)
         advice = size_advice(image_hw, input_hw, estimator.runtime.info.input_size)
         if advice:
             self.get_logger().warning(advice)
         with self._publishing:
-            self._image_hw = image_hw
-            if input_hw != self._input_hw:
-                self._input_hw = input_hw
-                self._publish_skeleton_info()
-
-    def _age_ms(self, header: Any) -> float:
-        """Age of an image now, NaN where it has no stamp."""
-        stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
-        return (self.get_clock().now().nanoseconds - stamp) / 1e6 if stamp else math.nan
-
-    def _lens(self, image_hw: Tuple[int, int], settings: parameters.Settings) -> Lens:
-        info = self._camera_info
-        lens = Lens.from_camera_info(info, image_hw) if info is not None else None
-        if lens is not None:
-            return lens
-        if not self._lens_told:
-            self._lens_told = True
-            why = "is not calibrated" if info is not None else "has not arrived"
-            self.get_logger().info(
-                f"CameraInfo on {self.resolve_topic_name('camera_info')} {why}: markers are drawn "
-                f"as through a lens of {settings.nominal_fov_deg:g} degrees (nominal_fov_deg)."
-            )
-        return Lens.nominal(image_hw, settings.nominal_fov_deg)
+            camera.resized(image_hw)
+            if input_hw != camera.input_hw:
+                camera.input_hw = input_hw
+                self._publish_skeleton_info(camera)
 
     # Parameters and diagnostics
 
@@ -464,45 +387,49 @@ class PoseNode(LifecycleNode):
         told = settings.keypoint_threshold != self._settings.keypoint_threshold
         self._settings = settings
         if told:
-            self._publish_skeleton_info()
+            for camera in self._cameras:
+                self._publish_skeleton_info(camera)
         return SetParametersResult(successful=True)
 
-    def _publish_skeleton_info(self) -> None:
+    def _publish_skeleton_info(self, camera: Camera) -> None:
         info = self._model
-        if self._outputs is None or info is None or not self._engine_name:
+        if not self._configured or info is None or not self._engine_name:
             return
         options = parameters.decode_options(self._settings, info.decode)
-        self._outputs.info.publish(
+        camera.publish_info(
             to_skeleton_info(
                 info.skeleton,
-                model=_model_name(info),
+                model=model_name(info),
                 runtime=self._engine_name,
                 phi=info.phi,
-                input_hw=self._input_hw,
+                input_hw=camera.input_hw,
                 min_keypoint_score=options.keypoint_threshold,
                 stamp=self.get_clock().now().to_msg(),
             )
         )
 
     def _on_tick(self) -> None:
-        snapshot = self._counters.snapshot()
-        level, text = self._status(snapshot)
-        worker = self._worker
-        values = {
-            "state": "active"
-            if self._active
-            else "inactive"
-            if self._configured
-            else "unconfigured",
-            "engine": worker.state if worker is not None else "none",
-            "model": _model_name(self._model) if worker is not None else "",
-            "runtime": self._engine_name,
-            **health.values_of(snapshot, worker.frames.dropped if worker is not None else 0),
-        }
-        self._diagnostics.publish(level, text, values["model"], values)
+        for camera in self._cameras:
+            snapshot = camera.counters.snapshot()
+            level, text = self._status(camera, snapshot)
+            worker = self._worker
+            values = {
+                "state": "active"
+                if self._active
+                else "inactive"
+                if self._configured
+                else "unconfigured",
+                "engine": worker.state if worker is not None else "none",
+                "model": model_name(self._model) if worker is not None else "",
+                "runtime": self._engine_name,
+                **health.values_of(
+                    snapshot, worker.frames.dropped(camera) if worker is not None else 0
+                ),
+            }
+            camera.report(level, text, values["model"], values)
 
-    def _status(self, snapshot: health.Snapshot) -> Tuple[bytes, str]:
-        """Level and sentence of the moment; complaints about the input also go to the log."""
+    def _status(self, camera: Camera, snapshot: health.Snapshot) -> Tuple[bytes, str]:
+        """Level and sentence of the moment."""
         if not self._configured:
             if self._problem:
                 return health.ERROR, f"Unconfigured: {self._problem}"
@@ -515,28 +442,12 @@ class PoseNode(LifecycleNode):
             return health.ERROR, worker.error
         if not self._active:
             return health.OK, "Inactive: the engine is ready."
-        if self._image_subscription is None:
-            if not self.count_publishers(self._input()[1]):
-                return self._silent(snapshot.silent_s)
-            return health.OK, "Idle: nobody subscribes to poses, markers or overlay."
-        if snapshot.silent_s > _SILENT_S:
-            return self._silent(snapshot.silent_s)
-        if snapshot.failed_in_a_row >= health.DEAD_AFTER:
-            return health.ERROR, f"The engine fails on every image: {snapshot.last_error}"
-        if snapshot.bad_now:
-            return health.WARN, f"Images are refused: {snapshot.last_error}"
-        if self._model is not None and self._model.quality == "random":
+        if not self._enabled:
+            return health.OK, "Switched off by ~/set_enabled: no images are taken."
+        level, text = camera.status(snapshot, self._settings)
+        if level == health.OK and self._model is not None and self._model.quality == "random":
             return health.WARN, "Running on random weights: the poses mean nothing."
-        return health.OK, "Publishing poses."
-
-    def _silent(self, seconds: float) -> Tuple[bytes, str]:
-        _, topic, type_name = self._input()
-        why = health.explain_input(self, topic, type_name, self._settings.input_qos == "reliable")
-        if self._complaint.should_say(why):
-            self.get_logger().warning(why)
-        if self._had_images:
-            return health.STALE, f"Images stopped {seconds:.0f} s ago. {why}"
-        return health.WARN, why
+        return level, text
 
 
 class _ToRos(logging.Handler):

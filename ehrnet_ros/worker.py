@@ -5,29 +5,31 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Hashable, List, Optional, Tuple
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_ros.frames import LatestFrame
+from ehrnet_ros.frames import LatestFrames
 
 LOADING, READY, FAILED, CLOSED = "loading", "ready", "failed", "closed"
 
 
 class EngineWorker:
-    """Opens an engine in a thread of its own and hands it the newest item again and again.
+    """Opens an engine in a thread of its own and hands it the newest items again and again.
 
     Args:
         open_engine: makes the engine, seconds of work; raises EhrnetError where it cannot.
-        handle: called in the thread with the engine and each item taken; may not raise.
+        handle: called in the thread with the engine and the (sender, item) pairs taken; may not
+            raise.
         release: frees the engine, in the same thread.
         on_change: called in the thread after the state became ready or failed.
         after: a worker to wait for first, so that two engines are never in memory at once.
+        batch: at most so many items, each of another sender, are handed over at once.
 
     Attributes:
         state: ``loading``, ``ready``, ``failed`` or ``closed``.
         error: why it failed, one sentence.
         details: traceback of a failure that nobody foresaw, else empty.
-        frames: the mailbox from which items are taken.
+        frames: the mailbox from which items are taken, fair to all senders.
         seconds: how long the engine took to open.
         engine: once ready; only to be looked at from other threads.
         since: time.monotonic() of the last change of state.
@@ -37,16 +39,18 @@ class EngineWorker:
     def __init__(
         self,
         open_engine: Callable[[], Any],
-        handle: Callable[[Any, Any], None],
+        handle: Callable[[Any, List[Tuple[Hashable, Any]]], None],
         release: Callable[[Any], None],
         on_change: Callable[[], None],
         after: Optional[EngineWorker] = None,
+        batch: int = 1,
     ) -> None:
         self.state, self.error, self.details = LOADING, "", ""
         self.since = time.monotonic()
         self.seconds = 0.0
         self.engine: Any = None
-        self.frames: LatestFrame[Any] = LatestFrame()
+        self.frames: LatestFrames[Any] = LatestFrames()
+        self._batch = batch
         self._open, self._handle, self._release = open_engine, handle, release
         self._on_change, self._after = on_change, after
         # A daemon: an engine that hangs while loading must not keep the process from ending.
@@ -84,10 +88,10 @@ class EngineWorker:
         try:
             self._change(READY)
             while True:
-                item = self.frames.take()
-                if item is None:
+                items = self.frames.take(self._batch)
+                if not items:
                     break
-                self._handle(engine, item)
+                self._handle(engine, items)
         finally:
             self._release(engine)
             self.engine = engine = None

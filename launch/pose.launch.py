@@ -2,10 +2,21 @@
 
 `--show-args` lists what can be given. An argument that is left empty leaves its parameter to
 params_file.
+
+Where TensorRT computes, `ehrnet build-engine --if-missing` runs first, as a process of its own that
+tells terminal and /diagnostics how far it is; the node starts when the engine is there and right.
+`build_only:=true` stops then. Asked for `runtime:=tensorrt`, nothing else is started instead; with
+`auto` the node starts without an engine, on what is there, and says so.
+
+A node that crashes is started again, `restarts` times in all.
+
+Several cameras share one engine: `cameras:=[front,rear] image:=/{camera}/image_raw`.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,14 +24,20 @@ from pathlib import Path
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
     LogInfo,
     OpaqueFunction,
+    RegisterEventHandler,
     SetEnvironmentVariable,
 )
 from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration, TextSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import ExecutableInPackage
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 
@@ -28,8 +45,9 @@ CONFIG = Path(__file__).resolve().parent.parent / "config"
 PARAMETERS = {
     "phi": (
         int,
-        ["", "0", "-1", "-2", "-3", "-4"],
-        "which network: 0 (H0, largest) to -4 (H-4, smallest)",
+        ["", "auto", "0", "-1", "-2", "-3", "-4"],
+        "which network: 0 (H0, largest) to -4 (H-4, smallest), or auto: the largest that reaches "
+        "target_fps on this machine by the last `ehrnet benchmark --all`",
     ),
     "model": (str, None, "path of a model file, instead of the one found by phi"),
     "runtime": (
@@ -53,9 +71,10 @@ PARAMETERS = {
         "reliability asked of the camera; sensor_data matches every camera",
     ),
     "lazy": (str, ["", "true", "false"], "subscribe to images only while somebody listens"),
+    "tracking": (str, ["", "true", "false"], "give people ids that last from image to image"),
     "autostart": (str, ["", "true", "false"], "configure and activate at once"),
 }
-BOOLEANS = ("lazy", "autostart")
+BOOLEANS = ("lazy", "tracking", "autostart")
 
 
 def _profile():
@@ -83,9 +102,20 @@ def _nodes(context):
     def value(name):
         return LaunchConfiguration(name).perform(context)
 
+    chosen = {}
+    if value("phi") == "auto":
+        try:
+            chosen = _choose(value("target_fps"), value("runtime"), value("size"))
+        except ValueError as error:
+            return [
+                LogInfo(msg=f"phi:=auto: {error}"),
+                EmitEvent(event=Shutdown(reason=str(error))),
+            ]
     given = {}
     for name, (kind, _, _) in PARAMETERS.items():
-        if value(name):
+        if name in chosen:
+            given[name] = ParameterValue(TextSubstitution(text=chosen[name]), value_type=kind)
+        elif value(name):
             kind = bool if name in BOOLEANS else kind
             given[name] = ParameterValue(LaunchConfiguration(name), value_type=kind)
     image = value("image")
@@ -93,31 +123,155 @@ def _nodes(context):
     if not info:  # REP-104: beside the image
         head, slash, _ = image.rpartition("/")
         info = head + slash + "camera_info"
+    cameras = [name.strip(" '\"") for name in value("cameras").strip(" []").split(",")]
+    remappings = [("image", image), ("camera_info", info)]
+    if cameras != [""]:
+        given["cameras"] = cameras
+        remappings = []
+        if "{camera}" in image:
+            for name in cameras:
+                for topic, at in (("image", image), ("camera_info", info)):
+                    remappings.append((f"{name}/{topic}", at.replace("{camera}", name)))
+        elif image != "image":
+            raise RuntimeError(
+                f"image:={image} is one topic for {len(cameras)} cameras: write {{camera}} where "
+                "it has their name, such as image:=/{camera}/image_raw"
+            )
+    # RViz shows the first camera.
+    shown, inner = image, ""
+    if cameras != [""]:
+        shown, inner = (
+            dict(remappings).get(f"{cameras[0]}/image", f"{cameras[0]}/image"),
+            f"{cameras[0]}/",
+        )
     namespace = value("namespace")
     prefix = "/" + namespace.strip("/") if namespace.strip("/") else ""
-    pose = Node(
-        package="ehrnet_ros",
-        executable="pose_node",
-        name="pose",
-        namespace=namespace,
-        parameters=[value("params_file"), given],
-        remappings=[("image", image), ("camera_info", info)],
-        arguments=["--ros-args", "--log-level", value("log_level")],
-        output="screen",
-        emulate_tty=True,
-    )
+
+    def pose(starts_left):
+        node = Node(
+            package="ehrnet_ros",
+            executable="pose_node",
+            name="pose",
+            namespace=namespace,
+            parameters=[value("params_file"), given],
+            remappings=remappings,
+            arguments=["--ros-args", "--log-level", value("log_level")],
+            output="screen",
+            emulate_tty=True,
+        )
+
+        def when_ended(event, context):
+            # 0: it was asked to end; 2: it cannot start like this and has said why.
+            if event.returncode in (0, 2) or context.is_shutdown:
+                return []
+            if starts_left == 0:
+                return [LogInfo(msg=f"The pose node ended with {event.returncode} once too often.")]
+            text = f"The pose node ended with {event.returncode}: starting it again."
+            return [LogInfo(msg=text), *pose(starts_left - 1)]
+
+        return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=when_ended)), node]
+
     rviz = Node(
         package="rviz2",
         executable="rviz2",
         arguments=["-d", str(CONFIG / "pose.rviz"), "-f", value("rviz_frame")],
         remappings=[
-            ("/image", image if image.startswith("/") else f"{prefix}/{image}"),
-            ("/pose/markers", f"{prefix}/pose/markers"),
-            ("/pose/overlay", f"{prefix}/pose/overlay"),
+            ("/image", shown if shown.startswith("/") else f"{prefix}/{shown}"),
+            ("/pose/markers", f"{prefix}/pose/{inner}markers"),
+            ("/pose/overlay", f"{prefix}/pose/{inner}overlay"),
         ],
         condition=IfCondition(LaunchConfiguration("rviz")),
     )
-    return [pose, rviz]
+    started = _after_engine(context, [*pose(int(value("restarts"))), rviz], chosen)
+    if chosen:
+        words = ", ".join(f"{name} {text}" for name, text in chosen.items())
+        started.insert(0, LogInfo(msg=f"phi:=auto chose {words}"))
+    return started
+
+
+def _choose(target_fps, runtime, size):
+    """phi, model, runtime and size of the largest network that is fast enough here, as strings.
+
+    It counts what 95 of 100 images reach, measured by `ehrnet benchmark`. Where nothing is fast
+    enough it is the fastest. Raises ValueError, with what to do, without a measurement that fits.
+    """
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    file = Path(base) / "ehrnet" / "benchmark.json"
+    try:
+        target = float(target_fps)
+        rows = json.loads(file.read_text())["rows"]
+        rows = [
+            row
+            for row in rows
+            if row["quality"] != "random"
+            and Path(row["model"]).is_file()
+            and runtime in ("", "auto", row["runtime"])
+            and size in ("", "auto", row["size"])
+        ]
+        fast = [row for row in rows if 1000 / row["pipeline_p95_ms"] >= target]
+        best = min(fast, key=lambda row: (-row["phi"], row["pipeline_p95_ms"]), default=None)
+        best = best or min(rows, key=lambda row: row["pipeline_p95_ms"], default=None)
+        if best is not None:
+            return {name: str(best[name]) for name in ("phi", "model", "runtime", "size")}
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"target_fps or {file} cannot be read ({error}): run `ehrnet benchmark --all`"
+        ) from None
+    raise ValueError(f"{file} has no row for this runtime and size: run `ehrnet benchmark --all`")
+
+
+def _after_engine(context, nodes, chosen):
+    """The nodes; behind the building of an engine where TensorRT is to compute."""
+
+    def value(name):
+        return LaunchConfiguration(name).perform(context)
+
+    asked = {name: chosen.get(name, value(name)) for name in ("phi", "model", "runtime", "size")}
+    asked = {**_from_file(value("params_file"), asked), **{k: v for k, v in asked.items() if v}}
+    runtime = asked.get("runtime", "auto")
+    only = value("build_only") == "true"
+    there = runtime == "auto" and importlib.util.find_spec("tensorrt") is not None
+    if not (only or there or runtime == "tensorrt"):
+        return nodes
+    command = [
+        ExecutableInPackage(package="ehrnet_ros", executable="ehrnet"),
+        "build-engine",
+        "--if-missing",
+        "--diagnostics",
+    ]
+    for name in ("phi", "model", "size"):
+        if asked.get(name):
+            # One word: a phi such as -3 would be taken for an option.
+            command.append(f"--{name}={asked[name]}")
+    build = ExecuteProcess(cmd=command, output="screen", emulate_tty=True)
+
+    def when_done(event, _):
+        if only:
+            how = "ready" if event.returncode == 0 else "not there"
+            return [EmitEvent(event=Shutdown(reason=f"build_only: the engine is {how}"))]
+        if event.returncode == 0:
+            return nodes
+        if runtime == "tensorrt":
+            reason = "there is no TensorRT engine and no other runtime was allowed"
+            return [EmitEvent(event=Shutdown(reason=reason))]
+        return [LogInfo(msg="No TensorRT engine: the node says what computes instead."), *nodes]
+
+    return [RegisterEventHandler(OnProcessExit(target_action=build, on_exit=when_done)), build]
+
+
+def _from_file(path, names):
+    """What a parameter file says about some parameters of any node, as strings."""
+    import yaml  # launch itself reads parameter files with it
+
+    found = {}
+    try:
+        nodes = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError):
+        return found  # the node says what is wrong with the file
+    for node in nodes.values() if isinstance(nodes, dict) else ():
+        parameters = node.get("ros__parameters", {}) if isinstance(node, dict) else {}
+        found.update({n: str(v) for n, v in parameters.items() if n in names and v != ""})
+    return found
 
 
 def generate_launch_description():
@@ -131,22 +285,33 @@ def generate_launch_description():
             )
         )
     for name, default, description in (
-        ("image", "image", "image topic to subscribe to, without /compressed"),
+        ("image", "image", "image topic, without /compressed; {camera} stands for a camera's name"),
         ("camera_info", "", "its CameraInfo, for the markers; empty: camera_info beside the image"),
+        ("cameras", "", "names of several cameras that share the engine, such as [front,rear]"),
+        ("restarts", "3", "how often the node is started again after a crash"),
         ("namespace", "", "namespace of the node, such as front"),
         ("params_file", str(CONFIG / "pose.yaml"), "parameters of the node, a YAML file"),
         ("rviz_frame", "camera_optical_frame", "fixed frame of RViz: frame_id of the images"),
+        (
+            "engines",
+            EnvironmentVariable("EHRNET_ENGINES", default_value=""),
+            "folder of TensorRT engines; empty: the user's cache",
+        ),
+        ("target_fps", "20", "images per second that phi:=auto must sustain"),
         ("log_level", "info", "debug, info, warn, error or fatal"),
     ):
         arguments.append(
             DeclareLaunchArgument(name, default_value=default, description=description)
         )
-    arguments.append(
-        DeclareLaunchArgument(
-            "rviz",
-            default_value="false",
-            choices=["true", "false"],
-            description="show image, overlay and skeletons in RViz",
+    for name, description in (
+        ("rviz", "show image, overlay and skeletons in RViz"),
+        ("build_only", "build the TensorRT engine if there is none, and stop"),
+    ):
+        arguments.append(
+            DeclareLaunchArgument(
+                name, default_value="false", choices=["true", "false"], description=description
+            )
         )
-    )
-    return LaunchDescription([*arguments, *_profile(), OpaqueFunction(function=_nodes)])
+    # Reaches the builder and the node.
+    engines = SetEnvironmentVariable("EHRNET_ENGINES", LaunchConfiguration("engines"))
+    return LaunchDescription([*arguments, *_profile(), engines, OpaqueFunction(function=_nodes)])

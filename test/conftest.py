@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+# For `benchmarks`; last, so that no folder here hides a package.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,31 @@ def h4_model(h4_weights: Path) -> Path:
     import models
 
     return models.export_with_command(h4_weights)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three pictures; see test/support/models.py."""
+    import models
+
+    return models.draw_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def _lowered(precision: str, weights: Path, pictures: Path, folder: Path) -> Path:
+    pytest.importorskip("onnx", reason="exporting needs onnx")
+    import models
+
+    options = ("--precision", precision, "--images", str(pictures))
+    return models.export_with_command(weights, folder / f"h4.{precision}.onnx", *options)
+
+
+@pytest.fixture(scope="session")
+def fp16_model(h4_weights: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """h4_weights in float16, checked with pictures."""
+    return _lowered("fp16", h4_weights, pictures, tmp_path_factory.mktemp("fp16"))
+
+
+@pytest.fixture(scope="session")
+def int8_model(h4_weights: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """h4_weights in INT8, calibrated on pictures."""
+    return _lowered("int8", h4_weights, pictures, tmp_path_factory.mktemp("int8"))

@@ -28,6 +28,9 @@ FORBIDDEN = {
     "ehrnet_model/inference": (*TORCH, "network", "evaluation", "training"),
     "ehrnet_model/evaluation": (*TORCH, *ENGINES, "network", "training"),
     "ehrnet_model/network": ("evaluation", "training"),
+    # fetching works where nothing else does
+    "ehrnet_model/download.py": (*TORCH, *ENGINES, *ROOMS, "numpy", "cv2", "tqdm"),
+    "ehrnet_model/published.py": (*TORCH, *ENGINES, *ROOMS, "numpy", "cv2", "tqdm"),
     "ehrnet_ros": (*TORCH, *ENGINES, "network", "evaluation", "training", "ehrnet_ros.cli"),
     "ehrnet_msgs": ("ehrnet_model", "ehrnet_ros"),
     "launch": ("ehrnet_model", "ehrnet_ros"),
@@ -37,18 +40,28 @@ EXEMPT = {"ehrnet_ros": "ehrnet_ros/cli"}
 
 # What only these files import.
 ONLY = {
-    # export proves with it that the file it wrote is the same network
-    "onnxruntime": ("ehrnet_model/inference/onnx_runtime.py", "ehrnet_model/network/export.py"),
+    # export proves with it that the file it wrote is the same network, and quantises with it
+    "onnxruntime": (
+        "ehrnet_model/inference/onnx_runtime.py",
+        "ehrnet_model/network/export.py",
+        "ehrnet_model/network/precision.py",
+    ),
     "openvino": ("ehrnet_model/inference/openvino_runtime.py",),
     "tensorrt": ("ehrnet_model/inference/tensorrt_runtime.py",),
     "cv_bridge": ("ehrnet_ros/image_msgs.py",),
     "onnx": ("ehrnet_model/network",),
+    "pycocotools": ("ehrnet_model/evaluation/coco.py",),
+    "matplotlib": ("ehrnet_model/evaluation/plot.py",),
+    "rosbags": ("ehrnet_ros/bag.py",),
+    "foxglove": ("ehrnet_ros/live.py",),
+    "vision_msgs": ("ehrnet_ros/other_msgs.py",),
+    "hri_msgs": ("ehrnet_ros/other_msgs.py",),
 }
 
 # What importing these must not bring along.
 LIGHT = {
     "ehrnet_model": ("numpy", "cv2", *TORCH),
-    "ehrnet_ros.cli": ("numpy", "cv2", *TORCH, *ROS),
+    "ehrnet_ros.cli": ("numpy", "cv2", "rosbags", "tqdm", *TORCH, *ROS),
 }
 
 

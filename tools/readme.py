@@ -32,7 +32,38 @@ def variants() -> str:
     return f"```\n{table}\n```"
 
 
-SECTIONS = {"parameters": parameters, "variants": variants}
+def speed() -> str:
+    """The main figures of the last `python -m benchmarks`."""
+    import json
+
+    report = json.loads((README.parent / "docs" / "speed.json").read_text())
+    where, rows = report["machine"], report["results"]
+    lines = [
+        f"{report['date']}, {where['processor']}, {where['cores']} virtual cores, load "
+        f"{where['load']}. Milliseconds are medians; more in [docs/speed.md](docs/speed.md).",
+        "",
+        "| model | camera | input | network | everything else | share of the network | frames/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows["stages"]:
+        network = float(row["engine"].split(" /")[0])
+        rest = float(row["callback"].split(" /")[0]) - network
+        lines.append(
+            f"| {row['model']}, {row['runtime']} | {row['camera']} | {row['input']} | "
+            f"{network:.1f} ms | {rest:.2f} ms | {row['rest / engine']} | {row['frames/s']} |"
+        )
+    lines += ["", "| the node as a process | poses/s | first pose | age p95 | memory |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows["node"]:
+        lines.append(
+            f"| {row['camera']}, input {row['input']}, {row['poses']} images | {row['poses/s']} | "
+            f"{row['first pose s']} s | {row['age p95_ms']} ms | {row['memory MB']} MB, at the end "
+            f"{row['at the end MB']} MB |"
+        )
+    return "\n".join(lines)
+
+
+SECTIONS = {"parameters": parameters, "variants": variants, "speed": speed}
 
 
 def filled(text: str) -> str:

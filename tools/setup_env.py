@@ -268,9 +268,8 @@ def _project(python: Path) -> None:
     # An editable install leaves out setup.py's data_files.
     links = {f"share/ehrnet_ros/{name}": name for name in ("package.xml", "launch", "config")}
     links["share/ament_index/resource_index/packages/ehrnet_ros"] = "resource/ehrnet_ros"
-    links |= {
-        f"lib/ehrnet_ros/{name}": f"resource/{name}" for name in ("picture_node", "pose_node")
-    }
+    nodes = sorted(path.name for path in (ROOT / "resource").glob("*_node"))
+    links |= {f"lib/ehrnet_ros/{name}": f"resource/{name}" for name in nodes}
     for path, target in links.items():
         link = VENV / path
         link.parent.mkdir(parents=True, exist_ok=True)

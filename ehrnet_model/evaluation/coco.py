@@ -1,7 +1,9 @@
-"""COCO keypoint accuracy of any Runtime, through the same decoding the robot uses.
+"""COCO keypoint ground truth, and average precision against it.
 
-AP and AR come from pycocotools, the reference implementation: every published figure was made with
-it, and a second implementation could only differ.
+AP and AR come from pycocotools, COCO's own implementation: every published figure was made with it,
+its many small decisions (crowds, 20 people per image, interpolated precision) are the definition,
+and a second implementation could at best be equal. Faster ones exist; here the network takes the
+time. Measures by height and by number of people are the same evaluation, with other limits.
 """
 
 from __future__ import annotations
@@ -10,19 +12,18 @@ import contextlib
 import gzip
 import io
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.evaluation.pictures import ImageFiles
-from ehrnet_model.inference.decode import DecodeOptions
-from ehrnet_model.inference.estimator import PoseEstimator
-from ehrnet_model.inference.sizes import best_named_size, parse_size
 
+_VALUES = 51
 NAMES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
 
@@ -37,145 +38,328 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def load_annotations(path: Path) -> dict[str, Any]:
-    """A COCO keypoint annotation file, checked as far as evaluation needs it.
+def write_json(path: Path, value: Any) -> None:
+    """Writes beside, flushes, renames. Raises EhrnetError when it cannot be written."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise EhrnetError(
+            f"{path} could not be written ({error.strerror or error}): choose another place."
+        ) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_annotations(path: Path, truth: bool = False) -> dict[str, Any]:
+    """A COCO keypoint annotation file, checked as far as it is used here.
+
+    Args:
+        path: the file, gzipped or not.
+        truth: check what evaluation stands on as well: boxes, areas, and that labelled keypoints
+            lie inside their image.
 
     Raises:
-        EhrnetError: not such a file, an annotation of an image that is not listed, or one without
-            17 keypoints.
+        EhrnetError: not such a file; the first image or annotation that is not right is named.
     """
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise EhrnetError(f"{path} has no list 'images': give a COCO-style annotation file.")
-    ids = {image.get("id") for image in data["images"]}
-    for ann in data.setdefault("annotations", []):
-        if ann.get("image_id") not in ids:
-            raise EhrnetError(
-                f"{path}: annotation {ann.get('id')} is of an image that is not listed."
-            )
-        if len(ann.get("keypoints") or [0] * 51) != 51:
-            raise EhrnetError(
-                f"{path}: annotation {ann.get('id')} has not 17 keypoints of 3 numbers."
-            )
+    if not isinstance(data.setdefault("annotations", []), list):
+        raise EhrnetError(f"{path}: 'annotations' is not a list: give a COCO-style file.")
+    images: dict[Any, dict[str, Any]] = {}
+    for image in data["images"]:
+        if not isinstance(image, dict) or "id" not in image:
+            raise EhrnetError(f"{path}: an image has no id: give a COCO-style annotation file.")
+        if image["id"] in images:
+            raise EhrnetError(f"{path} lists image {image['id']} twice: ids must be unique.")
+        if not isinstance(image.get("file_name"), str):
+            raise EhrnetError(f"{path}: image {image['id']} has no file_name.")
+        images[image["id"]] = image
+    for ann in data["annotations"]:
+        fault = _fault(ann, images, truth)
+        if fault:
+            name = ann.get("id") if isinstance(ann, dict) else ann
+            raise EhrnetError(f"{path}: annotation {name} {fault}.")
     return data
+
+
+def _fault(ann: Any, images: dict[Any, dict[str, Any]], truth: bool) -> str:
+    """What is wrong with an annotation, to follow its name; empty when nothing is."""
+    if not isinstance(ann, dict) or ann.get("image_id") not in images:
+        return "is of an image that is not listed"
+    try:
+        values = np.array(ann.get("keypoints") or [0] * _VALUES, float)
+        box = np.array(ann["bbox"], float) if truth else np.zeros(4)
+        area = float(ann["area"]) if truth else 0.0
+        image = images[ann["image_id"]]
+        limits = np.array([image.get(side, np.inf) for side in ("width", "height")], float)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"lacks numbers where they are needed ({error})"
+    if values.shape != (_VALUES,):
+        return "has not 17 keypoints of 3 numbers"
+    if not np.isfinite(values).all() or not set(values[2::3]) <= {0, 1, 2}:
+        return "has keypoints that are not x, y and visibility 0, 1 or 2"
+    if not truth:
+        return ""
+    if box.shape != (4,) or not np.isfinite(box).all() or not math.isfinite(area) or area < 0:
+        return "has no box of four numbers or no area"
+    labelled = values.reshape(-1, 3)[values[2::3] > 0, :2]
+    # A keypoint on the very edge may be rounded to either side of it.
+    if (labelled < -1).any() or (labelled > limits + 1).any():
+        return f"has a labelled keypoint outside its image ({image['file_name']})"
+    return ""
+
+
+def is_person_free(image: dict[str, Any], has_annotations: bool, file_has_any: bool) -> bool:
+    """Whether an image of an annotation file is known to show nobody.
+
+    Its own ``person_free`` decides. Without one, it is an image without annotations, unless the
+    file has none at all (it then says nothing about who is where) or the image is said to hold
+    people without label (``all_people_labelled`` false).
+
+    Args:
+        image: the record of the image.
+        has_annotations: whether anybody, a crowd included, is annotated in it.
+        file_has_any: whether the file annotates anybody.
+    """
+    if "person_free" in image:
+        return bool(image["person_free"])
+    return not has_annotations and file_has_any and bool(image.get("all_people_labelled", True))
+
+
+class KeypointTruth:
+    """Ground truth that COCO keypoint results are held against, as often as wanted.
+
+    Args:
+        annotations: COCO keypoint ground truth; images without people count as well.
+    """
+
+    def __init__(self, annotations: dict[str, Any]) -> None:
+        from pycocotools.coco import COCO
+
+        people = []
+        # pycocotools takes an id of 0 for "not matched", and ids given twice for one person.
+        for number, ann in enumerate(annotations["annotations"], 1):
+            keypoints = ann.get("keypoints") or [0] * 51
+            # Counted here, since a file may lack it or disagree with its own keypoints.
+            count = sum(v > 0 for v in keypoints[2::3])
+            ann = {"iscrowd": 0, **ann, "id": number, "keypoints": keypoints}
+            people.append({**ann, "category_id": 1, "num_keypoints": count})
+        self._truth = COCO()
+        self._truth.dataset = {
+            "info": {},
+            "categories": [{"id": 1, "name": "person"}],
+            "images": annotations["images"],
+            "annotations": people,
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth.createIndex()
+
+    @property
+    def people(self) -> list[dict[str, Any]]:
+        """Everybody annotated, with ids counted from 1 and ``num_keypoints`` counted anew."""
+        return list(self._truth.dataset["annotations"])
+
+    def average_precision(self, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """COCO keypoint AP and AR (pycocotools' defaults: 20 people per image, all areas).
+
+        Args:
+            results: COCO keypoint results, see ``Poses.to_coco``.
+        """
+        from pycocotools.cocoeval import COCOeval
+
+        if not results:
+            return dict.fromkeys(NAMES, 0.0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = COCOeval(self._truth, self._load(results), "keypoints")
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        return {name: float(value) for name, value in zip(NAMES, run.stats, strict=True)}
+
+    def by_height(
+        self, results: Sequence[dict[str, Any]], limits: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        """AP of people of certain heights: as COCO's by area, with the height instead.
+
+        People of other heights, and what is found of such a height and is nobody's, do not count.
+
+        Args:
+            results: COCO keypoint results.
+            limits: L ascending heights in pixels of the image; a person's is that of its box.
+
+        Returns:
+            L + 1 rows ``from``, ``to`` (None: no limit), ``people`` and ``AP`` (None without
+            people).
+        """
+        from pycocotools.cocoeval import COCOeval
+
+        class ByHeight(COCOeval):
+            """Compares heights with the limits; similarity has been computed with areas before."""
+
+            def evaluateImg(self, image: Any, category: Any, limit: Any, most: int) -> Any:
+                """What COCOeval asks of one image."""
+                place = image, category
+                self._gts[place] = [{**p, "area": p["bbox"][3]} for p in self._gts[place]]
+                self._dts[place] = [{**r, "area": _height(r)} for r in self._dts[place]]
+                return super().evaluateImg(image, category, limit, most)
+
+        edges = [0.0, *limits, 1e10]
+        spans = list(zip(edges[:-1], edges[1:], strict=True))
+        counted = [p["bbox"][3] for p in self.people if p["num_keypoints"] and not p["iscrowd"]]
+        precisions = [0.0] * len(spans)
+        if results:
+            with contextlib.redirect_stdout(io.StringIO()):
+                run = ByHeight(self._truth, self._load(results), "keypoints")
+                # COCO's limits belong to the span on either side.
+                run.params.areaRng = [[a, np.nextafter(b, 0)] for a, b in spans]
+                run.params.areaRngLbl = [str(a) for a, _ in spans]
+                run.evaluate()
+                run.accumulate()
+            precisions = [_mean(run.eval["precision"][:, :, 0, n, 0]) for n in range(len(spans))]
+        rows = []
+        for (low, high), value in zip(spans, precisions, strict=True):
+            people = sum(low <= height < high for height in counted)
+            end = None if high == edges[-1] else high
+            row = {"from": low, "to": end, "people": people, "AP": value if people else None}
+            rows.append(row)
+        return rows
+
+    def by_people(
+        self, results: Sequence[dict[str, Any]], groups: Sequence[tuple[int, int | None]]
+    ) -> list[dict[str, Any]]:
+        """AP on images with so many people (with keypoints, crowds left aside).
+
+        Args:
+            results: COCO keypoint results.
+            groups: fewest and most people, both included; None: no limit.
+
+        Returns:
+            Rows ``from``, ``to``, ``images``, ``people`` and ``AP`` (None without people).
+        """
+        from pycocotools.cocoeval import COCOeval
+
+        counts = Counter(
+            p["image_id"] for p in self.people if p["num_keypoints"] and not p["iscrowd"]
+        )
+        rows = []
+        for low, high in groups:
+            ids = [i for i, n in counts.items() if n >= low and (high is None or n <= high)]
+            value = 0.0
+            if results and ids:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    run = COCOeval(self._truth, self._load(results), "keypoints")
+                    run.params.imgIds = ids
+                    run.params.areaRng = run.params.areaRng[:1]
+                    run.params.areaRngLbl = run.params.areaRngLbl[:1]
+                    run.evaluate()
+                    run.accumulate()
+                value = _mean(run.eval["precision"])
+            people = sum(counts[i] for i in ids)
+            rows.append(
+                {
+                    "from": low,
+                    "to": high,
+                    "images": len(ids),
+                    "people": people,
+                    "AP": value if people else None,
+                }
+            )
+        return rows
+
+    def pck(
+        self, results: Sequence[dict[str, Any]], shares: Sequence[float], oks: float = 0.1
+    ) -> dict[str, float]:
+        """Percentage of correct keypoints: labelled ones that were found near enough.
+
+        Near enough is a share of the longer side of the person's box. Keypoints of people that
+        nobody was found for are not correct.
+
+        Args:
+            results: COCO keypoint results.
+            shares: of the longer side.
+            oks: similarity from which a result is a person's, low since this is no second AP.
+
+        Returns:
+            0 .. 1 under ``PCK@share``.
+        """
+        pairs, _ = self.matches(results, oks)
+        labelled = sum(p["num_keypoints"] for p in self.people if not p["iscrowd"])
+        distances = []
+        for person, result in pairs:
+            wanted = np.array(person["keypoints"], float).reshape(-1, 3)
+            found = np.array(result["keypoints"], float).reshape(-1, 3)
+            both = (wanted[:, 2] > 0) & (found[:, 2] > 0)
+            apart = np.hypot(*(wanted - found)[both, :2].T)
+            distances.append(apart / max(person["bbox"][2], person["bbox"][3], 1.0))
+        all_of_them = np.concatenate(distances) if distances else np.zeros(0)
+        return {
+            f"PCK@{share:g}": float((all_of_them <= share).sum() / labelled) if labelled else 0.0
+            for share in shares
+        }
+
+    def matches(
+        self, results: Sequence[dict[str, Any]], oks: float
+    ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[dict[str, Any]]]:
+        """Who was found where, by COCO's matching: best result first, each person once.
+
+        Args:
+            results: COCO keypoint results.
+            oks: least similarity of a match.
+
+        Returns:
+            Pairs of an annotation and its result; and the results that are nobody's. Those on
+            crowds and on people without keypoints are in neither.
+        """
+        from pycocotools.cocoeval import COCOeval
+
+        if not results:
+            return [], []
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = COCOeval(self._truth, self._load(results), "keypoints")
+            run.params.iouThrs = np.array([oks])
+            run.params.maxDets = [len(results)]
+            run.params.areaRng = run.params.areaRng[:1]
+            run.params.areaRngLbl = run.params.areaRngLbl[:1]
+            run.evaluate()
+        pairs, strays = [], []
+        for image in filter(None, run.evalImgs):
+            for found, person, ignored in zip(
+                image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True
+            ):
+                result = results[int(found) - 1]
+                if person and not ignored:
+                    pairs.append((self._truth.anns[int(person)], result))
+                elif not ignored:
+                    strays.append(result)
+        return pairs, strays
+
+    def _load(self, results: Sequence[dict[str, Any]]) -> Any:
+        # loadRes writes into what it is given, and numbers it from 1.
+        return self._truth.loadRes([dict(result) for result in results])
 
 
 def average_precision(
     annotations: dict[str, Any], results: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
-    """COCO keypoint AP and AR (pycocotools' defaults: 20 people per image, all areas).
-
-    Args:
-        annotations: COCO keypoint ground truth; images without people count as well.
-        results: COCO keypoint results, see ``Poses.to_coco``.
-    """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    if not results:
-        return dict.fromkeys(NAMES, 0.0)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {"info": {}, "categories": [{"id": 1, "name": "person"}], **annotations}
-        for ann in truth.dataset["annotations"]:
-            # Counted here, since a file may lack it or disagree with its own keypoints.
-            ann["num_keypoints"] = sum(v > 0 for v in (ann.get("keypoints") or [])[2::3])
-            ann.setdefault("keypoints", [0] * 51)
-            ann.setdefault("iscrowd", 0)
-        truth.createIndex()
-        found = truth.loadRes([dict(result) for result in results])
-        run = COCOeval(truth, found, "keypoints")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return {name: float(value) for name, value in zip(NAMES, run.stats, strict=True)}
+    """``KeypointTruth.average_precision`` for one set of results."""
+    return KeypointTruth(annotations).average_precision(results)
 
 
-def typed_options(pairs: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """Decode options given as numbers, in the types of their fields. Raises EhrnetError."""
-    kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
-    values = {name: kinds.get(name, float)(value) for name, value in pairs}
-    DecodeOptions.from_dict(values)
-    return values
+def _mean(precision: np.ndarray) -> float:
+    """Of those entries of an accumulated evaluation that exist; pycocotools marks others -1."""
+    there = precision[precision > -1]
+    return float(there.mean()) if there.size else 0.0
 
 
-def size_for(text: str, image_hw: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Network input (height, width) for an image.
-
-    Args:
-        text: ``best`` (the aspect with the least border), a number (the same with this short
-            side), or what ``parse_size`` takes.
-        image_hw: of the image.
-        short_side: for ``best`` and named sizes.
-    """
-    if text.isdigit():
-        text, short_side = "best", int(text)
-    if text == "best":
-        text = best_named_size(image_hw, short_side)
-    return parse_size(text, short_side)
-
-
-def evaluate(
-    estimator: PoseEstimator,
-    annotations: dict[str, Any],
-    images: ImageFiles,
-    size: str = "best",
-    limit: int | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Accuracy of an estimator on a data set: single scale, no mirror pass.
-
-    False positives are people found in images whose annotations hold nobody at all.
-
-    Args:
-        estimator: its options decide what counts as found; its runtime's fixed size wins.
-        annotations: see ``load_annotations``.
-        images: where the pictures are.
-        size: see ``size_for``.
-        limit: only the first images.
-        progress: wraps the list of images (a progress bar).
-
-    Returns:
-        The measures by name, with the settings they belong to; and the COCO results.
-    """
-    chosen = annotations["images"][:limit]
-    ids = {image["id"] for image in chosen}
-    truth = {
-        **annotations,
-        "images": chosen,
-        "annotations": [a for a in annotations["annotations"] if a["image_id"] in ids],
-    }
-    inhabited = {a["image_id"] for a in truth["annotations"]}
-    fixed = estimator.runtime.size_hw
-    results: list[dict[str, Any]] = []
-    stray, people, sizes = 0, 0, []
-    times = []
-    for image in progress(chosen):
-        picture = images.decode(image["file_name"])
-        estimator.size_hw = fixed or size_for(
-            size, picture.shape[:2], estimator.runtime.info.input_size
-        )
-        sizes.append(estimator.size_hw)
-        start = time.perf_counter()
-        poses, _ = estimator.estimate(picture, rgb=True)
-        times.append(time.perf_counter() - start)
-        results.extend(poses.to_coco(image["id"]))
-        people += len(poses)
-        if image["id"] not in inhabited:
-            stray += len(poses)
-    empty = len(ids) - len(inhabited)
-    areas = [h * w for h, w in sizes]
-    measures: dict[str, Any] = average_precision(truth, results)
-    measures.update(
-        images=len(chosen),
-        person_free_images=empty,
-        people_found=people,
-        false_positives_per_person_free_image=stray / empty if empty else None,
-        size=size if fixed is None else f"{fixed[0]}x{fixed[1]}",
-        mean_input_pixels=float(np.mean(areas)) if areas else 0.0,
-        mirror=False,
-        runtime=estimator.runtime.name,
-        median_ms=1000 * float(np.median(times)) if times else 0.0,
-        decode=estimator.options.to_dict(),
-    )
-    return measures, results
+def _height(result: dict[str, Any]) -> float:
+    """From the highest to the lowest keypoint that was found."""
+    found = np.array(result["keypoints"], float).reshape(-1, 3)
+    y = found[found[:, 2] > 0, 1]
+    return float(y.max() - y.min()) if y.size else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,11 +50,29 @@ class ImageFiles:
                 return archive.read(inner)
         return None
 
+    def require(self, names: Iterable[str]) -> None:
+        """Raises EhrnetError when a file is missing: how many, and the first one's name."""
+        names = list(names)
+        missing = [name for name in names if not self._has(name)]
+        if missing:
+            raise EhrnetError(
+                f"{len(missing)} of {len(names)} images are in none of the given folders and zip "
+                f"files, {missing[0]} for one: check --images."
+            )
+
+    def _has(self, name: str) -> bool:
+        short = name.rsplit("/", 1)[-1]
+        places = [folder / each for folder in self._folders for each in (name, short)]
+        return name in self._zips or short in self._zips or any(p.is_file() for p in places)
+
     def decode(self, name: str) -> np.ndarray:
         """The picture as uint8 (H, W, 3) RGB. Raises EhrnetError when missing or not an image."""
         import cv2
 
-        data = self.read(name)
+        try:
+            data = self.read(name)
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise EhrnetError(f"image {name} cannot be read ({error}).") from None
         if data is None:
             raise EhrnetError(f"image {name} is in none of the given folders and zip files.")
         picture = None

@@ -73,6 +73,23 @@ class Cuda:
         self._call("cudaDeviceGetAttribute", ctypes.byref(minor), _CAPABILITY_MINOR, 0)
         return f"{major.value}.{minor.value}"
 
+    def device_name(self) -> str:
+        """Such as ``Orin``, from the driver's library; the runtime's structure for it changes."""
+        text = ctypes.create_string_buffer(256)
+        device = ctypes.c_int()
+        driver = _load("libcuda.so.1")
+        code = (
+            driver.cuInit(ctypes.c_uint(0))
+            or driver.cuDeviceGet(ctypes.byref(device), ctypes.c_int(0))
+            or driver.cuDeviceGetName(text, ctypes.c_int(len(text)), device)
+        )
+        if code:
+            raise EhrnetError(
+                f"the CUDA driver does not name its device (error {code}): check it with "
+                "nvidia-smi or tegrastats, or use runtime onnxruntime."
+            )
+        return text.value.decode(errors="replace")
+
     def free_memory(self) -> int:
         """Bytes of device memory that are free (on Jetson: of the memory shared with the CPU)."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()

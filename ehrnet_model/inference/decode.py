@@ -12,13 +12,14 @@ Shapes: J keypoints, K peaks each, P people.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Mapping, Tuple
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.options import check_options, option
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import NMS_RADIUS, PEAK_CHANNELS
 from ehrnet_model.skeleton import SkeletonInfo
@@ -31,32 +32,28 @@ _MIN_HEAT = 1e-3
 _TIE_BREAK = 1e-3
 
 
-def _option(default: Any, low: float, high: float, text: str) -> Any:
-    return field(default=default, metadata={"range": (low, high), "description": text})
-
-
 @dataclass(frozen=True)
 class DecodeOptions:
     """How peaks become people. Every field may change between two images."""
 
-    keypoint_threshold: float = _option(
+    keypoint_threshold: float = option(
         0.1, 0.0, 1.0, "Peaks of the heatmap below this are not keypoints."
     )
-    person_threshold: float = _option(
+    person_threshold: float = option(
         0.05, 0.0, 1.0, "People scoring below this (mean over all keypoints) are left out."
     )
-    tag_threshold: float = _option(
+    tag_threshold: float = option(
         1.0, 0.0, 100.0, "Largest distance of a keypoint's tag from its person's mean tag."
     )
-    max_people: int = _option(30, 1, 1000, "At most this many people per image, best first.")
-    min_keypoints: int = _option(3, 1, 17, "People with fewer keypoints are left out.")
-    refine: bool = _option(
+    max_people: int = option(30, 1, 1000, "At most this many people per image, best first.")
+    min_keypoints: int = option(3, 1, 17, "People with fewer keypoints are left out.")
+    refine: bool = option(
         True, 0, 1, "Fill missing keypoints from weaker peaks with a fitting tag near the person."
     )
-    refine_threshold: float = _option(
+    refine_threshold: float = option(
         0.05, 0.0, 1.0, "Weakest peak that may fill a missing keypoint."
     )
-    nms_oks: float = _option(
+    nms_oks: float = option(
         0.7,
         0.0,
         1.0,
@@ -64,19 +61,7 @@ class DecodeOptions:
     )
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value, (low, high) = getattr(self, item.name), item.metadata["range"]
-            # Booleans and integers come through configuration files and metadata as they are.
-            good = isinstance(value, type(item.default)) or (
-                isinstance(item.default, float)
-                and isinstance(value, int)
-                and not isinstance(value, bool)
-            )
-            if not good or not low <= value <= high:
-                raise EhrnetError(
-                    f"{item.name} = {value!r} is not possible: give a "
-                    f"{type(item.default).__name__} between {low:g} and {high:g}."
-                )
+        check_options(self)
 
     @staticmethod
     def from_dict(defaults: Mapping[str, Any], **overrides: Any) -> DecodeOptions:
@@ -94,6 +79,18 @@ class DecodeOptions:
     def to_dict(self) -> Dict[str, Any]:
         """The fields as stored in a model's metadata."""
         return dataclasses.asdict(self)
+
+
+def typed_options(pairs: Iterable[Tuple[str, float]]) -> Dict[str, Any]:
+    """Decode options given as numbers, in the types of their fields.
+
+    Raises:
+        EhrnetError: an unknown name or an impossible value.
+    """
+    kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
+    values = {name: kinds.get(name, float)(value) for name, value in pairs}
+    DecodeOptions.from_dict(values)
+    return values
 
 
 @dataclass(frozen=True)

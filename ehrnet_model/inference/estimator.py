@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -50,28 +50,56 @@ class PoseEstimator:
             EhrnetError: the image has a wrong shape or type, or the engine failed or gave values
                 that are not finite.
         """
+        return self.estimate_batch([image], [rgb])[0]
+
+    def estimate_batch(
+        self, images: Sequence[np.ndarray], rgb: Sequence[bool]
+    ) -> List[Tuple[Poses, Timings]]:
+        """The same for several images in one go of the engine, each stage's time shared out.
+
+        Args:
+            images: (h, w, 3) uint8 each, of sizes for which ``input_size`` is the same.
+            rgb: which of them are RGB and not BGR.
+
+        Raises:
+            EhrnetError: as ``estimate``; or the images need inputs of different sizes.
+        """
         started = time.perf_counter()
-        if image.ndim != 3:
+        boxes = []
+        for image in images:
+            if image.ndim != 3:
+                raise EhrnetError(
+                    f"expected an image of shape (height, width, 3), got {image.shape}: convert it "
+                    "to three channels first."
+                )
+            image_hw = image.shape[0], image.shape[1]
+            boxes.append(Letterbox.fit(image_hw, self.input_size(image_hw)))
+        size_hw = boxes[0].size_hw
+        if any(box.size_hw != size_hw for box in boxes):
             raise EhrnetError(
-                f"expected an image of shape (height, width, 3), got {image.shape}: convert it to "
-                "three channels first."
+                "images that need inputs of different sizes cannot share a batch: give them one by "
+                "one, or set the size."
             )
-        image_hw = image.shape[0], image.shape[1]
-        box = Letterbox.fit(image_hw, self.input_size(image_hw))
-        if self._input.shape[1:3] != box.size_hw:
-            self._input = np.empty((1, *box.size_hw, 3), np.uint8)
-        box.apply(image, self._input[0])
-        if rgb:  # on the small picture, where it is cheap
-            cv2.cvtColor(self._input[0], cv2.COLOR_RGB2BGR, dst=self._input[0])
+        if self._input.shape[:3] != (len(images), *size_hw):
+            self._input = np.empty((len(images), *size_hw, 3), np.uint8)
+        for image, box, out, swap in zip(images, boxes, self._input, rgb):
+            box.apply(image, out)
+            if swap:  # on the small picture, where it is cheap
+                cv2.cvtColor(out, cv2.COLOR_RGB2BGR, dst=out)
         fitted = time.perf_counter()
         output = self.runtime(self._input)
         inferred = time.perf_counter()
-        poses = decode(Peaks.from_output(output[0]), self.options, self.runtime.info.skeleton, box)
-        done = time.perf_counter()
-        ms = 1000.0
-        return poses, Timings(
-            (fitted - started) * ms, (inferred - fitted) * ms, (done - inferred) * ms
-        )
+        results = []
+        for box, peaks in zip(boxes, output):
+            begun = time.perf_counter()
+            people = decode(Peaks.from_output(peaks), self.options, self.runtime.info.skeleton, box)
+            seconds = (
+                (fitted - started) / len(images),
+                (inferred - fitted) / len(images),
+                time.perf_counter() - begun,
+            )
+            results.append((people, Timings(*(value * 1000.0 for value in seconds))))
+        return results
 
     def input_size(self, image_hw: Tuple[int, int]) -> Tuple[int, int]:
         """(height, width) of the network input that an image of this size goes through."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Dict, Optional
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.published import published_phis
 from ehrnet_model.variants import VARIANTS, Variant
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent / "data"
@@ -48,6 +49,11 @@ def find_model(phi: int, model: Optional[str] = None) -> Path:
     models = available_models()
     if phi in models:
         return models[phi]
+    if phi in published_phis():
+        raise EhrnetError(
+            f"there are no weights for phi {phi} ({variant.name}) on this machine yet: fetch them "
+            f"with `ehrnet get-weights --phi {phi}`."
+        )
     have = ", ".join(f"phi {p} ({path.stem})" for p, path in models.items()) or "none"
     raise EhrnetError(
         f"there are no weights for phi {phi} ({variant.name}) on this machine (present: {have}): "

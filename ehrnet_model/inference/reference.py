@@ -14,7 +14,7 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import MAX_PEAKS, PEAK_CHANNELS
+from ehrnet_model.inference.runtime import COORDINATES, MAX_PEAKS, PEAK_CHANNELS
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
 _NMS_KERNEL = 5
@@ -44,9 +44,10 @@ def find_peaks(
     Raises:
         EhrnetError: the maps do not fit each other, or the convention is unknown.
     """
-    if coordinates not in ("pixel-centre", "reference"):
+    if coordinates not in COORDINATES:
         raise EhrnetError(
-            f"coordinate convention {coordinates!r} is unknown: use pixel-centre or reference."
+            f"coordinate convention {coordinates!r} is unknown: use one of "
+            f"{', '.join(COORDINATES)}."
         )
     low, tags, high = _split(lowres, highres)
     heat = (enlarge(low) + high) * np.float32(0.5)
@@ -71,7 +72,7 @@ def find_peaks(
     shift_y = _shift(patch[..., 1], patch[..., 4], patch[..., 7], coordinates)
     shift_x[(cell_x == 0) | (cell_x == width - 1)] = 0
     shift_y[(cell_y == 0) | (cell_y == height - 1)] = 0
-    centre = 0.5 if coordinates == "pixel-centre" else 1.0
+    centre = COORDINATES[coordinates]
     filled[..., 0] = np.maximum(maxima[each, cell_y, cell_x], 0)
     filled[..., 1] = (cell_x + shift_x) * 2 + centre
     filled[..., 2] = (cell_y + shift_y) * 2 + centre
@@ -200,7 +201,7 @@ def _local_maximum(maps: np.ndarray) -> np.ndarray:
 
 def _shift(before: np.ndarray, peak: np.ndarray, after: np.ndarray, coordinates: str) -> np.ndarray:
     """Where the maximum lies between two neighbours, -0.5 .. 0.5 cells, see network/deploy.py."""
-    if coordinates == "reference":
+    if coordinates != "pixel-centre":
         return np.sign(after - before) * np.float32(0.25)
     before, peak, after = (
         np.log(np.maximum(v, np.float32(_MIN_HEAT))) for v in (before, peak, after)

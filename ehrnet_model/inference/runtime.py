@@ -32,11 +32,16 @@ from ehrnet_model.skeleton import COCO_17, SKELETONS, SkeletonInfo
 INPUT_NAME = "image"
 OUTPUT_NAME = "peaks"
 METADATA_KEY = "ehrnet"
+# Nodes of the graph named so compute in float32 whatever the precision of the rest.
+FP32_PREFIX = "fp32/"
 MAX_PEAKS = 30
 # Of the 5x5 maximum filter: two maxima of one plateau lie this near, in cells of the half-size map.
 NMS_RADIUS = 2
 PEAK_CHANNELS = 15
 STRIDE = 32
+# Where, in input pixels, the centre of cell 0 of the half-size map lies by each convention. All but
+# the first were trained and decoded with a quarter-cell shift instead of a sub-pixel fit.
+COORDINATES = {"pixel-centre": 0.5, "reference": 1.0, "first-pixel": 0.0}
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,13 @@ class ModelInfo:
         quality: ``released``, ``preview``, ``imported`` or ``random``. Random weights are for tests
             and timing; nothing shows poses from them to a user without saying so.
         coordinates: ``pixel-centre`` (cell i of the half-size map is centred at input pixel
-            2 i + 0.5) or ``reference`` (at 2 i + 1: the authors' truncated targets plus half a
-            cell).
+            2 i + 0.5), ``reference`` (at 2 i + 1: the authors' truncated targets plus half a cell)
+            or ``first-pixel`` (at 2 i, the first of its two pixels). See COORDINATES.
         decode: decode defaults stored with the weights (fields of DecodeOptions).
         version: version of ehrnet_model that exported the file.
         input_size: short side, in pixels, of the network input that suits the weights best; the
             paper's square unless the weights were trained for another scale.
+        precision: what the graph computes in: ``fp32``, ``fp16`` or ``int8``.
         extra: anything else (licence, metrics, recipe), for people to read.
     """
 
@@ -71,6 +77,7 @@ class ModelInfo:
     decode: Dict[str, Any] = field(default_factory=dict)
     version: str = ""
     input_size: int = 0
+    precision: str = "fp32"
     extra: Dict[str, Any] = field(default_factory=dict)
 
 
@@ -111,9 +118,9 @@ def open_runtime(
     """Load a model file into an engine.
 
     Args:
-        model: an exported ``.onnx`` file; ``tensorrt`` wants an ``.engine`` built from it (given
-            itself, or lying beside the ONNX file under the same name), ``torch`` wants the
-            weights (``.safetensors``).
+        model: an exported ``.onnx`` file, for ``tensorrt`` one of which `ehrnet build-engine` built
+            an engine on this machine, or the ``.engine`` itself; ``torch`` wants the weights
+            (``.safetensors``).
         runtime: one of RUNTIMES. ``auto`` takes TensorRT where its library loads, a GPU is there
             and an engine exists, else onnxruntime, and logs why. A runtime named explicitly is
             never replaced by another.
@@ -137,7 +144,7 @@ def open_runtime(
             "`ehrnet export --phi -4 --weights FILE -o FILE.onnx`."
         )
     if runtime == "auto":
-        runtime = _choose(model)
+        runtime = _choose(model, size_hw)
     if runtime == "torch":
         # The only dotted name in the house: this folder does not import torch.
         module: Any = importlib.import_module("ehrnet_model.network.torch_runtime")
@@ -146,7 +153,7 @@ def open_runtime(
     if runtime == "tensorrt":
         from ehrnet_model.inference.tensorrt_runtime import TensorRTRuntime
 
-        return TensorRTRuntime(model, size_hw)
+        return TensorRTRuntime.from_file(model, size_hw)
     if runtime == "openvino":
         from ehrnet_model.inference.openvino_runtime import OpenVinoRuntime
 
@@ -259,9 +266,9 @@ def check_peaks(peaks: np.ndarray, batch: int, info: ModelInfo, name: str) -> np
     return np.asarray(peaks, np.float32)
 
 
-def _choose(model: Path) -> str:
+def _choose(model: Path, size_hw: Optional[Tuple[int, int]]) -> str:
     """What ``auto`` means for this file on this machine, logged with the reason."""
-    from ehrnet_model.inference.tensorrt_runtime import find_engine, why_unavailable
+    from ehrnet_model.inference.tensorrt_runtime import why_no_engine, why_unavailable
 
     if model.suffix == ".engine":
         return "tensorrt"
@@ -271,8 +278,8 @@ def _choose(model: Path) -> str:
             f"{model} -o FILE.onnx`, or ask for runtime torch."
         )
     reason = why_unavailable()
-    if reason is None and find_engine(model) is None:
-        reason = f"no engine {model.with_suffix('.engine')} was built"
+    if reason is None:
+        reason = why_no_engine(model, size_hw)
     if reason is None:
         _log.info("runtime tensorrt: library, GPU and engine are there")
         return "tensorrt"

@@ -1,19 +1,14 @@
-"""Runtime on TensorRT: engines for NVIDIA's GPUs, Jetson first. The only file importing tensorrt.
+"""Runtime on TensorRT: engines for NVIDIA's GPUs, Jetson first.
 
-Written against TensorRT 8.5 to 11 by their published interfaces (names are held by a test); the
-builder half runs in tests where TensorRT-RTX is installed. **Execution has never run on a GPU.**
-
-An engine belongs to one TensorRT version and one GPU, so it is built on the robot:
-``build_engine`` writes ``NAME.engine`` and ``NAME.engine.json`` beside ``NAME.onnx``. An engine
-file is code: only load what was built on this machine.
+Written against TensorRT 8.5 to 11 by their published interfaces (a test holds every call).
+**Execution has never run on a GPU.** Engines come from engine.py's folder; tensorrt_builder.py
+makes them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
+import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
@@ -21,6 +16,16 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.cuda import Buffer, Cuda
+from ehrnet_model.inference.engine import (
+    ENGINE_SUFFIX,
+    EngineInfo,
+    EngineSpec,
+    Platform,
+    find_engine,
+    read_plan,
+    stored_engines,
+)
+from ehrnet_model.inference.parity import DIFFERS
 from ehrnet_model.inference.runtime import (
     INPUT_NAME,
     MAX_PEAKS,
@@ -29,72 +34,104 @@ from ehrnet_model.inference.runtime import (
     check_images,
     check_peaks,
     check_size,
-    info_from_json,
-    info_to_json,
-    model_info,
 )
 
-WORKSPACE_BYTES = 1 << 30
+_log = logging.getLogger(__name__)
+
+_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 
 class TensorRTRuntime:
     """An engine on GPU 0: one upload of uint8 pixels, one download of peaks.
 
     Args:
-        model: the ``.engine`` file, or the ``.onnx`` file beside which it lies.
-        size_hw: the size wanted, must be the engine's; None takes the engine's.
+        plan: the serialised engine.
+        info: its description, engine.py.
+        where: what to call the engine in messages.
+
+    Attributes:
+        engine: its description, with the verdict of the parity check.
 
     Raises:
-        EhrnetError: TensorRT, the GPU or the engine is missing, or the engine was built for
-            another model, size, TensorRT or GPU.
+        EhrnetError: TensorRT or the GPU is missing, the engine does not load, was built for another
+            TensorRT or GPU, or was found to be a wrong one.
     """
 
-    def __init__(self, model: Path, size_hw: Optional[Tuple[int, int]] = None) -> None:
+    def __init__(self, plan: bytes, info: EngineInfo, where: str) -> None:
         self.name = "tensorrt"
+        self.engine = info
+        self.info = info.model
+        self.size_hw: Optional[Tuple[int, int]] = check_size(info.spec.size_hw)
+        self._max_batch = info.spec.max_batch
         self._context = self._engine = self._runtime = None
         self._input: Optional[Buffer] = None
         self._output: Optional[Buffer] = None
         self._stream = 0
-        trt = _import_tensorrt()
+        trt = import_tensorrt()
         self._cuda = Cuda()
-        engine_file = find_engine(model)
-        if engine_file is None:
+        here = platform(trt, self._cuda)
+        if info.spec.platform != here:
+            told = "; ".join(info.spec.differences(_at(info.spec, here)))
             raise EhrnetError(
-                f"there is no TensorRT engine for {model}: build it on this machine with "
-                "ehrnet_model.inference.tensorrt_runtime.build_engine, or use runtime onnxruntime."
+                f"{where} was built for another machine ({told}): build it here with `ehrnet "
+                "build-engine`."
             )
-        sidecar = _read_sidecar(engine_file)
-        self.info = info_from_json(json.dumps(sidecar["model"]), str(_sidecar(engine_file)))
-        self._check_made_for_this(sidecar, engine_file, model, trt)
-        self.size_hw: Optional[Tuple[int, int]] = check_size(sidecar["size_hw"])
-        self._max_batch = int(sidecar["max_batch"])
-        if size_hw is not None and check_size(size_hw) != self.size_hw:
-            raise EhrnetError(
-                f"the engine {engine_file} is for images of {self.size_hw[0]}x{self.size_hw[1]}, "
-                f"not {size_hw[0]}x{size_hw[1]}: ask for its size or build another."
-            )
+        if info.verdict.state == DIFFERS:
+            raise EhrnetError(f"{where} gives wrong answers: {info.verdict.reason}")
         self._logger = trt.Logger(trt.Logger.WARNING)
-        self._runtime = _create(trt.Runtime, self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
+        self._runtime = create(trt.Runtime, self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EhrnetError(
-                f"TensorRT {trt.__version__} does not accept {engine_file}: build it again on "
-                "this machine."
+                f"TensorRT {trt.__version__} does not accept {where}: build it again on this "
+                "machine with `ehrnet build-engine`."
             )
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         if names != {INPUT_NAME, OUTPUT_NAME}:
             raise EhrnetError(
-                f"{engine_file} has inputs and outputs {sorted(names)} instead of "
+                f"{where} has inputs and outputs {sorted(names)} instead of "
                 f"{[INPUT_NAME, OUTPUT_NAME]}: build it again."
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise EhrnetError(
-                f"the GPU's memory does not suffice for {engine_file} "
+                f"the GPU's memory does not suffice for {where} "
                 f"({self._cuda.free_memory() >> 20} MiB are free): end other processes or use a "
                 "smaller variant."
             )
         self._stream = self._cuda.create_stream()
+        _log.info("engine %s of %s: %s", where, info.built, info.verdict)
+
+    @classmethod
+    def from_file(cls, model: Path, size_hw: Optional[Tuple[int, int]] = None) -> TensorRTRuntime:
+        """The stored engine of a model.
+
+        Args:
+            model: an ``.engine`` file, or the ``.onnx`` file it was built from.
+            size_hw: the size wanted; None takes the engine that was built last.
+
+        Raises:
+            EhrnetError: see the class; or there is no such engine, and how to build it.
+        """
+        model = Path(model)
+        here = platform(import_tensorrt(), Cuda())
+        if model.suffix == ENGINE_SUFFIX:
+            engine = find_engine(model)
+            if engine is None:
+                raise EhrnetError(f"there is no engine file {model}: check the path.")
+        else:
+            engine = find_engine(model, size_hw, here)
+        if engine is None:
+            raise EhrnetError(
+                f"{_missing(model, size_hw, here)}: run `{_command(model, size_hw)}`."
+            )
+        spec = engine.info.spec
+        if size_hw is not None and check_size(size_hw) != spec.size_hw:
+            raise EhrnetError(
+                f"the engine {model} is for images of {spec.size_hw[0]}x{spec.size_hw[1]}, not "
+                f"{size_hw[0]}x{size_hw[1]}: ask for its size or build another."
+            )
+        return cls(read_plan(engine), engine.info, str(engine.path or model))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) BGR -> float32 (N, J, 30, 15). Raises EhrnetError if it cannot."""
@@ -151,118 +188,48 @@ class TensorRTRuntime:
                 buffer.free()
         self._input = self._output = None
 
-    def _check_made_for_this(self, sidecar: Any, engine: Path, model: Path, trt: Any) -> None:
-        here = {
-            "TensorRT": ("tensorrt", str(trt.__version__)),
-            "compute capability": ("compute_capability", self._cuda.compute_capability()),
-        }
-        if Path(model).suffix == ".onnx":
-            here["the model"] = ("onnx_sha256", _sha256(Path(model)))
-        for what, (key, value) in here.items():
-            if sidecar.get(key) != value:
-                raise EhrnetError(
-                    f"{engine} was built with {what} {sidecar.get(key)}, here it is {value}: "
-                    "build the engine again on this machine."
-                )
+
+def platform(trt: Any, cuda: Cuda) -> Platform:
+    """This machine, as engines are made for it."""
+    return Platform(
+        tensorrt=str(trt.__version__),
+        gpu=cuda.device_name(),
+        compute_capability=cuda.compute_capability(),
+        system=jetson_release(),
+    )
 
 
-def build_engine(
-    onnx: Path,
-    size_hw: Tuple[int, int],
-    engine: Optional[Path] = None,
-    max_batch: int = 1,
-) -> Path:
-    """Builds an engine for this machine's GPU; takes minutes.
-
-    Args:
-        onnx: file written by ``ehrnet export``.
-        size_hw: the height and width of all images.
-        engine: file to write; default beside the ONNX file.
-        max_batch: most images per call.
-
-    Returns:
-        The engine file; its description lies beside it (``.engine.json``).
-
-    Raises:
-        EhrnetError: TensorRT or the GPU is missing, or TensorRT refuses the model.
-    """
-    onnx = Path(onnx)
-    engine = onnx.with_suffix(".engine") if engine is None else Path(engine)
-    info = model_info(onnx)
-    size_hw = check_size(size_hw)
-    trt = _import_tensorrt()
-    cuda = Cuda()
-    workspace = min(WORKSPACE_BYTES, cuda.free_memory() * 2 // 5)
-    plan = build_plan(trt, onnx, size_hw, max_batch, workspace)
-    sidecar = {
-        "model": json.loads(info_to_json(info)),
-        "onnx_sha256": _sha256(onnx),
-        "tensorrt": str(trt.__version__),
-        "compute_capability": cuda.compute_capability(),
-        "size_hw": list(size_hw),
-        "max_batch": max_batch,
-    }
-    # The description first: an engine without one is refused, one without an engine is nothing.
-    _write(_sidecar(engine), json.dumps(sidecar, indent=1).encode())
-    _write(engine, plan)
-    return engine
-
-
-def build_plan(
-    trt: Any, onnx: Path, size_hw: Tuple[int, int], max_batch: int, workspace_bytes: int
-) -> bytes:
-    """The serialised engine, with ``trt`` the module tensorrt or one with its interface.
-
-    Raises:
-        EhrnetError: the parser or the builder refuses the model, with its own words.
-    """
-    logger = trt.Logger(trt.Logger.WARNING)
-    builder = _create(trt.Builder, logger)
-    flag = trt.NetworkDefinitionCreationFlag
-    # From 10 on types are the file's own; before, batch had to be asked for. The values of these
-    # flags differ between versions.
-    wanted = flag.STRONGLY_TYPED if hasattr(flag, "STRONGLY_TYPED") else flag.EXPLICIT_BATCH
-    network = builder.create_network(1 << int(wanted))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx)):
-        first = parser.get_error(0).desc() if parser.num_errors else "no reason given"
-        raise EhrnetError(
-            f"TensorRT {trt.__version__} cannot read {onnx}: {first}; export the model again."
-        )
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-    profile = builder.create_optimization_profile()
-    one, most = (1, *size_hw, 3), (max_batch, *size_hw, 3)
-    profile.set_shape(INPUT_NAME, one, one, most)
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EhrnetError(
-            f"TensorRT {trt.__version__} could not build {onnx} for {size_hw[0]}x{size_hw[1]} with "
-            f"{workspace_bytes >> 20} MiB of working memory: see its messages in the log; often "
-            "memory is short."
-        )
-    return bytes(plan)
-
-
-def find_engine(model: Path) -> Optional[Path]:
-    """The engine file meant by a model path: itself, or the one beside an ONNX file."""
-    model = Path(model)
-    engine = model if model.suffix == ".engine" else model.with_suffix(".engine")
-    return engine if engine.is_file() else None
+def jetson_release(file: Path = _TEGRA_RELEASE) -> str:
+    """The Jetson system's release such as ``R36.4.3``; empty on other machines."""
+    try:
+        words = file.read_text().replace(",", " ").split()
+        release = next(word for word in words if word.startswith("R") and word[1:].isdigit())
+        return f"{release}.{words[words.index('REVISION:') + 1]}"
+    except (OSError, StopIteration, ValueError, IndexError):
+        return ""
 
 
 def why_unavailable() -> Optional[str]:
     """The reason why TensorRT cannot run here, or None when library and GPU are there."""
     try:
-        _import_tensorrt()
+        import_tensorrt()
         Cuda()
     except EhrnetError as error:
         return str(error).rstrip(".")
     return None
 
 
-def _import_tensorrt() -> Any:
+def why_no_engine(model: Path, size_hw: Optional[Tuple[int, int]] = None) -> Optional[str]:
+    """Why TensorRT, which is there, has no engine of this model; None when it has one."""
+    model = Path(model)
+    here = platform(import_tensorrt(), Cuda())
+    if find_engine(model, size_hw, here) is not None:
+        return None
+    return f"{_missing(model, size_hw, here)} (`{_command(model, size_hw)}` builds one)"
+
+
+def import_tensorrt() -> Any:
+    """The module tensorrt. Raises EhrnetError, with what to do, where it is not to be had."""
     try:
         import tensorrt
     except Exception as error:
@@ -273,7 +240,8 @@ def _import_tensorrt() -> Any:
     return tensorrt
 
 
-def _create(factory: Any, logger: Any) -> Any:
+def create(factory: Any, logger: Any) -> Any:
+    """``factory(logger)`` of Builder or Runtime, with TensorRT's way to fail put into words."""
     try:
         return factory(logger)
     except TypeError as error:
@@ -284,36 +252,25 @@ def _create(factory: Any, logger: Any) -> Any:
         ) from None
 
 
-def _sidecar(engine: Path) -> Path:
-    return engine.with_name(engine.name + ".json")
+def _missing(model: Path, size_hw: Optional[Tuple[int, int]], here: Platform) -> str:
+    size = "" if size_hw is None else f" at {size_hw[0]}x{size_hw[1]}"
+    other = find_engine(model, size_hw)
+    if other is not None:
+        told = "; ".join(_at(other.info.spec, here).differences(other.info.spec))
+        return f"the TensorRT engine of {model}{size} was built for another machine ({told})"
+    sizes = {
+        "{}x{}".format(*engine.info.spec.size_hw)
+        for engine in stored_engines()
+        if engine.info.onnx == model.name
+    }
+    have = f"; there is one of {model.name} for {', '.join(sorted(sizes))}" if sizes else ""
+    return f"there is no TensorRT engine for {model}{size}{have}"
 
 
-def _read_sidecar(engine: Path) -> Any:
-    path = _sidecar(engine)
-    try:
-        sidecar = json.loads(path.read_text())
-        for key in ("model", "tensorrt", "compute_capability", "size_hw", "max_batch"):
-            sidecar[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EhrnetError(
-            f"the description {path} of the TensorRT engine is missing or broken ({error}): build "
-            "the engine again."
-        ) from None
-    return sidecar
+def _command(model: Path, size_hw: Optional[Tuple[int, int]]) -> str:
+    size = "" if size_hw is None else f" --size {size_hw[0]}x{size_hw[1]}"
+    return f"ehrnet build-engine --model {model}{size}"
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=str(path.parent))
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+def _at(spec: EngineSpec, here: Platform) -> EngineSpec:
+    return dataclasses.replace(spec, platform=here)

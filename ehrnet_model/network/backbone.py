@@ -19,7 +19,8 @@ class Backbone(nn.Module):
     def __init__(self, variant: Variant, drop_connect: float = 0.2) -> None:
         super().__init__()
         self.taps = variant.taps
-        self.stem = ConvNorm(3, variant.stem_channels, 3, 2, activation="silu", same=True)
+        same = variant.same_padding
+        self.stem = ConvNorm(3, variant.stem_channels, 3, 2, activation="silu", same=same)
         channels = variant.stem_channels
         stages = []
         for stage in variant.stages:
@@ -28,7 +29,13 @@ class Backbone(nn.Module):
                 stride = stage.stride if index == 0 else 1
                 blocks.append(
                     MBConv(
-                        channels, stage.channels, stage.kernel, stride, stage.expand, drop_connect
+                        channels,
+                        stage.channels,
+                        stage.kernel,
+                        stride,
+                        stage.expand,
+                        drop_connect,
+                        same=same,
                     )
                 )
                 channels = stage.channels

@@ -119,6 +119,7 @@ class MBConv(nn.Module):
         expand: hidden channels as a multiple of ``inputs``; 1 leaves the expansion out.
         drop_connect: probability with which a training step leaves the block out, per sample.
             Applies only where there is a residual connection (stride 1, equal widths).
+        same: padding of the depthwise convolution, see ``ConvNorm``.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class MBConv(nn.Module):
         stride: int,
         expand: int,
         drop_connect: float = 0.2,
+        same: bool = True,
     ) -> None:
         super().__init__()
         hidden = inputs * expand
@@ -136,7 +138,7 @@ class MBConv(nn.Module):
         self.drop_connect = drop_connect
         self.expand = ConvNorm(inputs, hidden, 1, activation="silu") if expand != 1 else None
         self.depthwise = ConvNorm(
-            hidden, hidden, kernel, stride, groups=hidden, activation="silu", same=True
+            hidden, hidden, kernel, stride, groups=hidden, activation="silu", same=same
         )
         # A quarter of the block's input, not of the hidden width.
         self.squeeze = SqueezeExcite(hidden, max(1, inputs // 4))

@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 from ehrnet_model import __version__
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.runtime import COORDINATES
 from ehrnet_model.network.classifier import EfficientNet
-from ehrnet_model.network.efficienthrnet import BLOCKS_AFTER_ENLARGING, EfficientHRNet
+from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.network.hrnet import BLOCKS_PER_BRANCH
 from ehrnet_model.skeleton import COCO_17, SKELETONS
-from ehrnet_model.variants import VARIANTS, Variant
+from ehrnet_model.variants import RELATED, VARIANTS, Variant
 
 QUALITIES = ("released", "preview", "imported", "random")
-COORDINATES = ("pixel-centre", "reference")
 _FORMAT = 1
 _KEY = "ehrnet"
 _BACKBONES = {variant.backbone_name: variant for variant in VARIANTS.values()}
@@ -45,12 +45,13 @@ class CheckpointMeta:
     """What is stored with weights.
 
     Attributes:
-        variant: ``H0`` .. ``H-4``, or ``B0`` .. ``B-4`` for a classifier.
+        variant: ``H0`` .. ``H-4`` or a related network (``variants.RELATED``), or ``B0`` ..
+            ``B-4`` for a classifier.
         skeleton: name of the keypoint set (``ehrnet_model.skeleton.SKELETONS``); empty for a
             classifier.
         weights_name: short human name of the weights.
         quality: ``released``, ``preview``, ``imported`` or ``random``.
-        coordinates: ``pixel-centre`` or ``reference``, see ``inference.runtime.ModelInfo``.
+        coordinates: one of ``inference.runtime.COORDINATES``.
         input_size: short side of the network input, in pixels, that suits these weights best; 0:
             the variant's own.
         decode: decode defaults that suit these weights (fields of DecodeOptions).
@@ -75,13 +76,11 @@ class CheckpointMeta:
     weights_sha256: str = ""
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS and self.variant not in _BACKBONES:
-            names = ", ".join([*VARIANTS, *_BACKBONES])
-            raise EhrnetError(f"variant '{self.variant}' does not exist: choose one of {names}.")
+        _table_row(self.variant)
         skeletons = ("",) if self.variant in _BACKBONES else tuple(SKELETONS)
         for name, allowed in (
             ("quality", QUALITIES),
-            ("coordinates", COORDINATES),
+            ("coordinates", tuple(COORDINATES)),
             ("skeleton", skeletons),
         ):
             value = getattr(self, name)
@@ -98,9 +97,9 @@ class CheckpointMeta:
 
 
 def _table_row(name: str) -> Variant:
-    variant = VARIANTS.get(name) or _BACKBONES.get(name)
+    variant = VARIANTS.get(name) or RELATED.get(name) or _BACKBONES.get(name)
     if variant is None:
-        names = ", ".join([*VARIANTS, *_BACKBONES])
+        names = ", ".join([*VARIANTS, *RELATED, *_BACKBONES])
         raise EhrnetError(f"variant '{name}' does not exist: choose one of {names}.")
     return variant
 
@@ -157,9 +156,13 @@ def _write(path: Path, data: bytes) -> None:
         os.umask(umask)
         os.chmod(beside, 0o666 & ~umask)
         os.replace(beside, path)
-    except OSError as error:
+    except BaseException as error:
         os.unlink(beside)
-        raise EhrnetError(f"cannot write {path}: {error.strerror}.") from error
+        if not isinstance(error, OSError):  # interrupted
+            raise
+        raise EhrnetError(
+            f"cannot write {path}: {error.strerror}; what was there before is untouched."
+        ) from error
 
 
 def load_checkpoint(
@@ -236,7 +239,7 @@ def load_network(
 ) -> tuple[EfficientHRNet, CheckpointMeta]:
     """Read a pose network of ours, in evaluation mode on the CPU. Raises EhrnetError."""
     state, meta = load_checkpoint(path, variant)
-    if meta.variant not in VARIANTS:
+    if meta.variant in _BACKBONES:
         raise EhrnetError(
             f"{path} holds the classifier {meta.variant}, not a pose network: it can only "
             "initialise a backbone."
@@ -263,7 +266,7 @@ def load_classifier(
 def build(name: str, keypoints: int = 17, classes: int = 1000) -> EfficientHRNet | EfficientNet:
     """A fresh network by the name of its variant, ``H0`` .. or ``B0`` ... Raises EhrnetError."""
     row = _table_row(name)
-    return EfficientHRNet(row, keypoints) if name in VARIANTS else EfficientNet(row, classes)
+    return EfficientNet(row, classes) if name in _BACKBONES else EfficientHRNet(row, keypoints)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -371,7 +374,7 @@ def _pose_names(variant: Variant) -> dict[str, str]:
     names["head_low"] = "final_layers.0"
     names["enlarge.conv"] = "deconv_layers.0.0.0"
     names["enlarge.norm"] = "deconv_layers.0.0.1"
-    for k in range(BLOCKS_AFTER_ENLARGING):
+    for k in range(variant.enlarged_blocks):
         names.update(_block_names(f"enlarge.blocks.{k}", f"deconv_layers.0.{k + 1}.0"))
     names["head_high"] = "final_layers.1"
     return names
@@ -392,8 +395,13 @@ def reference_names(name: str) -> dict[str, str]:
 
     Args:
         name: a variant: ``H0`` .. for the pose network, ``B0`` .. for the classifier.
+
+    Raises:
+        EhrnetError: there is no such variant, or it is not of the published code.
     """
     row = _table_row(name)
+    if name in RELATED:
+        raise EhrnetError(f"{name} is not a network of the published code: see ehrnet get-weights.")
     return _pose_names(row) if name in VARIANTS else _classifier_names(row)
 
 
@@ -416,7 +424,8 @@ def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -
     """
     row = _table_row(name)
     names = reference_names(name)
-    classes = len(state["classifier.1.bias"]) if "classifier.1.bias" in state else 1000
+    bias = state.get("classifier.1.bias")
+    classes = len(bias) if bias is not None and bias.ndim == 1 else 1000
     with torch.device("meta"):
         ours = build(name, classes=classes).state_dict()
     theirs = {}
@@ -431,7 +440,7 @@ def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -
                 del state[key]
         for leaf in ("weight", "bias"):
             key = f"final_layers.1.{leaf}"
-            if key in state and len(state[key]) == 2 * COCO_17.num_keypoints:
+            if key in state and state[key].shape[:1] == (2 * COCO_17.num_keypoints,):
                 state[key] = state[key][: COCO_17.num_keypoints]
     for key in theirs.values():
         if key.endswith(_COUNTER) and key not in state:
@@ -439,11 +448,27 @@ def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -
     _compare({theirs[key]: tuple(t.shape) for key, t in ours.items()}, state, origin)
     mapped = {}
     for key, template in ours.items():
-        value = state[theirs[key]].detach().to("cpu", template.dtype).clone()
+        value = state[theirs[key]].detach()
+        if not _is_plain(value) or value.dtype.is_floating_point != template.is_floating_point():
+            raise EhrnetError(
+                f"{theirs[key]} in {origin} is not a plain tensor of {template.dtype}, but "
+                f"{value.dtype}, {value.layout}: ask its maker for the bare state_dict."
+            )
+        value = value.to(template.dtype).clone()
         if not torch.isfinite(value).all():
             raise EhrnetError(f"{theirs[key]} in {origin} holds values that are not finite.")
         mapped[key] = value.contiguous()
     return mapped
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor holds each of its values in memory: not sparse, not one value repeated."""
+    return (
+        value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -461,7 +486,7 @@ def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"{path} holds more than tensors, or is damaged, and was not opened, since opening "
                 "it could run code: ask its maker for the bare state_dict."
             ) from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except Exception as error:  # torch raises nearly every kind for damaged files
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EhrnetError(
                 f"{path} is truncated or damaged ({reason}): fetch it again."
@@ -537,6 +562,8 @@ def import_checkpoint(
     Raises:
         EhrnetError: unreadable, or any key missing, unknown or misshapen; nothing is written then.
     """
+    if Path(out).suffix != ".safetensors":
+        raise EhrnetError(f"{out} should end in .safetensors: that is what is written.")
     state = read_foreign(file)
     if variant_name is None:
         variant_name = recognise(state)

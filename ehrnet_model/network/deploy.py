@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.runtime import MAX_PEAKS, NMS_RADIUS
+from ehrnet_model.inference.runtime import COORDINATES, MAX_PEAKS, NMS_RADIUS
 from ehrnet_model.skeleton import COCO_17
 
 IMAGENET_MEAN_RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
-COORDINATES = ("pixel-centre", "reference")
 # Below this a heatmap value is noise; its logarithm must not decide where a keypoint is.
 MIN_HEAT = 1e-3
 # Keeps the fit finite on a flat patch; a curvature this small says nothing about the position.
@@ -54,7 +53,8 @@ class DeployedNetwork(nn.Module):
         network: takes (N, 3, H, W) float32, RGB, normalised as ImageNet; gives ``lowres``
             (N, 2J, H/4, W/4), J heatmaps then J tag maps, and ``highres`` (N, J, H/2, W/2).
         coordinates: ``pixel-centre``, log-quadratic fit and cell i at input pixel 2 i + 0.5; or
-            ``reference``, quarter-cell shift and cell i at 2 i + 1 (see ModelInfo).
+            ``reference`` or ``first-pixel``, quarter-cell shift and cell i at 2 i + 1 or 2 i (see
+            ModelInfo).
         keypoints: J.
     """
 
@@ -74,7 +74,7 @@ class DeployedNetwork(nn.Module):
         if coordinates not in COORDINATES:
             raise EhrnetError(
                 f"coordinate convention {coordinates!r} is unknown: use one of "
-                f"{' or '.join(COORDINATES)}."
+                f"{', '.join(COORDINATES)}."
             )
         self.network = network
         self.coordinates = coordinates
@@ -135,7 +135,7 @@ class DeployedNetwork(nn.Module):
         peak = patch[..., 4:5]
         x = cell_x.unsqueeze(3) + self._offset(left, peak, right) * inner_x.unsqueeze(3)
         y = cell_y.unsqueeze(3) + self._offset(above, peak, below) * inner_y.unsqueeze(3)
-        centre = 0.5 if self.coordinates == "pixel-centre" else 1.0
+        centre = COORDINATES[self.coordinates]
         parts: List[Tensor] = [
             score.unsqueeze(3),
             x * 2.0 + centre,
@@ -161,7 +161,7 @@ class DeployedNetwork(nn.Module):
         The logarithm of a Gaussian is a parabola, so three values give its top exactly. The
         reference knows only the sign of the slope and moves a quarter of a cell.
         """
-        if self.coordinates == "reference":
+        if self.coordinates != "pixel-centre":
             return torch.sign(after - before) * 0.25
         before, peak, after = (
             torch.log(torch.clamp(v, min=MIN_HEAT)) for v in (before, peak, after)
@@ -219,15 +219,15 @@ def _read_enlarged(
     return (_gather(maps, index, 4) * weights).sum(3)
 
 
-def example_images(shape: Tuple[int, int, int], seed: int = 0) -> Tensor:
-    """uint8 (N, H, W, 3): soft colour fields under noise, for tracing and for parity."""
+def example_images(shape: Tuple[int, int, int], seed: int = 0, noise: float = 0.25) -> Tensor:
+    """uint8 (N, H, W, 3): soft colour fields under a share of noise, for tracing and parity."""
     n, height, width = shape
     generator = torch.Generator().manual_seed(seed)
     soft = torch.rand((n, 3, height // 16, width // 16), generator=generator)
     soft = F.interpolate(soft, size=(height, width), mode="bilinear")
-    noise = torch.rand((n, 3, height, width), generator=generator)
-    image: Tensor = (soft * 0.75 + noise * 0.25) * 255
+    grain = torch.rand((n, 3, height, width), generator=generator)
+    image: Tensor = (soft * (1 - noise) + grain * noise) * 255
     return image.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 
-__all__ = ["COORDINATES", "MIN_HEAT", "DeployedNetwork", "example_images"]
+__all__ = ["MIN_HEAT", "DeployedNetwork", "example_images"]

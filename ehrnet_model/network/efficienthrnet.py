@@ -12,17 +12,15 @@ from ehrnet_model.network.hrnet import Stage
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.variants import Variant
 
-BLOCKS_AFTER_ENLARGING = 2
-
 
 class Enlarge(nn.Module):
     """Doubles the resolution: transposed convolution 4x4, normalisation, ReLU, basic blocks."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
         self.norm = batch_norm(outputs)
-        self.blocks = nn.Sequential(*(BasicBlock(outputs) for _ in range(BLOCKS_AFTER_ENLARGING)))
+        self.blocks = nn.Sequential(*(BasicBlock(outputs) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, h, w) to (N, outputs, 2h, 2w)."""
@@ -34,7 +32,7 @@ class EfficientHRNet(nn.Module):
     """Bottom-up multi-person pose network (paper section 3).
 
     Args:
-        variant: one of ``ehrnet_model.variants.VARIANTS``.
+        variant: one of ``ehrnet_model.variants.VARIANTS`` or ``RELATED``.
         keypoints: K, heatmaps and tags per image.
         drop_connect: rate of the backbone's drop-connect in training mode.
 
@@ -59,11 +57,14 @@ class EfficientHRNet(nn.Module):
             branches = index + 2
             inputs = taps[:2] if index == 0 else widths[: branches - 1] + (taps[branches - 1],)
             outputs = 1 if branches == 4 else branches
-            stages.append(Stage(inputs, widths[:branches], modules, outputs))
+            stages.append(
+                Stage(inputs, widths[:branches], modules, outputs, variant.entry_everywhere)
+            )
         self.stages = nn.ModuleList(stages)
         self.head_low = nn.Conv2d(widths[0], 2 * keypoints, 1)
-        self.enlarge = Enlarge(widths[0] + 2 * keypoints, widths[0])
-        self.head_high = nn.Conv2d(widths[0], keypoints, 1)
+        wide = variant.enlarged_channels
+        self.enlarge = Enlarge(widths[0] + 2 * keypoints, wide, variant.enlarged_blocks)
+        self.head_high = nn.Conv2d(wide, keypoints, 1)
         initialise(self, heads=(self.head_low, self.head_high))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import os
-import tempfile
+import logging
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Iterable, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,7 +16,10 @@ from torch import nn
 
 import ehrnet_model
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.parity import compare_peaks
+from ehrnet_model.inference.answers import Answers, answers_file, write_answers
+from ehrnet_model.inference.atomic import write_atomically
+from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.parity import DIFFERS, UNCHECKED, check_engine, compare_peaks
 from ehrnet_model.inference.runtime import (
     INPUT_NAME,
     METADATA_KEY,
@@ -26,8 +28,13 @@ from ehrnet_model.inference.runtime import (
     ModelInfo,
     info_to_json,
 )
+from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
 from ehrnet_model.network.checkpoint import weights_sha256
 from ehrnet_model.network.deploy import DeployedNetwork, example_images
+from ehrnet_model.network.precision import PRECISIONS, name_nodes, to_fp16, to_int8
+from ehrnet_model.network.torch_runtime import random_network
+
+_log = logging.getLogger(__name__)
 
 # TensorRT 8.5 and 8.6 read up to opset 17, which only the TorchScript exporter writes.
 OPSET = 17
@@ -36,22 +43,37 @@ OPSET = 17
 MAX_VALUE_DIFFERENCE = 1e-3
 MAX_DISTANCE_PX = 0.05
 MAX_MISSING = 0.005
+# Inputs of each size whose answers are stored with the file, at most.
+STORED_INPUTS = 2
 
 
-def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
+def export_onnx(
+    model: nn.Module,
+    path: Path,
+    info: ModelInfo,
+    pictures: Sequence[np.ndarray] = (),
+    sizes: Iterable[str] = NAMED_SIZES,
+    precision: str = "fp32",
+) -> Path:
     """Write a network as ONNX and prove on several sizes that it still is the same network.
 
     Args:
         model: gives (lowres, highres) for normalised images, see DeployedNetwork.
         path: the file; written beside and renamed, only when all checks passed.
         info: stored in the metadata; an empty ``weights_sha256`` and ``version`` are filled in.
+        pictures: BGR images, the first of which become the inputs of the stored answers
+            (inference/answers.py); without any, colour fields in which nobody is. INT8 is
+            calibrated on all of them.
+        sizes: the input sizes (``4:3``, ``384x512``) answers are stored for.
+        precision: ``fp32``, ``fp16`` or ``int8``, see precision.py. The graph is proved in float32
+            first; in a lower one it must stay within the limits of parity.LIMITS.
 
     Returns:
-        ``path``.
+        ``path``; the answers lie beside it.
 
     Raises:
-        EhrnetError: onnx is missing, the folder cannot be written, or the exported graph's peaks
-            differ from PyTorch's; then ``path`` is left as it was.
+        EhrnetError: onnx is missing, the folder cannot be written, there are no pictures for INT8,
+            or the exported graph's peaks differ from PyTorch's; then ``path`` is left as it was.
     """
     try:
         import onnx
@@ -61,6 +83,10 @@ def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
             f"exporting needs the package {error.name}: pip install {error.name}."
         ) from None
     path = Path(path)
+    if precision not in PRECISIONS:
+        raise EhrnetError(
+            f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}."
+        )
     if not path.parent.is_dir():
         raise EhrnetError(f"cannot write {path}: the folder {path.parent} does not exist.")
     info = replace(
@@ -74,25 +100,33 @@ def export_onnx(model: nn.Module, path: Path, info: ModelInfo) -> Path:
         proto = onnx.load_model_from_string(_trace(deployed))
         _fold_constants(proto.graph)
         _fold_pads(proto.graph)
-        del proto.metadata_props[:]
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, info_to_json(info)
-        onnx.checker.check_model(proto, full_check=True)
-        handle, temporary = tempfile.mkstemp(suffix=".onnx", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(proto.SerializeToString())
-                file.flush()
-                os.fsync(file.fileno())
-            _assert_parity(deployed, Path(temporary), info, path)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        _fold_batch_norms(proto.graph)
+        name_nodes(proto.graph)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            exact = _save(proto, info, Path(folder) / "fp32.onnx")
+            _assert_parity(deployed, exact, info, path)
+            answers = _answers(deployed, info, pictures, sizes)
+            if precision == "fp16":
+                to_fp16(proto)
+            elif precision == "int8":
+                proto = to_int8(proto, pictures, info.input_size)
+            file = exact
+            if precision != "fp32":
+                info = replace(info, precision=precision)
+                file = _save(proto, info, Path(folder) / "lowered.onnx")
+                _assert_close(file, answers, precision, path)
+            # First, so that no file is without; of other weights they are not taken.
+            write_answers(answers_file(path), answers)
+            write_atomically(path, file.read_bytes())
     finally:
         model.train(was_training)
     return path
+
+
+def timing_model(phi: int, folder: Path) -> Path:
+    """A model with untrained weights, for timing: speed does not depend on them."""
+    network, info = random_network(phi)
+    return export_onnx(network, folder / f"{info.variant}.onnx", info)
 
 
 def parity_shapes(input_size: int) -> Sequence[Tuple[int, int, int]]:
@@ -110,6 +144,53 @@ def parity_shapes(input_size: int) -> Sequence[Tuple[int, int, int]]:
         (2, 96, 64),
         (1, 32, 32),
     )
+
+
+def _save(proto: Any, info: ModelInfo, file: Path) -> Path:
+    """The checked model with its description as a file."""
+    import onnx
+
+    del proto.metadata_props[:]
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, info_to_json(info)
+    onnx.checker.check_model(proto, full_check=True)
+    file.write_bytes(proto.SerializeToString())
+    return file
+
+
+def _assert_close(file: Path, answers: Answers, precision: str, path: Path) -> None:
+    """Raises EhrnetError when lower precision changed too much of what a user sees."""
+    from ehrnet_model.inference.onnx_runtime import OnnxRuntime
+
+    verdict = check_engine(OnnxRuntime(file), answers, precision)
+    if verdict.state == DIFFERS:
+        raise EhrnetError(
+            f"{path} was not written: in {precision} the model gives other answers. "
+            f"{verdict.reason} Use another precision, or other --images."
+        )
+    if verdict.state == UNCHECKED:
+        _log.warning("In %s nothing proves the model's answers: %s", precision, verdict.reason)
+
+
+def _answers(
+    deployed: DeployedNetwork,
+    info: ModelInfo,
+    pictures: Sequence[np.ndarray],
+    sizes: Iterable[str],
+) -> Answers:
+    """What the network itself says to a few inputs of each size, in float32."""
+    by_size = {}
+    side = info.input_size or parity_shapes(info.input_size)[0][1]
+    for size_hw in [parse_size(size, side) for size in sizes]:
+        if pictures:
+            images = np.zeros((min(len(pictures), STORED_INPUTS), *size_hw, 3), np.uint8)
+            for image, picture in zip(images, pictures):
+                Letterbox.fit(picture.shape[:2], size_hw).apply(picture, image)
+        else:
+            images = example_images((STORED_INPUTS, *size_hw), seed=1, noise=0).numpy()
+        with torch.inference_mode():
+            by_size[size_hw] = images, deployed(torch.from_numpy(images)).numpy()
+    return Answers(info.weights_sha256, by_size)
 
 
 def _trace(deployed: DeployedNetwork) -> bytes:
@@ -201,6 +282,46 @@ def _fold_pads(graph: Any) -> None:
             attribute.ints[:] = [a + b for a, b in zip(own, before[2:] + after[2:], strict=True)]
             conv.input[0] = pad.input[0]
         graph.node.remove(pad)
+
+
+def _fold_batch_norms(graph: Any) -> None:
+    """The normalisation behind the deconvolution goes into its weights, as behind convolutions.
+
+    The exporter does it for convolutions only. Exactly equivalent but for rounding.
+    """
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    users: Dict[str, list[Any]] = {}
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+        conv = makers.get(norm.input[0])
+        if conv is None or conv.op_type != "ConvTranspose" or len(users[norm.input[0]]) > 1:
+            continue
+        attributes = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
+        if attributes.get("group", 1) != 1:
+            continue
+        scale, shift, mean, variance = (
+            numpy_helper.to_array(constants[name]).astype(np.float64) for name in norm.input[1:5]
+        )
+        epsilon = {a.name: helper.get_attribute_value(a) for a in norm.attribute}["epsilon"]
+        factor = scale / np.sqrt(variance + epsilon)
+        weight = numpy_helper.to_array(constants[conv.input[1]]) * factor[:, None, None]
+        given = numpy_helper.to_array(constants[conv.input[2]]) if len(conv.input) > 2 else 0.0
+        bias = (given - mean) * factor + shift
+        names = [f"{conv.name}/weight", f"{conv.name}/bias"]
+        for name, array in zip(names, (weight, bias), strict=True):
+            graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+        conv.input[:] = [conv.input[0], *names]
+        conv.output[0] = norm.output[0]
+        graph.node.remove(norm)
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _assert_parity(deployed: DeployedNetwork, file: Path, info: ModelInfo, path: Path) -> None:

@@ -83,15 +83,23 @@ class Stage(nn.Module):
         widths: channels of the branches, finest first; as many as inputs.
         modules: number of fusion modules.
         outputs: branches the last module fuses to.
+        entry_everywhere: whether a map that already has its branch's width is convolved as well.
     """
 
     def __init__(
-        self, inputs: Sequence[int], widths: Sequence[int], modules: int, outputs: int
+        self,
+        inputs: Sequence[int],
+        widths: Sequence[int],
+        modules: int,
+        outputs: int,
+        entry_everywhere: bool = True,
     ) -> None:
         super().__init__()
         # With bias although a normalisation follows: so in the reference, and counted there.
         self.entries = nn.ModuleList(
             ConvNorm(i, w, 3, bias=True, activation="relu")
+            if entry_everywhere or i != w
+            else nn.Identity()
             for i, w in zip(inputs, widths, strict=True)
         )
         self.fusions = nn.ModuleList(

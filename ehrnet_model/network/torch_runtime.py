@@ -20,7 +20,7 @@ from ehrnet_model.inference.runtime import (
 from ehrnet_model.network.checkpoint import load_network, weights_sha256
 from ehrnet_model.network.deploy import DeployedNetwork
 from ehrnet_model.skeleton import SKELETONS
-from ehrnet_model.variants import VARIANTS
+from ehrnet_model.variants import pose_variant
 
 
 class TorchRuntime:
@@ -98,7 +98,7 @@ def load_weights(weights: Path) -> tuple[nn.Module, ModelInfo]:
         quality=meta.quality,
         coordinates=meta.coordinates,
         decode=dict(meta.decode),
-        input_size=meta.input_size or VARIANTS[meta.variant].input_size,
+        input_size=meta.input_size or pose_variant(meta.variant).input_size,
         version=ehrnet_model.__version__,
         extra={key: value for key, value in extra.items() if value},
     )

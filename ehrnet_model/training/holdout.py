@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ehrnet_model.held_back import held_back
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.batches import normalise
 from ehrnet_model.training.labels import POSITIVE
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import affine
-from ehrnet_model.training.sampler import held_back
 from ehrnet_model.training.targets import to_pixels
 from ehrnet_model.training.windows import warp
 

@@ -226,7 +226,7 @@ class Painter:
             pixels = np.zeros((total, 4), np.uint8)
             self._fill(pixels)
             self.pixels = torch.from_numpy(pixels.view(np.int32)[:, 0]).to(device)
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, torch.cuda.OutOfMemoryError):
             raise EhrnetError(
                 f"{total * 4 / 2**30:.1f} GiB of pictures do not fit into the memory of "
                 f"{device}: take fewer packs, pack smaller pictures (--max-side), or make windows "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 from typing import Any
+
+from ehrnet_model.training.states import append_row
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +25,7 @@ class Records:
 
     def add(self, kind: str, row: dict[str, Any]) -> None:
         """Appends a row; ``step`` in it says when."""
-        path = self.folder / f"{kind}.csv"
-        columns = list(row)
-        fresh = not path.exists()
-        if not fresh:  # of a run that an earlier version began, perhaps with fewer columns
-            with open(path, newline="") as file:
-                columns = next(csv.reader(file), columns)
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            if fresh:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        append_row(self.folder / f"{kind}.csv", row)
         board = self._writer()
         if board is not None:
             for name, value in row.items():

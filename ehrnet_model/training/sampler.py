@@ -6,12 +6,12 @@ interrupted goes on exactly where it stood.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ehrnet_model.held_back import held_back
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import ScenePlan, WindowPlan, affine, published_affine
@@ -56,11 +56,6 @@ class SampleOptions:
     grey: float = 0.1
     max_zoom: float = 3.0
     published: bool = False
-
-
-def held_back(image_id: object, share: float) -> bool:
-    """Whether an image is kept for choosing thresholds: fixed by its id alone."""
-    return zlib.crc32(str(image_id).encode()) % 10000 < share * 10000
 
 
 def colours(rng: np.random.Generator, options: SampleOptions) -> tuple[np.ndarray, bool]:

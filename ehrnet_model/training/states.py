@@ -7,6 +7,7 @@ beside the weights, and what it rounds is forgotten within some tens of steps.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Sequence
@@ -35,6 +36,26 @@ def save_state(state: dict[str, Any], path: Path) -> None:
         ) from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Adds a line to a CSV file; the first also writes the names. Raises EhrnetError.
+
+    A file that an earlier version began, perhaps with other columns, keeps them.
+    """
+    columns = list(row)
+    try:
+        fresh = not path.exists()
+        if not fresh:
+            with open(path, newline="") as file:
+                columns = next(csv.reader(file), columns)
+        with open(path, "a", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            if fresh:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    except OSError as error:
+        raise EhrnetError(f"{path} could not be written ({error}).") from None
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -31,13 +31,14 @@ import torch
 from torch import distributed
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.network.checkpoint import CheckpointMeta, save_checkpoint
+from ehrnet_model.network.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.averages import Average, Sums
 from ehrnet_model.training.batches import Batch, collate, normalise
 from ehrnet_model.training.feed import Job, feed
 from ehrnet_model.training.hardware import Hardware, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people
+from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions, compute_losses
 from ehrnet_model.training.norms import share_norms
@@ -79,7 +80,8 @@ class TrainOptions:
         shared_norm: with several processes, normalise over the batches of all of them.
         bf16: convolutions in bfloat16.
         lite0: npz file that starts the backbone, see ``init_lite0``.
-        start: state.pt of another run whose averaged weights start this one.
+        backbone: classifier checkpoint that starts the backbone, see ``init_classifier``.
+        start: state.pt or weights of another run, whose averaged weights start this one.
         holdout: share of images never trained on.
         loss, sample: see there.
         save_seconds, log_steps, holdout_seconds: how often to save, log and measure.
@@ -104,6 +106,7 @@ class TrainOptions:
     shared_norm: bool = False
     bf16: bool = True
     lite0: str = ""
+    backbone: str = ""
     start: str = ""
     holdout: float = 0.03
     loss: LossOptions = field(default_factory=LossOptions)
@@ -201,7 +204,9 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
         elif options.start:
-            self.network.load_state_dict(load_state(Path(options.start))["average"])
+            self.network.load_state_dict(self._start(Path(options.start)))
+        elif options.backbone:
+            init_from_classifier(self.network, Path(options.backbone))
         elif options.lite0:
             init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
         self.network.to(self.device, memory_format=torch.channels_last)
@@ -259,6 +264,12 @@ class Trainer:
                 part.unlink()
             (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
         self.held_back = held_back_people([pack for pack, _ in self.packs], options.holdout)
+
+    def _start(self, path: Path) -> dict[str, torch.Tensor]:
+        if path.suffix == ".safetensors":
+            return load_checkpoint(path, self.network.variant.name)[0]
+        weights: dict[str, torch.Tensor] = load_state(path)["average"]
+        return weights
 
     def _pictures(self, count: int) -> torch.Tensor:
         side = 192
@@ -401,7 +412,9 @@ class Trainer:
             "images_seen": self.images,
             "steps": self.step,
             "hours": round(self.seconds / 3600, 2),
-            "backbone": "slices of EfficientNet-Lite0 (ImageNet)"
+            "backbone": f"classifier {Path(self.options.backbone).name}"
+            if self.options.backbone
+            else "slices of EfficientNet-Lite0 (ImageNet)"
             if self.options.lite0
             else "random",
             "last_options": {key: self.config[key] for key in keep},
@@ -438,6 +451,7 @@ class Trainer:
         self,
         tell: Callable[[str], None] = log.info,
         steps: int | None = None,
+        minutes: float = math.inf,
         each: Callable[[], None] = lambda: None,
     ) -> None:
         """Trains to the end of the schedule, or for ``steps`` more; saves now and then and last.
@@ -445,6 +459,7 @@ class Trainer:
         Args:
             tell: takes a line of text now and then.
             steps: how many at most; None: all.
+            minutes: stop after so many.
             each: called after every step (a progress bar).
         """
         o = self.options
@@ -454,7 +469,9 @@ class Trainer:
         mark, mark_images, last = clock, self.images, None if steps is None else self.step + steps
         batches = self.batches()
         try:
-            while self.progress() < 1 and self.step != last:
+            # By the clock that all processes share: they stop at the same step.
+            end = self.seconds + 60 * minutes
+            while self.progress() < 1 and self.step != last and self.seconds < end:
                 asked = time.monotonic()
                 batch = next(batches)
                 waited += time.monotonic() - asked

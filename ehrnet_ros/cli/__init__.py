@@ -21,12 +21,19 @@ from ehrnet_model.errors import EhrnetError
 VERBS = (
     "demo",
     "doctor",
+    "bag",
     "variants",
+    "get-weights",
     "export",
+    "build-engine",
     "import-checkpoint",
     "pack",
+    "train-classifier",
     "train",
     "evaluate",
+    "benchmark",
+    "tune",
+    "plot",
 )
 
 # What to do about a package that is not there, by its import name.
@@ -39,6 +46,9 @@ REMEDIES = {
     "torch": "pip install '.[train]' in the repository, or see pytorch.org for your machine",
     "safetensors": "pip install safetensors",
     "pycocotools": "pip install pycocotools",
+    "matplotlib": "pip install matplotlib",
+    "rosbags": "pip install rosbags",
+    "tqdm": "pip install tqdm",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
     "and use .venv/bin/ehrnet",

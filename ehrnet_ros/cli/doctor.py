@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
             Finding("runtime", FAULT, "nothing here can compute a network: pip install onnxruntime")
         )
     if {"numpy", "cv2"} <= here:
+        findings += _gpu()
         findings += _models()
+        findings += _engines()
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -109,9 +111,9 @@ def _models() -> List[Finding]:
             continue
         try:
             info = model_info(path)
-            findings.append(
-                Finding(name, OK, f"{info.quality} weights {info.weights_name}; {_self_test(path)}")
-            )
+            state, verdict = _verdict(path)
+            text = f"{info.quality} weights {info.weights_name}; {_self_test(path)}; {verdict}"
+            findings.append(Finding(name, state, text))
         except Exception as error:  # a broken file, library or driver: all of it is the diagnosis
             findings.append(Finding(name, FAULT, f"{path}: {_one_line(error)}"))
     return findings
@@ -130,6 +132,72 @@ def _self_test(path: Path) -> str:
     name = estimator.runtime.name
     estimator.runtime.close()
     return f"{name} took {timings.total_ms:.0f} ms for a 640x480 image; {path}"
+
+
+def _verdict(path: Path) -> Tuple[str, str]:
+    """Does the model, on what runs it here, still give the answers stored with it?"""
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.answers import read_answers
+    from ehrnet_model.inference.parity import DIFFERS, check_engine
+    from ehrnet_model.inference.runtime import open_runtime
+
+    runtime = open_runtime(path)
+    try:
+        verdict = check_engine(runtime, read_answers(path, runtime.info), runtime.info.precision)
+    except EhrnetError as error:  # nothing is stored
+        return OK, f"unchecked: {error}"
+    finally:
+        runtime.close()
+    return FAULT if verdict.state == DIFFERS else OK, str(verdict)
+
+
+def _gpu() -> List[Finding]:
+    """The GPU, and what is known to go wrong with this TensorRT."""
+    from ehrnet_model.inference import gpu_report
+
+    facts = gpu_report.gpu_facts()
+    findings = [Finding(name, OK, text) for name, text in facts]
+    version = gpu_report.tensorrt_version()
+    if version is not None:
+        jetson = any(name == "L4T" for name, _ in facts)
+        findings += [Finding("trap", OPTIONAL, text) for text in gpu_report.traps(version, jetson)]
+    return findings
+
+
+def _engines() -> List[Finding]:
+    """Every engine built here: does it load, and does it still give the right answers?"""
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.answers import read_answers
+    from ehrnet_model.inference.engine import file_sha256, read_plan, stored_engines
+    from ehrnet_model.inference.models import available_models
+    from ehrnet_model.inference.parity import DIFFERS, check_engine
+    from ehrnet_model.inference.tensorrt_runtime import TensorRTRuntime
+
+    models = {file_sha256(path): path for path in available_models().values()}
+    findings = []
+    for engine in stored_engines():
+        spec, name = engine.info.spec, f"engine {engine.info.model.variant}"
+        height, width = spec.size_hw
+        text = f"{spec.precision}, {height}x{width}, TensorRT {spec.platform.tensorrt}; "
+        try:
+            runtime = TensorRTRuntime(read_plan(engine), engine.info, str(engine.path))
+        except EhrnetError as error:
+            findings.append(Finding(name, OPTIONAL, text + str(error)))
+            continue
+        model = models.get(spec.onnx_sha256)
+        try:
+            if model is None:
+                verdict, when = engine.info.verdict, f"when it was built ({engine.info.built})"
+            else:
+                answers = read_answers(model, engine.info.model)
+                verdict, when = check_engine(runtime, answers, spec.precision), "now"
+            state = FAULT if verdict.state == DIFFERS else OK
+            findings.append(Finding(name, state, f"{text}{when} {verdict}"))
+        except EhrnetError as error:
+            findings.append(Finding(name, FAULT, text + str(error)))
+        finally:
+            runtime.close()
+    return findings
 
 
 def _one_line(error: Exception) -> str:

@@ -5,19 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Tuple
+from typing import Any, Dict, List
+
+from ehrnet_ros.cli.settings import name_number
 
 HELP = "measure COCO keypoint AP and AR of a model"
-
-
-def _option(text: str) -> Tuple[str, float]:
-    name, sign, value = text.partition("=")
-    try:
-        if sign:
-            return name, float(value)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError("write NAME=NUMBER, for example keypoint_threshold=0.2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +27,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         default="best",
         help="input: best (aspect with least border; default), a number (the same with this short "
-        "side), square, 4:3, 16:9 or HxW",
+        "side), square, 4:3, 16:9, HxW, or paper (the whole picture, sides rounded up to 64)",
+    )
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="look at each image mirrored as well, as published figures do (weights only)",
+    )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="S",
+        help="several passes at these relative sizes, for example 0.5 1 1.5 (weights only)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument(
         "--decode",
-        type=_option,
+        type=name_number,
         nargs="*",
         default=[],
         metavar="NAME=NUMBER",
         help="decode options other than the model's own",
+    )
+    parser.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="JSON",
+        help="take the options for AP that `ehrnet tune --json` wrote for this model",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measures here")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write COCO results here")
@@ -52,58 +63,92 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints a table."""
-    import json
-
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import NAMES, evaluate, load_annotations, typed_options
+    from ehrnet_model.evaluation.coco import load_annotations, write_json
+    from ehrnet_model.evaluation.measure import Settings, evaluate
     from ehrnet_model.evaluation.pictures import ImageFiles
-    from ehrnet_model.inference.decode import DecodeOptions
-    from ehrnet_model.inference.estimator import PoseEstimator
+    from ehrnet_model.evaluation.tune import tuned_options
+    from ehrnet_model.inference.decode import DecodeOptions, typed_options
     from ehrnet_model.inference.models import find_model
-    from ehrnet_model.inference.runtime import open_runtime
+    from ehrnet_model.inference.runtime import Runtime, open_runtime
 
-    annotations = load_annotations(args.annotations)
+    settings = Settings(args.size, args.flip, tuple(args.scales))
+    if args.limit is not None and args.limit < 1:
+        raise EhrnetError(f"--limit {args.limit} leaves no image: give 1 or more.")
+    annotations = load_annotations(args.annotations, truth=True)
+    files = ImageFiles(args.images)
     model = find_model(args.phi, None if args.model is None else str(args.model))
     runtime_name = args.runtime
     if runtime_name == "auto" and model.suffix == ".safetensors":
         runtime_name = "torch"
-    runtime = open_runtime(model, runtime_name)
-    options = DecodeOptions.from_dict({**runtime.info.decode, **typed_options(args.decode)})
-    estimator = PoseEstimator(runtime, options)
+    runtime: Runtime
+    if not settings.single and runtime_name == "torch":
+        from ehrnet_model.network.passes import PassesRuntime
+
+        runtime = PassesRuntime.from_file(model)
+    else:
+        runtime = open_runtime(model, runtime_name)
     try:
+        stored = runtime.info.decode
+        if args.tuned is not None:
+            stored = tuned_options(args.tuned, "ap", runtime.info)
+        options = DecodeOptions.from_dict({**stored, **typed_options(args.decode)})
         measures, results = evaluate(
-            estimator,
+            runtime,
+            options,
             annotations,
-            ImageFiles(args.images),
-            args.size,
+            files,
+            settings,
             args.limit,
             lambda items: tqdm(items, unit="image", file=sys.stderr),
         )
     finally:
         runtime.close()
-    measures["variant"] = runtime.info.variant
-    measures["weights"] = runtime.info.weights_name
-    measures["weights_sha256"] = runtime.info.weights_sha256
-    measures["quality"] = runtime.info.quality
-    try:
-        if args.json is not None:
-            args.json.write_text(json.dumps(measures, indent=1) + "\n")
-        if args.results is not None:
-            args.results.write_text(json.dumps(results))
-    except OSError as error:
-        raise EhrnetError(f"the measures could not be written: {error}.") from None
-    print(
-        f"{runtime.info.variant} ({runtime.info.weights_name}, {runtime.info.quality}) on "
-        f"{measures['images']} images, size {measures['size']}, no mirror, {runtime.name}"
-    )
-    for name in NAMES:
-        print(f"{name:6s} {measures[name]:.3f}")
+    if args.json is not None:
+        write_json(args.json, measures)
+    if args.results is not None:
+        write_json(args.results, results)
+    print("\n".join(report(measures)))
+    return 0
+
+
+def report(measures: Dict[str, Any]) -> List[str]:
+    """Lines of text: one row with its settings, then the breakdowns."""
+    from ehrnet_model.evaluation.coco import NAMES
+
+    def share(value: Any) -> str:
+        return "  -  " if value is None else f"{value:.3f}"
+
+    def span(row: Dict[str, Any]) -> str:
+        low, high = row["from"], row["to"]
+        if high is None:
+            return f"{low:g} and more"
+        return f"{low:g}" if high == low else f"{low:g} to {high:g}"
+
+    lines = [
+        f"{measures['variant']} ({measures['weights'] or 'unnamed'}, {measures['quality']} weights)"
+        f" on {measures['images']} images, {measures['runtime']}",
+        "",
+        "".join(f"{name:>6s} " for name in NAMES) + "  size      mirror scales      GMACs      ms",
+        "".join(f"{share(measures[name]):>6s} " for name in NAMES)
+        + f"  {measures['size']:9s} {'yes' if measures['mirror'] else 'no':6s} "
+        + f"{' '.join(f'{s:g}' for s in measures['scales']):9s}"
+        + f"{measures['gmacs']:8.2f} {measures['median_ms']:7.1f}",
+        "",
+    ]
+    for row in measures["by_height"]:
+        where = f"people {span(row)} pixels high"
+        lines.append(f"AP {share(row['AP'])}  {where} ({row['people']} people)")
+    for row in measures["by_people"]:
+        where = f"images with {span(row)} people"
+        lines.append(f"AP {share(row['AP'])}  {where} ({row['images']} images)")
+    names = [name for name in measures if name.startswith("PCK")]
+    lines.append(", ".join(f"{name} {measures[name]:.3f}" for name in names))
     stray = measures["false_positives_per_person_free_image"]
     if stray is not None:
-        print(
-            f"people found in {measures['person_free_images']} person-free images: {stray:.2f} each"
-        )
-    print(f"{measures['median_ms']:.1f} ms per image (median, letterbox to poses)")
-    return 0
+        count = measures["person_free_images"]
+        lines.append(f"{stray:.2f} people found per person-free image ({count} of them)")
+    lines.append("ms: median per image, letterbox to poses; GMACs: mean of all its passes")
+    return lines

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ehrnet_ros.cli.settings import name_number
+
 HELP = "write a model as ONNX, the file every runtime reads"
 
 
@@ -28,14 +30,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE", help="the .onnx file to write"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="what the network computes in; int8 needs --images (default fp32)",
+    )
+    parser.add_argument(
+        "--decode",
+        type=name_number,
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="decode options to store instead of the weights' own (`ehrnet tune` finds them)",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="of the named input sizes, to store instead of the weights' own: multiple of 32",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="pictures with people: the first ones become the inputs that engines are checked "
+        "with; int8 is calibrated on them",
+    )
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        default=[],
+        metavar="HxW",
+        help="more input sizes to check engines of, beside square, 4:3 and 16:9",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports; 0 when the file was written and agrees with PyTorch."""
+    from dataclasses import replace
+
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.decode import typed_options
     from ehrnet_model.variants import Variant
 
-    name = None if args.phi is None else Variant.from_phi(args.phi).name
+    decode = typed_options(args.decode)
+    name = "" if args.phi is None else Variant.from_phi(args.phi).name
     if args.out.suffix != ".onnx":
         raise EhrnetError(f"{args.out} should end in .onnx: that is what is written.")
     if args.weights is None and not args.random:
@@ -43,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             "nothing to export: give --weights FILE (a checkpoint made by `ehrnet train` or "
             "`ehrnet import-checkpoint`), or --random for untrained weights to test or time with."
         )
-    if args.random and name is None:
+    if args.random and not name:
         raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
     try:
         import torch  # noqa: F401
@@ -51,19 +91,32 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(
             "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
         ) from None
-    from ehrnet_model.network.export import export_onnx
+    from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
+    from ehrnet_model.network.export import STORED_INPUTS, export_onnx
+    from ehrnet_model.network.pictures import read_pictures
+    from ehrnet_model.network.precision import CALIBRATION_PICTURES
     from ehrnet_model.network.torch_runtime import load_weights, random_network
 
     if args.random:
         network, info = random_network(args.phi)
     else:
         network, info = load_weights(args.weights)
-        if name is not None and info.variant != name:
+        if name and info.phi != args.phi:
             raise EhrnetError(
                 f"{args.weights} holds weights of {info.variant}, not of {name}: leave --phi out "
                 f"or give --phi {info.phi}."
             )
+    count = CALIBRATION_PICTURES if args.precision == "int8" else STORED_INPUTS
+    info = replace(info, decode={**info.decode, **decode})
+    if args.short_side is not None:
+        parse_size("square", args.short_side)
+        info = replace(info, input_size=args.short_side)
+    pictures = [] if args.images is None else read_pictures(args.images, count)
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
-    path = export_onnx(network, args.out, info)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {info.quality} weights)")
+    sizes = (*NAMED_SIZES, *args.size)
+    path = export_onnx(network, args.out, info, pictures, sizes, args.precision)
+    print(
+        f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {args.precision}, "
+        f"{info.quality} weights)"
+    )
     return 0

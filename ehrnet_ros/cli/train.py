@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lite0", default="", metavar="NPZ", help="EfficientNet-Lite0 weights to start from"
     )
     parser.add_argument(
-        "--start", default="", metavar="STATE", help="state.pt of another run to start from"
+        "--backbone",
+        default="",
+        metavar="FILE",
+        help="classifier to start the backbone from (made by 'ehrnet train-classifier')",
+    )
+    parser.add_argument(
+        "--start",
+        default="",
+        metavar="FILE",
+        help="state.pt or weights (*.safetensors) of another run to start from",
     )
     parser.add_argument("--sample", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
     parser.add_argument("--loss", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
@@ -112,6 +122,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until", type=int, default=0, metavar="STEP", help="stop at this step and save"
     )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="stop after so many minutes of training and save; the same command goes on",
+    )
     parser.add_argument("--save-seconds", type=float, help="seconds between two saves")
     parser.add_argument("--log-steps", type=int, help="steps between two lines of log")
     parser.add_argument(
@@ -149,13 +165,15 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import typed_options
+    from ehrnet_model.inference.decode import typed_options
     from ehrnet_model.training.hardware import Hardware
     from ehrnet_model.training.presets import preset
     from ehrnet_model.training.states import read_compact, save_state
     from ehrnet_model.training.trainer import Trainer
 
     cv2.setNumThreads(1)
+    if args.backbone and (args.lite0 or args.start):
+        raise EhrnetError("--backbone, --lite0 and --start each give the start: name one of them.")
 
     def build(start: Any, settings: list[tuple[str, float]]) -> Any:
         names = {f.name for f in dataclasses.fields(start)}
@@ -208,6 +226,7 @@ def run(args: argparse.Namespace) -> int:
             trainer.run(
                 lambda text: bar.write(text, file=sys.stderr),
                 steps,
+                args.minutes,
                 lambda: bar.update(100 * trainer.progress() - bar.n),
             )
     if trainer.rank:

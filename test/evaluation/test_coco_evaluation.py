@@ -4,49 +4,21 @@ import argparse
 import gzip
 import json
 import zipfile
+from pathlib import Path
 
-import cv2
 import dots
 import numpy as np
 import pytest
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.evaluation.coco import average_precision, load_annotations, size_for
+from ehrnet_model.evaluation.coco import KeypointTruth, load_annotations
+from ehrnet_model.evaluation.measure import Settings
 from ehrnet_model.evaluation.pictures import ImageFiles
+from ehrnet_model.evaluation.sizes import size_for, sizes_for
+from ehrnet_model.variants import VARIANTS
 from ehrnet_ros.cli import evaluate
 
-
-@pytest.fixture(scope="module")
-def data_set(tmp_path_factory):
-    """Three pictures in a zip file: two people, one person, nobody."""
-    folder = tmp_path_factory.mktemp("drawn")
-    pictures = {
-        "two.png": np.stack([dots.figure((150, 240), 260), dots.figure((470, 230), 300)]),
-        "one.png": np.stack([dots.figure((320, 240), 300)]),
-        "none.png": np.zeros((0, 17, 2)),
-    }
-    images, annotations = [], []
-    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
-        for number, (name, people) in enumerate(pictures.items()):
-            picture = dots.draw_people((480, 640), people)
-            archive.writestr(name, cv2.imencode(".png", picture)[1].tobytes())
-            images.append({"id": number, "file_name": name, "height": 480, "width": 640})
-            for xy in people:
-                low, high = xy.min(0), xy.max(0)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": 1,
-                        "iscrowd": 0,
-                        "bbox": [*low.tolist(), *(high - low).tolist()],
-                        "area": float((high - low).prod()) * 0.5,
-                        "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
-                    }
-                )
-    text = json.dumps({"images": images, "annotations": annotations}).encode()
-    (folder / "truth.json.gz").write_bytes(gzip.compress(text))
-    return folder
+FACTS = Path(__file__).parents[1] / "facts"
 
 
 def run(data_set, model, *more):
@@ -65,9 +37,17 @@ def test_a_model_that_finds_everything_scores_one(data_set, dots_model, tmp_path
     assert measures["images"] == 3 and measures["person_free_images"] == 1
     assert measures["false_positives_per_person_free_image"] == 0
     assert measures["people_found"] == 3 and measures["mirror"] is False
-    assert "AP" in capsys.readouterr().out
+    assert measures["PCK@0.05"] == 1
+    assert [row["people"] for row in measures["by_height"]] == [0, 0, 1, 2]
+    assert [row["AP"] for row in measures["by_height"]][2:] == pytest.approx([1, 1])
+    assert [row["images"] for row in measures["by_people"]] == [1, 1, 0, 0]
+    # 4:3 pictures at a short side of 384: one pass through H-4 at 384x512.
+    assert measures["input_sizes"] == ["384x512"]
+    assert measures["gmacs"] == pytest.approx(VARIANTS["H-4"].cost((384, 512)).macs / 1e9)
+    text = capsys.readouterr().out
+    assert "GMACs" in text and "people 256 and more pixels high (2 people)" in text
     found = json.loads((tmp_path / "results.json").read_text())
-    again = average_precision(load_annotations(data_set / "truth.json.gz"), found)
+    again = KeypointTruth(load_annotations(data_set / "truth.json.gz")).average_precision(found)
     assert again["AP"] == pytest.approx(measures["AP"])
 
 
@@ -81,18 +61,181 @@ def test_size_limit_and_decode_options_are_used(data_set, dots_model, tmp_path):
     assert measures["people_found"] == 0 and measures["AP"] == 0
 
 
-def test_missing_things_are_named(data_set, dots_model, tmp_path):
-    with pytest.raises(EhrnetError, match="two.png"):
-        parser = argparse.ArgumentParser()
-        evaluate.add_arguments(parser)
-        truth = str(data_set / "truth.json.gz")
-        arguments = ["--annotations", truth, "--images", str(tmp_path), "--model", str(dots_model)]
-        evaluate.run(parser.parse_args(arguments))
+def test_options_of_tune_are_taken_for_the_same_variant(data_set, dots_model, tmp_path):
+    tuned, out = tmp_path / "tuned.json", tmp_path / "measures.json"
+    tuned.write_text(json.dumps({"variant": "H-4", "ap": {"decode": {"person_threshold": 1.0}}}))
+    run(data_set, dots_model, "--tuned", tuned, "--json", out)
+    assert json.loads(out.read_text())["people_found"] == 0
+    tuned.write_text(json.dumps({"variant": "H-3", "ap": {"decode": {}}}))
+    with pytest.raises(EhrnetError, match="for H-3"):
+        run(data_set, dots_model, "--tuned", tuned)
+    tuned.write_text("{}")
+    with pytest.raises(EhrnetError, match="ehrnet tune"):
+        run(data_set, dots_model, "--tuned", tuned)
+
+
+def test_mirrored_passes_need_weights(data_set, dots_model):
+    with pytest.raises(EhrnetError, match="safetensors"):
+        run(data_set, dots_model, "--flip")
+    with pytest.raises(EhrnetError, match="scales 0.5"):
+        run(data_set, dots_model, "--scales", "0.5")
+
+
+def people_of(heights, image=1):
+    """Annotations of people of given heights side by side in one image."""
+    annotations = []
+    for number, height in enumerate(heights, 1):
+        xy = dots.figure((200 * number, 200), height)
+        low, high = xy.min(0), xy.max(0)
+        annotations.append(
+            {
+                "id": 100 * image + number,
+                "image_id": image,
+                "bbox": [*low.tolist(), *(high - low).tolist()],
+                "area": float((high - low).prod()),
+                "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
+            }
+        )
+    return annotations
+
+
+def found(annotation, score=0.9, shift=0.0):
+    keypoints = np.array(annotation["keypoints"]).reshape(-1, 3) + [shift, 0, 0]
+    return {
+        "image_id": annotation["image_id"],
+        "category_id": 1,
+        "keypoints": keypoints.ravel().tolist(),
+        "score": score,
+    }
+
+
+def test_ap_by_height_counts_only_people_of_that_height():
+    """Tall people found, short ones not, and a ghost of middle height with the best score."""
+    people = people_of([40, 50, 300, 320])
+    ghost = found(people_of([150])[0], score=1.0, shift=2000)
+    truth = KeypointTruth({"images": [{"id": 1}], "annotations": people})
+    rows = truth.by_height([found(people[2]), found(people[3]), ghost], (64, 128, 256))
+    assert [row["people"] for row in rows] == [2, 0, 0, 2]
+    assert rows[0]["AP"] == 0 and rows[1]["AP"] is None
+    # The ghost is 150 pixels high: nobody's, but of another height than both.
+    assert rows[3]["AP"] == pytest.approx(1)
+    tall_ghost = found(people[3], score=1.0, shift=2000)
+    rows = truth.by_height([found(people[2]), found(people[3]), tall_ghost], (64, 128, 256))
+    assert 0.3 < rows[3]["AP"] < 0.9
+    assert [row["AP"] for row in truth.by_height([], (64,))] == [0, 0]
+
+
+def test_ap_by_number_of_people_looks_at_those_images_only():
+    one, three = people_of([100]), people_of([100, 110, 120], image=2)
+    truth = KeypointTruth({"images": [{"id": 1}, {"id": 2}], "annotations": [*one, *three]})
+    rows = truth.by_people([found(one[0])], ((1, 1), (2, 2), (3, None)))
+    assert [(row["images"], row["people"], row["AP"]) for row in rows] == [
+        (1, 1, pytest.approx(1)),
+        (0, 0, None),
+        (1, 3, 0),
+    ]
+
+
+def test_pck_is_a_share_of_all_labelled_keypoints():
+    """One of two people found, 6 pixels off at a height of 100 (the box is 90 high)."""
+    people = people_of([100, 100])
+    truth = KeypointTruth({"images": [{"id": 1}], "annotations": people})
+    measures = truth.pck([found(people[0], shift=6)], (0.05, 0.1))
+    assert measures == {"PCK@0.05": 0.0, "PCK@0.1": 0.5}
+    assert truth.pck([], (0.1,)) == {"PCK@0.1": 0.0}
+
+
+def broken(**changes):
+    annotation = {**people_of([100])[0], **changes}
+    return {
+        "images": [{"id": 1, "file_name": "a.png", "width": 640, "height": 480}],
+        "annotations": [{k: v for k, v in annotation.items() if v is not None}],
+    }
+
+
+NOT_A_NUMBER = [float("nan"), 0, 2] * 17
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "no list 'images'"),
+        ({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, "twice"),
+        ({"images": [{"id": 1}]}, "no file_name"),
+        ({"images": [{"file_name": "a"}]}, "no id"),
+        ({"images": [], "annotations": {}}, "not a list"),
+        (broken(image_id=7), "101 is of an image that is not listed"),
+        (broken(keypoints=[1, 2, 2]), "not 17 keypoints"),
+        (broken(keypoints=["x"] * 51), "lacks numbers"),
+        (broken(keypoints=NOT_A_NUMBER), "visibility"),
+        (broken(keypoints=[1, 2, 3] * 17), "visibility"),
+        (broken(keypoints=[700, 20, 2] * 17), "outside its image"),
+        (broken(keypoints=[7, -20, 1] * 17), "outside its image"),
+        (broken(bbox=None), "bbox"),
+        (broken(bbox=[1, 2]), "no box"),
+        (broken(area=-1.0), "no area"),
+    ],
+)
+def test_annotations_that_are_not_right_are_named(data, words, tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(EhrnetError, match=words):
+        load_annotations(path, truth=True)
+
+
+def test_people_without_keypoints_are_no_fault(tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(broken(keypoints=None)))
+    data = load_annotations(path, truth=True)
+    # Nobody to find, and whoever is found there is ignored.
+    truth = KeypointTruth(data)
+    assert truth.matches([found(people_of([100])[0])], 0.5) == ([], [])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"images": [', b"\x1f\x8bnot gzip", b"\xff\xfe"])
+def test_broken_json_is_refused(content, tmp_path):
+    path = tmp_path / "truth.json.gz"
+    path.write_bytes(content)
+    with pytest.raises(EhrnetError, match="cannot be read as JSON"):
+        load_annotations(path)
+    path.write_bytes(gzip.compress(b'{"images": []}')[:-9])
+    with pytest.raises(EhrnetError, match="cannot be read as JSON"):
+        load_annotations(path)
+
+
+def test_missing_images_are_counted_before_any_work(data_set, dots_model, tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("one.png", b"")
+    with pytest.raises(EhrnetError, match="2 of 3 images are in none .* two.png"):
+        run(data_set, dots_model, "--images", tmp_path / "some.zip")
     with pytest.raises(EhrnetError, match="neither a folder nor a zip"):
         ImageFiles([tmp_path / "nothing.zip"])
-    (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(EhrnetError, match="no list 'images'"):
-        load_annotations(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n cut"])
+def test_images_that_do_not_decode_are_named(data_set, dots_model, tmp_path, content):
+    for name in ("two.png", "one.png", "none.png"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(EhrnetError, match="two.png does not decode"):
+        run(data_set, dots_model, "--images", tmp_path)
+
+
+def test_a_damaged_zip_file_is_named(tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("one.png", b"0123456789" * 20)
+    content = bytearray(path.read_bytes())
+    content[60:70] = b"x" * 10
+    path.write_bytes(content)
+    with pytest.raises(EhrnetError, match="one.png cannot be read"):
+        ImageFiles([path]).decode("one.png")
+
+
+def test_what_cannot_be_written_is_said(data_set, dots_model, tmp_path):
+    with pytest.raises(EhrnetError, match="could not be written"):
+        run(data_set, dots_model, "--limit", 1, "--json", tmp_path / "no" / "folder.json")
+    with pytest.raises(EhrnetError, match="--limit 0"):
+        run(data_set, dots_model, "--limit", 0)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +244,30 @@ def test_missing_things_are_named(data_set, dots_model, tmp_path):
         ("256", (480, 640), (256, 352)),
         ("best", (480, 640), (384, 512)),
         ("square", (480, 640), (384, 384)),
+        ("4:3", (480, 640), (384, 512)),
+        ("16:9", (480, 640), (384, 704)),
         ("192", (640, 480), (256, 192)),
         ("288x384", (1, 1), (288, 384)),
+        ("paper", (480, 640), (384, 512)),
+        ("paper", (640, 427), (576, 384)),
     ],
 )
 def test_sizes(text, image_hw, want):
     assert size_for(text, image_hw, 384) == want
+
+
+def test_paper_sizes_are_those_of_the_published_evaluation():
+    rows = json.loads((FACTS / "test_resize.json").read_text())["rows"]
+    assert len(rows) == 150
+    for row in rows:
+        scales = [1.0] if row["min_scale"] == 1 else [1.0, 0.5, 1.5, 2.0]
+        short_side = VARIANTS[row["variant"]].input_size
+        sizes = sizes_for("paper", tuple(row["image_hw"]), short_side, scales)
+        assert list(sizes[scales.index(row["scale"])][::-1]) == row["resized_wh"], row
+
+
+def test_scales_must_make_sizes_the_network_takes():
+    assert sizes_for("square", (480, 640), 384, [1.0, 0.5]) == [(384, 384), (192, 192)]
+    with pytest.raises(EhrnetError, match="208x208"):
+        sizes_for("square", (480, 640), 416, [1.0, 0.5])
+    assert Settings(scales=(0.5, 1.0, 1.5)).ordered == (1.0, 0.5, 1.5)

@@ -41,7 +41,7 @@ def enlarged(maps: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32), (16, 16)])
-@pytest.mark.parametrize("coordinates", ["pixel-centre", "reference"])
+@pytest.mark.parametrize("coordinates", ["pixel-centre", "reference", "first-pixel"])
 def test_peaks_of_random_maps_are_those_of_a_slow_search(shape, coordinates) -> None:
     h, w = shape
     rng = np.random.default_rng(h + w)
@@ -76,14 +76,15 @@ def shifted(cell: int, size: int, three: np.ndarray, coordinates: str) -> float:
     """Input pixel of a maximum, from three values on one axis."""
     if cell in (0, size - 1):
         offset = 0.0
-    elif coordinates == "reference":
+    elif coordinates != "pixel-centre":
         offset = 0.25 * np.sign(three[2] - three[0])
     else:
         # The parabola through three points, solved as a linear system.
         logs = np.log(np.maximum(three.astype(np.float64), 1e-3))
         a, b, _ = np.polyfit([-1, 0, 1], logs, 2)
         offset = np.clip(-b / (2 * a), -0.5, 0.5) if a < -1e-9 else 0.0
-    return 2 * (cell + offset) + (0.5 if coordinates == "pixel-centre" else 1.0)
+    first = {"pixel-centre": 0.5, "reference": 1.0, "first-pixel": 0.0}[coordinates]
+    return 2 * (cell + offset) + first
 
 
 def gaussian_maps(centres, sigma=2.0, h=64, w=80):
@@ -143,5 +144,5 @@ def test_normalisation_takes_bgr_pixels_to_imagenets_rgb() -> None:
 
 
 def test_unknown_coordinate_convention_is_refused() -> None:
-    with pytest.raises(EhrnetError, match="'half' is unknown: use one of pixel-centre or"):
+    with pytest.raises(EhrnetError, match="'half' is unknown: use one of pixel-centre, "):
         DeployedNetwork(torch.nn.Identity(), "half")

@@ -82,7 +82,8 @@ def test_metadata_carries_what_the_checkpoint_says(h4_weights: Path, h4_model: P
     assert (info.variant, info.phi, info.input_size) == ("H-4", -4, 384)
     assert info.weights_sha256 == meta.weights_sha256
     assert (info.weights_name, info.quality) == ("test-random", "random")
-    assert info.decode == {"min_score": 0.25}
+    # The checkpoint's own, and what the command was given beside.
+    assert info.decode == {"min_score": 0.25, "refine": False}
     assert info.extra["licence"] == "none"
     assert info.version == __version__
 
@@ -106,6 +107,10 @@ def test_parity_covers_square_wide_tall_small_and_batches(size: int) -> None:
         (["--phi", "-4", "--random", "-o", "m.pt"], "should end in .onnx"),
         (["--weights", "missing.safetensors", "-o", "m.onnx"], "no file missing.safetensors"),
         (["--phi", "-4", "--random", "-o", "nowhere/m.onnx"], "nowhere does not exist"),
+        (
+            ["--phi", "-4", "--random", "-o", "m.onnx", "--short-side", "100"],
+            "100x100 does not work",
+        ),
     ],
 )
 def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, monkeypatch) -> None:
@@ -113,6 +118,11 @@ def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, mon
     with pytest.raises(EhrnetError, match=message):
         run(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_short_side_that_suits_the_weights_is_stored(h4_weights: Path, tmp_path: Path) -> None:
+    run("--weights", str(h4_weights), "--short-side", "160", "-o", str(tmp_path / "m.onnx"))
+    assert model_info(tmp_path / "m.onnx").input_size == 160
 
 
 def test_weights_of_another_variant_than_asked_for(h4_weights: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / "build" / "colcon" / "venv"
+NODES = ("depth_node", "picture_node", "pose_node", "tracking_node")
 
 pytestmark = pytest.mark.skipif(
     not (VENV / "bin" / "colcon").exists(), reason="colcon is not here: ./check brings it"
@@ -110,7 +111,7 @@ def test_the_node_starts_and_stops(install: Path, env: dict[str, str]) -> None:
 
 def test_commands(install: Path, env: dict[str, str]) -> None:
     commands = {p.name for p in (install / "ehrnet_ros" / "lib" / "ehrnet_ros").iterdir()}
-    assert commands >= {"ehrnet", "picture_node", "pose_node"}
+    assert commands >= {"ehrnet", *NODES}
     which = in_workspace(install, "bash", "-c", "command -v ehrnet", env=env)
     assert which.strip() == str(install / "ehrnet_ros" / "bin" / "ehrnet")
     assert '"H-4"' in in_workspace(install, "ehrnet", "variants", "--json", env=env)
@@ -154,10 +155,14 @@ def test_pip_installs_the_same_files(
         assert ours == theirs
     for folder in ("share/ehrnet_ros/launch", "share/ehrnet_ros/config"):
         assert files(tmp_path, folder) == files(colcon, folder)
-    for name in ("share/ehrnet_ros/package.xml", "lib/ehrnet_ros/pose_node", "bin/ehrnet"):
+    for name in (
+        "share/ehrnet_ros/package.xml",
+        "bin/ehrnet",
+        *(f"lib/ehrnet_ros/{n}" for n in NODES),
+    ):
         assert (tmp_path / name).is_file() and (colcon / name).is_file(), name
     entries = [p.read_text() for p in (tmp_path / packages).glob("*.dist-info/entry_points.txt")]
     assert len(entries) == 1
-    for command in ("ehrnet", "picture_node", "pose_node"):
+    for command in ("ehrnet", *NODES):
         assert f"{command} = " in entries[0]
         assert (colcon / "lib" / "ehrnet_ros" / command).is_file()

@@ -44,6 +44,11 @@ def test_without_weights_it_says_what_to_do(folders: tuple[Path, Path]) -> None:
         assert words in text
 
 
+def test_published_weights_are_one_command_away(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(EhrnetError, match="phi -2 .*`ehrnet get-weights --phi -2`"):
+        find_model(-2)
+
+
 @pytest.mark.parametrize("phi", [1, -5, 7])
 def test_variants_that_do_not_exist(phi: int) -> None:
     with pytest.raises(EhrnetError, match=f"phi {phi} does not exist"):

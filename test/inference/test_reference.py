@@ -105,7 +105,7 @@ def test_enlarge_of_a_slope_keeps_the_slope() -> None:
     assert big[0, 0, 0] == x[0, 0, 0] and big[0, -1, -1] == x[0, -1, -1]
 
 
-@pytest.mark.parametrize("coordinates", ["pixel-centre", "reference"])
+@pytest.mark.parametrize("coordinates", ["pixel-centre", "reference", "first-pixel"])
 @pytest.mark.parametrize("size", [(8, 8), (16, 24)])
 def test_find_peaks_is_the_twin_of_the_graph(coordinates: str, size: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch", reason="the graph's twin is compared with needs torch")

@@ -6,7 +6,10 @@ import io
 import json
 import os
 import pickle
+import random
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -371,6 +374,143 @@ def test_foreign_code_is_not_run(way, tmp_path):
     with pytest.raises(EhrnetError):
         load_checkpoint(path)
     assert not trace.exists()
+
+
+def _damaged(data, rng):
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    return bytes(data[: rng.randrange(len(data))] if rng.random() < 0.2 else data)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_damage_anywhere_is_refused_or_harmless(zipped, tmp_path):
+    """Of both formats PyTorch has had; whatever it raises becomes one error of ours."""
+    rng = random.Random(zipped)
+    content = {"state_dict": {f"a{i}": torch.randn(3, 4) for i in range(5)}, "epoch": 3}
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    path, refused = tmp_path / "x.pth", 0
+    for _ in range(300):
+        path.write_bytes(_damaged(buffer.getvalue(), rng))
+        for read in (read_foreign, load_checkpoint):
+            try:
+                read(path)
+            except EhrnetError:
+                refused += 1
+    assert refused > 300
+
+
+REFUSED_TENSORS = {
+    "sparse": lambda t: t.to_sparse(),
+    "one value for all": lambda t: t.flatten()[:1].clone().expand(t.shape),
+    "without data": lambda t: t.to("meta"),
+    "complex": lambda t: t.to(torch.complex64),
+    "whole numbers": lambda t: t.to(torch.int32),
+    "quantised": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    "not finite": lambda t: t * float("inf"),
+    "no axis": lambda t: t.sum(),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_TENSORS)
+@pytest.mark.parametrize("key", ["classifier.1.bias", "classifier.1.weight", "features.0.1.weight"])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_plain_weights_are_refused(kind, key, reference_state, tmp_path):
+    state = reference_state("B-4")
+    state[key] = REFUSED_TENSORS[kind](state[key])
+    source = tmp_path / "x.pth"
+    torch.save(state, source)
+    with pytest.raises(EhrnetError):
+        import_checkpoint(source, "B-4", tmp_path / "x.safetensors")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_a_head_that_is_no_matrix_is_refused(published):
+    for key in ("final_layers.1.weight", "final_layers.1.bias"):
+        with pytest.raises(EhrnetError, match="another shape"):
+            from_reference({**published, key: torch.tensor(1.0)}, "H-4")
+
+
+def test_a_classifier_of_endless_classes_costs_no_memory(reference_state, tmp_path):
+    """One stored value may claim to be a matrix of any size."""
+    state = reference_state("B-4")
+    huge = 10**9
+    state["classifier.1.weight"] = torch.zeros(1).expand(huge, 872)
+    state["classifier.1.bias"] = torch.zeros(1).expand(huge)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(EhrnetError, match="not a plain tensor"):
+        import_checkpoint(tmp_path / "x.pth", "B-4", tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.pop("classifier.1.bias"),
+        lambda s: s.pop("features.0.1.weight"),
+        lambda s: s.update({"classifier.1.bias": torch.zeros(7)}),
+        lambda s: s.update(extra=torch.zeros(1)),
+        lambda s: s.update({"features.0.1.weight": torch.zeros(24, 3, 5, 5)}),
+    ],
+)
+def test_classifiers_that_do_not_fit_are_refused(change, reference_state, tmp_path):
+    state = reference_state("B-4")
+    change(state)
+    torch.save(state, tmp_path / "x.pth")
+    for name in ("B-4", "B-3", None):
+        with pytest.raises(EhrnetError):
+            import_checkpoint(tmp_path / "x.pth", name, tmp_path / "x.safetensors")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_classifier_of_another_variant_is_told_apart(reference_state, tmp_path):
+    torch.save(_training(reference_state("B-4", classes=100)), tmp_path / "x.pth")
+    with pytest.raises(EhrnetError, match="They fit B-4: say --variant B-4"):
+        import_checkpoint(tmp_path / "x.pth", "B-2", tmp_path / "x.safetensors")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.pth"]
+    meta = import_checkpoint(tmp_path / "x.pth", None, tmp_path / "x.safetensors")
+    assert (meta.variant, meta.skeleton) == ("B-4", "")
+
+
+def test_backbone_of_a_pose_file_is_not_taken_for_a_classifier(published, tmp_path):
+    torch.save(published, tmp_path / "x.pth")
+    with pytest.raises(EhrnetError, match="They fit H-4"):
+        import_checkpoint(tmp_path / "x.pth", "B-4", tmp_path / "x.safetensors")
+
+
+def test_related_networks_have_no_published_code(published, tmp_path):
+    torch.save(published, tmp_path / "x.pth")
+    with pytest.raises(EhrnetError, match="get-weights"):
+        import_checkpoint(tmp_path / "x.pth", "H-2-omz", tmp_path / "x.safetensors")
+
+
+def test_target_must_be_named_as_what_it_is(published, tmp_path):
+    source = tmp_path / "x.pth"
+    torch.save(published, source)
+    before = source.read_bytes()
+    with pytest.raises(EhrnetError, match="safetensors"):
+        import_checkpoint(source, "H-4", source)
+    assert source.read_bytes() == before
+
+
+def test_full_disk_keeps_the_previous_file(saved, published, tmp_path):
+    """A process that may not write so much: the same failing write as on a full disk."""
+    path = saved[0]
+    before = path.read_bytes()
+    source = tmp_path / "x.pth"
+    torch.save(published, source)
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "from ehrnet_ros.cli import main\n"
+        f"sys.exit(main(['import-checkpoint', {str(source)!r}, '-o', {str(path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "cannot write" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([path.name, "x.pth"])
 
 
 def test_files_without_weights_are_refused(published, saved, tmp_path):

@@ -6,12 +6,12 @@ torch = pytest.importorskip("torch", reason="the network needs torch")
 
 from ehrnet_model.network.checkpoint import build  # noqa: E402
 from ehrnet_model.network.complexity import count  # noqa: E402
-from ehrnet_model.variants import VARIANTS  # noqa: E402
+from ehrnet_model.variants import RELATED, VARIANTS, pose_variant  # noqa: E402
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *RELATED])
 def test_recount_on_the_modules(name):
-    variant = VARIANTS[name]
+    variant = pose_variant(name)
     with torch.device("meta"):
         network = build(name)
     size = (variant.input_size, variant.input_size)

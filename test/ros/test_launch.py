@@ -1,13 +1,16 @@
 """The launch files: what they declare, and that the real `launch` brings the nodes up with them."""
 
 import ast
+import json
 import os
 import pathlib
+import re
 import signal
 import stat
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -46,10 +49,11 @@ HUMBLE = {
         "LaunchConfiguration",
         "PathJoinSubstitution",
         "PythonExpression",
+        "TextSubstitution",
     },
     "launch_ros.actions": {"LifecycleNode", "Node", "PushRosNamespace", "SetParameter"},
     "launch_ros.parameter_descriptions": {"ParameterFile", "ParameterValue"},
-    "launch_ros.substitutions": {"FindPackageShare"},
+    "launch_ros.substitutions": {"ExecutableInPackage", "FindPackageShare"},
 }
 RUNNER = """
 import sys
@@ -95,9 +99,187 @@ def test_arguments_offer_what_the_parameters_allow():
         )
     }
     assert set(offered) <= set(FIELDS)
-    assert offered["phi"] == ["", *(str(phi) for phi in range(0, -5, -1))]
+    assert offered["phi"] == ["", "auto", *(str(phi) for phi in range(0, -5, -1))]
     for name in ("runtime", "transport", "input_qos"):
         assert offered[name] == ["", *FIELDS[name].metadata["choices"]]
+
+
+# The handler that starts a crashed node again, the node, and RViz.
+NODES = ["RegisterEventHandler", "Node", "Node"]
+
+
+def names(entities):
+    return [type(entity).__name__ for entity in entities]
+
+
+@pytest.fixture
+def pose_launch(monkeypatch):
+    """What pose.launch.py would start with some arguments, and what follows its first process."""
+    sys.path.insert(0, str(ROOT / "test" / "support"))
+    import launch_words
+
+    def read(tensorrt=False, **given):
+        found = object() if tensorrt else None
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+        entities, context = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, **given)
+        if "ExecuteProcess" not in names(entities):
+            return entities, None
+        assert names(entities) == ["RegisterEventHandler", "ExecuteProcess"]
+        handler = entities[0].args[0]
+        assert type(handler).__name__ == "OnProcessExit"
+        assert handler.kw["target_action"] is entities[1]
+        command = [w if isinstance(w, str) else w.perform(context) for w in entities[1].kw["cmd"]]
+
+        def then(code):
+            return handler.kw["on_exit"](types.SimpleNamespace(returncode=code), context)
+
+        return command, then
+
+    return read
+
+
+@pytest.mark.parametrize("runtime", ["", "auto", "onnxruntime", "openvino", "torch"])
+def test_without_tensorrt_the_node_starts_at_once(runtime, pose_launch):
+    assert names(pose_launch(runtime=runtime)[0]) == NODES
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch"])
+def test_another_runtime_needs_no_engine(runtime, pose_launch):
+    assert names(pose_launch(tensorrt=True, runtime=runtime)[0]) == NODES
+
+
+def test_the_engine_is_built_first_and_the_node_follows(pose_launch):
+    command, then = pose_launch(runtime="tensorrt", phi="-3", size="16:9")
+    assert command[:4] == ["<ehrnet>", "build-engine", "--if-missing", "--diagnostics"]
+    assert command[4:] == ["--phi=-3", "--size=16:9"]
+    assert names(then(0)) == NODES
+    (shutdown,) = then(2)
+    assert type(shutdown).__name__ == "EmitEvent", "no other runtime in silence"
+    assert "no other runtime was allowed" in shutdown.kw["event"].kw["reason"]
+
+
+def test_with_auto_the_node_starts_without_an_engine_too(pose_launch):
+    command, then = pose_launch(tensorrt=True)
+    assert command[4:] == ["--phi=-4", "--size=auto"]  # of config/pose.yaml
+    assert names(then(0)) == NODES
+    assert names(then(2)) == ["LogInfo", *NODES]
+
+
+def test_a_crashed_node_is_started_again_so_many_times(pose_launch):
+    entities, _ = pose_launch(restarts="2")
+    for left in (1, 0):
+        ended = entities[0].args[0].kw["on_exit"]
+        context = types.SimpleNamespace(is_shutdown=False)
+        for code in (0, 2):  # asked to, or it cannot start like this
+            assert ended(types.SimpleNamespace(returncode=code), context) == []
+        stopping = types.SimpleNamespace(is_shutdown=True)
+        assert ended(types.SimpleNamespace(returncode=-2), stopping) == []
+        again = ended(types.SimpleNamespace(returncode=-11), context)
+        assert names(again) == ["LogInfo", *NODES[:2]], left
+        entities = again[1:]
+    ended = entities[0].args[0].kw["on_exit"]
+    assert names(ended(types.SimpleNamespace(returncode=-11), context)) == ["LogInfo"]
+
+
+def test_cameras_have_topics_of_their_own(pose_launch):
+    entities, _ = pose_launch(cameras="[front, 'rear']", image="/{camera}/image_raw")
+    node = entities[1].kw
+    assert node["parameters"][1]["cameras"] == ["front", "rear"]
+    assert ("front/image", "/front/image_raw") in node["remappings"]
+    assert ("rear/camera_info", "/rear/camera_info") in node["remappings"]
+    assert ("/image", "/front/image_raw") in entities[2].kw["remappings"]
+    assert pose_launch(cameras="front,rear")[0][1].kw["remappings"] == []
+    with pytest.raises(RuntimeError, match="image:=/one is one topic for 2 cameras"):
+        pose_launch(cameras="[front,rear]", image="/one")
+
+
+@pytest.mark.parametrize(("code", "how"), [(0, "ready"), (2, "not there")])
+def test_build_only_stops_after_the_engine(code, how, pose_launch):
+    _, then = pose_launch(build_only="true")
+    (shutdown,) = then(code)
+    assert shutdown.kw["event"].kw["reason"] == f"build_only: the engine is {how}"
+
+
+def test_what_the_parameter_file_says_reaches_the_builder(pose_launch, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("/pose:\n  ros__parameters: {phi: -2, runtime: tensorrt, model: a b.onnx}")
+    command, _ = pose_launch(params_file=str(file), size="512x512")
+    assert sorted(command[4:]) == ["--model=a b.onnx", "--phi=-2", "--size=512x512"]
+    file.write_text("[broken")
+    assert names(pose_launch(params_file=str(file))[0]) == NODES
+
+
+def test_the_builders_command_line_is_understood(pose_launch):
+    import argparse
+
+    from ehrnet_ros.cli import build_engine
+
+    parser = argparse.ArgumentParser()
+    build_engine.add_arguments(parser)
+    command, _ = pose_launch(runtime="tensorrt", phi="-3", model="m.onnx", size="16:9")
+    args = parser.parse_args(command[2:])
+    assert (args.phi, args.model, args.size) == (-3, "m.onnx", "16:9")
+    assert args.if_missing and args.diagnostics and args.engines is None
+
+
+def row(phi, p95, model, **more):
+    """One row as `ehrnet benchmark` writes it, as far as the launch file reads it."""
+    return {
+        "phi": phi,
+        "pipeline_p95_ms": p95,
+        "model": str(model),
+        "quality": "preview",
+        "runtime": "onnxruntime",
+        "size": "4:3",
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ("-2", "openvino", "4:3")),
+        ({"target_fps": "9"}, ("-1", "openvino", "4:3")),
+        ({"target_fps": "9", "runtime": "onnxruntime"}, ("-2", "onnxruntime", "4:3")),
+        ({"target_fps": "500"}, ("-4", "onnxruntime", "square")),
+        ({"size": "square"}, ("-4", "onnxruntime", "square")),
+    ],
+)
+def test_auto_takes_the_largest_that_is_fast_enough(
+    arguments, expected, pose_launch, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    model = tmp_path / "model.onnx"
+    model.touch()
+    rows = [
+        row(0, 1, model, quality="random"),
+        row(0, 1, tmp_path / "gone.onnx"),
+        row(-1, 100, model, runtime="openvino"),
+        row(-2, 60, model),
+        row(-2, 40, model, runtime="openvino"),
+        row(-4, 20, model),
+        row(-4, 15, model, size="square"),
+    ]
+    (tmp_path / "ehrnet").mkdir()
+    (tmp_path / "ehrnet" / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    started, _ = pose_launch(phi="auto", **arguments)
+    assert names(started) == ["LogInfo", *NODES]
+    node = next(entity for entity in started if type(entity).__name__ == "Node")
+    values = {k: v.args[0] for k, v in node.kw["parameters"][1].items()}
+    given = {k: v.kw["text"] for k, v in values.items() if type(v).__name__ == "TextSubstitution"}
+    assert (given["phi"], given["runtime"], given["size"]) == expected
+    assert given["model"] == str(model)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"rows": []}', '{"rows": [{"phi": 1}]}'])
+def test_auto_without_a_measurement_says_what_to_run(text, pose_launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    if text is not None:
+        (tmp_path / "ehrnet").mkdir()
+        (tmp_path / "ehrnet" / "benchmark.json").write_text(text)
+    started, _ = pose_launch(phi="auto")
+    assert names(started) == ["LogInfo", "EmitEvent"]
+    assert "run `ehrnet benchmark --all`" in started[0].kw["msg"]
 
 
 @pytest.fixture
@@ -168,6 +350,39 @@ def test_arguments_are_strings_and_end_as_the_parameters_types(launch, peer):
     process.send_signal(signal.SIGINT)
     process.wait(20)
     assert "process has finished cleanly" in log.read_text()
+
+
+@needs_launch
+def test_cameras_share_a_node_that_comes_back_after_a_crash(launch, peer, model):
+    from rcl_interfaces.srv import GetParameters
+
+    process, log = launch(
+        "pose.launch.py",
+        f"model:={model}",
+        "cameras:=[front,rear]",
+        "image:=/cam_{camera}/image_raw",
+        "namespace:=robot",
+        "lazy:=false",
+        "restarts:=1",
+    )
+    request = GetParameters.Request(names=["cameras"])
+    for _ in range(2):
+        (cameras,) = peer.call(
+            GetParameters, "/robot/pose/get_parameters", request, seconds=40
+        ).values
+        assert list(cameras.string_array_value) == ["front", "rear"]
+        for topic in ("/cam_front/image_raw", "/cam_rear/image_raw"):
+            peer.until(lambda t=topic: peer.node.count_subscribers(t), topic, seconds=40)
+        numbers = re.findall(
+            r"pose_node-\d+\]: process started with pid \[(\d+)\]", log.read_text()
+        )
+        os.kill(int(numbers[-1]), signal.SIGKILL)
+        peer.until(lambda: "process has died" in log.read_text(), "the death", seconds=20)
+        peer.spin(2.0)
+    peer.until(lambda: "once too often" in log.read_text(), "the end of restarts", seconds=20)
+    assert log.read_text().count("starting it again") == 1
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
 
 
 @needs_launch

@@ -1,8 +1,6 @@
 """Poses and their messages; markers; the mailbox between the threads."""
 
 import math
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from visualization_msgs.msg import Marker  # noqa: E402
 
 from ehrnet_model.inference.poses import Poses  # noqa: E402
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
-from ehrnet_ros.frames import LatestFrame  # noqa: E402
 from ehrnet_ros.pose_msgs import (  # noqa: E402
     Lens,
     from_pose_array,
@@ -135,49 +132,3 @@ def test_tracked_people_keep_their_number_and_get_a_label():
     markers = markers_of(poses)[1:]
     assert {m.id for m in markers} == {7, 9}
     assert {m.text for m in markers if m.ns == "labels"} == {"7", "9"}
-
-
-def test_mailbox_keeps_the_newest_and_counts_the_rest():
-    box = LatestFrame()
-    for i in range(5):
-        box.put(i)
-    assert box.take() == 4 and box.dropped == 4
-    assert box.take(timeout=0.01) is None
-    box.put(5)
-    box.clear()
-    assert box.dropped == 5 and box.take(timeout=0) is None
-
-
-def test_mailbox_between_threads_loses_only_what_it_counts():
-    box, taken = LatestFrame(), []
-
-    def take():
-        while True:
-            item = box.take()
-            if item is None:
-                return
-            taken.append(item)
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    for i in range(1, 2001):
-        box.put(i)
-        if i % 100 == 0:
-            time.sleep(0.001)
-    end = time.monotonic() + 10
-    while (not taken or taken[-1] != 2000) and time.monotonic() < end:
-        time.sleep(0.001)
-    box.close()
-    thread.join(10)
-    assert not thread.is_alive() and taken[-1] == 2000
-    assert taken == sorted(set(taken)) and len(taken) + box.dropped == 2000
-
-
-def test_mailbox_closed_wakes_and_takes_nothing_more():
-    box = LatestFrame()
-    timer = threading.Timer(0.05, box.close)
-    timer.start()
-    assert box.take() is None
-    timer.join()
-    box.put(1)
-    assert box.closed and box.take() is None and box.dropped == 0

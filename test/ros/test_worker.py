@@ -23,8 +23,8 @@ class Engines:
         self.events.append(("open", threading.current_thread()))
         return object()
 
-    def handle(self, engine, item):
-        self.events.append((item, threading.current_thread()))
+    def handle(self, engine, items):
+        self.events += [(item, threading.current_thread()) for _, item in items]
         self.handled.set()
 
     def release(self, engine):
@@ -40,7 +40,7 @@ class Engines:
 def test_one_thread_opens_uses_and_releases():
     engines = Engines()
     worker = engines.worker()
-    worker.frames.put("early")  # before the engine is ready
+    worker.frames.put("front", "early")  # before the engine is ready
     engines.go.set()
     assert engines.changed.wait(10) and worker.state == READY and worker.engine is not None
     assert engines.handled.wait(10)
@@ -86,7 +86,7 @@ def test_the_next_engine_waits_for_the_release_of_the_last():
     assert engines.changed.wait(10)
     first.close()
     second = engines.worker(after=first)
-    second.frames.put("x")
+    second.frames.put("front", "x")
     assert engines.handled.wait(10)
     second.close()
     assert second.join(10)

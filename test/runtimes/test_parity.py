@@ -18,7 +18,8 @@ def some_peaks() -> np.ndarray:
         keypoint[:, 4:6] = rng.permutation(cells)
         keypoint[:, 1:3] = 2 * keypoint[:, 4:6] + rng.uniform(-0.5, 1.5, (30, 2))
         keypoint[:, 3] = rng.uniform(-3, 3, 30)
-        keypoint[:, 6:] = keypoint[:, :1]
+        keypoint[:, 6:] = keypoint[:, :1] * 0.5
+        keypoint[:, 10] = keypoint[:, 0]
     return peaks
 
 
@@ -61,6 +62,24 @@ def test_a_top_between_two_cells_may_be_named_by_either() -> None:
     two[0, 3, 4, 4] += 1
     difference = compare_peaks(one, two)
     assert difference.missing == 0 and difference.compared == 17 * 12
+
+
+def test_a_plateau_may_be_one_candidate_or_four() -> None:
+    one = some_peaks()
+    two = one.copy()
+    for place, step in enumerate([(1, 0), (0, 1), (1, 1)], 12):
+        two[0, 3, place] = two[0, 3, 4]
+        two[0, 3, place, 4:6] += step
+        two[0, 3, [4, place], 11] = two[0, 3, 4, 0]
+    assert compare_peaks(one, two).missing == compare_peaks(two, one).missing == 0
+
+
+def test_a_flat_top_has_no_place_to_compare() -> None:
+    one = some_peaks()
+    one[0, 3, 4, 6:] = one[0, 3, 4, 0]
+    two = one.copy()
+    two[0, 3, 4, 1] += 0.7
+    assert compare_peaks(one, two).xy == 0
 
 
 def test_a_flat_top_may_be_named_by_several_cells() -> None:

@@ -172,4 +172,8 @@ def export_dots(path: Path) -> Path:
         input_size=384,
         extra={"about": "finds coloured dots; a test model"},
     )
-    return export_onnx(make_dots_network(), Path(path), info)
+    pictures = [
+        draw_people((480, 640), np.stack([figure((x + i, 240.6), 400) for x in (170.3, 470.8)]))
+        for i in (0, 5.5)
+    ]
+    return export_onnx(make_dots_network(), Path(path), info, pictures)

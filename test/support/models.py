@@ -29,12 +29,32 @@ def save_random_h4(folder: Path) -> Path:
     return path
 
 
-def export_with_command(weights: Path) -> Path:
-    """Runs ``ehrnet export`` on a checkpoint; the ONNX file lies beside it."""
+def export_with_command(weights: Path, out: Path | None = None, *options: str) -> Path:
+    """Runs ``ehrnet export`` on a checkpoint, without refinement.
+
+    The ONNX file lies beside it, or at ``out``.
+    """
     from ehrnet_ros.cli import export
 
     parser = argparse.ArgumentParser()
     export.add_arguments(parser)
-    out = weights.with_suffix(".onnx")
-    assert export.run(parser.parse_args(["--weights", str(weights), "-o", str(out)])) == 0
+    out = out or weights.with_suffix(".onnx")
+    words = ["--weights", str(weights), "-o", str(out), "--decode", "refine=0", *options]
+    assert export.run(parser.parse_args(words)) == 0
     return out
+
+
+def draw_pictures(folder: Path) -> Path:
+    """Three noisy pictures of dots, and a file that is none; gives the folder."""
+    import cv2
+    import dots
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        people = np.stack([dots.figure((x + 5.5 * number, 240.6), 400) for x in (170.3, 460.8)])
+        picture = dots.draw_people((480, 640), people, 90)
+        noisy = np.clip(picture + rng.normal(0, 20, picture.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), noisy)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder

@@ -69,8 +69,8 @@ def test_large_pictures_are_reduced_with_their_labels(figures, tmp_path):
             r"\(400, \d+\), outside",
         ),
         (lambda d: d["annotations"][0]["keypoints"].__setitem__(1, float("nan")), "visibility"),
-        (lambda d: d["annotations"][0]["keypoints"].__setitem__(2, 7), "visibility of 0, 1 or 2"),
-        (lambda d: d["annotations"][0]["keypoints"].__setitem__(0, "left"), "not numbers"),
+        (lambda d: d["annotations"][0]["keypoints"].__setitem__(2, 7), "visibility 0, 1 or 2"),
+        (lambda d: d["annotations"][0]["keypoints"].__setitem__(0, "left"), "lacks numbers"),
     ],
 )
 def test_broken_annotations_are_refused_and_nothing_is_written(figures, tmp_path, spoil, words):

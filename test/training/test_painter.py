@@ -130,7 +130,7 @@ def test_everything_is_drawn_where_the_plans_are(sampler, packs):
 
 def test_pictures_that_do_not_fit_are_refused(packs, monkeypatch):
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.Tensor, "to", full)
     with pytest.raises(EhrnetError, match="do not fit.*--windows-on host"):

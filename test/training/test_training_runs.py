@@ -76,6 +76,15 @@ def test_weights_of_a_run_are_a_checkpoint(pack_file, tmp_path):
     assert meta.quality == "preview" and meta.decode == {"tag_threshold": 0.5}
     for name, value in trainer.average.state.items():
         torch.testing.assert_close(network.state_dict()[name], value)
+    start = small(pack_file, start=str(tmp_path / "w.safetensors"))
+    other = Trainer(start, tmp_path / "other")
+    assert other.step == 0
+    for name, value in trainer.average.state.items():
+        torch.testing.assert_close(other.network.state_dict()[name], value)
+    other.run(minutes=1e-6)  # one step tells that the time is up
+    assert other.step == 1 and load_state(tmp_path / "other/state.pt")["step"] == 1
+    with pytest.raises(EhrnetError, match="H-3 is wanted"):
+        Trainer(dataclasses.replace(start, phi=-3), tmp_path / "third")
 
 
 def test_a_folder_of_another_run_is_refused(pack_file, tmp_path):

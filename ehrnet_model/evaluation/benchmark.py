@@ -1,0 +1,262 @@
+"""Speed, power and efficiency of models on this machine: the paper's Tables 4 and 5, measured here.
+
+The paper divides by the board's maximum power and times the network alone. Here both times are
+given, and power is measured or left out. Its accuracy efficiency is AP (in percent) times frames
+per second and watt.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+
+import ehrnet_model
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation.power import PowerMeter
+from ehrnet_model.inference.atomic import write_atomically
+from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.models import user_folder
+from ehrnet_model.inference.runtime import RUNTIMES, ModelInfo, model_info, open_runtime
+from ehrnet_model.inference.sizes import parse_size
+
+# The first images pay for memory and plans.
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one setting. Times are milliseconds per image, one image at a time.
+
+    Attributes:
+        variant, phi, precision, quality: what model.
+        runtime: what computed.
+        size: as it was asked for (``4:3``).
+        input: the network input, width x height.
+        threads: of a CPU runtime.
+        network_ms, network_p95_ms: the network alone, with its copies: median, 95th percentile.
+        pipeline_ms, pipeline_p95_ms: letterbox, network and grouping.
+        fps, network_fps: images per second at the median, of the pipeline and the network alone.
+        watts, power_source: mean power meanwhile, and of what; None where nothing measures it.
+        fps_per_watt: of the pipeline.
+        ap: COCO AP in percent at the same size, where an evaluation was given.
+        ae: accuracy efficiency: ap times fps_per_watt.
+        model: path of the model file.
+    """
+
+    variant: str
+    phi: int
+    precision: str
+    quality: str
+    runtime: str
+    size: str
+    input: str
+    threads: int
+    network_ms: float
+    network_p95_ms: float
+    pipeline_ms: float
+    pipeline_p95_ms: float
+    fps: float
+    network_fps: float
+    watts: Optional[float]
+    power_source: str
+    fps_per_watt: Optional[float]
+    ap: Optional[float]
+    ae: Optional[float]
+    model: str
+
+
+def measure(
+    model: Path,
+    runtime: str,
+    size: str,
+    threads: int,
+    image: np.ndarray,
+    frames: int,
+    ap: Optional[float] = None,
+) -> Row:
+    """Runs one model over and over on one image.
+
+    Args:
+        model: file that ``open_runtime`` takes.
+        runtime: one of RUNTIMES.
+        size: ``square``, ``4:3``, ``16:9`` or ``HxW``.
+        threads: of a CPU runtime.
+        image: BGR uint8, as the camera gives it.
+        frames: how many images are timed.
+        ap: the model's AP in percent at this size, if known.
+
+    Raises:
+        EhrnetError: the model cannot be run so, or less than one frame was asked for.
+    """
+    if frames < 1:
+        raise EhrnetError(f"{frames} images cannot be timed: give --frames 1 or more.")
+    size_hw = parse_size(size, model_info(model).input_size)
+    opened = open_runtime(model, runtime, size_hw, threads)
+    try:
+        estimator = PoseEstimator(opened, size_hw=size_hw)
+        for _ in range(WARM_UP):
+            estimator(image)
+        with PowerMeter() as meter:
+            timings = [estimator.estimate(image)[1] for _ in range(frames)]
+    finally:
+        opened.close()
+    network = summary([t.engine_ms for t in timings])
+    pipeline = summary([t.total_ms for t in timings])
+    fps = 1e3 / pipeline["median_ms"]
+    per_watt = None if not meter.watts else fps / meter.watts
+    return Row(
+        variant=opened.info.variant,
+        phi=opened.info.phi,
+        precision=opened.info.precision,
+        quality=opened.info.quality,
+        runtime=opened.name,
+        size=size,
+        input=f"{size_hw[1]}x{size_hw[0]}",
+        threads=threads,
+        network_ms=network["median_ms"],
+        network_p95_ms=network["p95_ms"],
+        pipeline_ms=pipeline["median_ms"],
+        pipeline_p95_ms=pipeline["p95_ms"],
+        fps=round(fps, 2),
+        network_fps=round(1e3 / network["median_ms"], 2),
+        watts=None if meter.watts is None else round(meter.watts, 2),
+        power_source=meter.source,
+        fps_per_watt=None if per_watt is None else round(per_watt, 3),
+        ap=ap,
+        ae=None if per_watt is None or ap is None else round(ap * per_watt, 2),
+        model=str(Path(model).resolve()),
+    )
+
+
+def installed_runtimes() -> List[str]:
+    """The runtimes whose package is here and that read an ONNX file; TensorRT's may lack a GPU."""
+    names = [name for name in RUNTIMES if name not in ("auto", "torch")]
+    return [name for name in names if importlib.util.find_spec(name) is not None]
+
+
+def model_files(model: Path) -> List[Path]:
+    """A model and its lower precisions beside it: ``H-4.onnx``, ``H-4.fp16.onnx``, ..."""
+    lower = [model.with_suffix(f".{precision}.onnx") for precision in ("fp16", "int8")]
+    return [model, *(file for file in lower if file.is_file())]
+
+
+def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optional[float]:
+    """AP in percent of a model from files that ``ehrnet evaluate --json`` wrote.
+
+    Only one of the same weights, precision and size, without mirror and further scales, counts:
+    speed and accuracy of different settings do not belong in one row. So it has to be made with
+    the same ``--size``.
+
+    Raises:
+        EhrnetError: a file is none of these.
+    """
+    size_hw = parse_size(size, info.input_size)
+    for file in evaluations:
+        try:
+            measures = json.loads(Path(file).read_text())
+            found = (str(measures["weights_sha256"]), str(measures.get("precision", "fp32")))
+            single = not measures.get("mirror") and measures.get("scales", [1]) == [1]
+            sizes = measures["input_sizes"]
+            ap = measures["AP"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EhrnetError(
+                f"{file} is not a result of `ehrnet evaluate --json` ({error!r}): make it again."
+            ) from None
+        same = sizes == ["{}x{}".format(*size_hw)] and single
+        if same and ap is not None and found == (info.weights_sha256, info.precision):
+            return round(float(ap) * 100, 2)
+    return None
+
+
+def result_file() -> Path:
+    """Where the result for this machine lies, from which ``phi:=auto`` chooses."""
+    return user_folder().parent / "benchmark.json"
+
+
+def write_result(path: Path, rows: Sequence[Row]) -> None:
+    """Rows with the machine and day they were measured on, as JSON. Raises EhrnetError."""
+    values = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "rows": [asdict(row) for row in rows],
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+    except OSError as error:
+        raise EhrnetError(f"the result cannot be written to {path}: {error.strerror}.") from None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, what is not known as a dash."""
+    titles = {
+        "variant": "",
+        "precision": "precision",
+        "runtime": "runtime",
+        "input": "input",
+        "ap": "AP",
+        "fps": "FPS",
+        "pipeline_ms": "pipeline ms",
+        "pipeline_p95_ms": "p95",
+        "network_ms": "network ms",
+        "network_p95_ms": "p95",
+        "watts": "W",
+        "fps_per_watt": "FPS/W",
+        "ae": "Æ",
+    }
+    assert set(titles) <= {f.name for f in fields(Row)}
+    cells = [list(titles.values())]
+    for row in rows:
+        values = asdict(row)
+        line = ["-" if values[key] is None else str(values[key]) for key in titles]
+        cells.append(line)
+    widths = [max(len(line[i]) for line in cells) for i in range(len(titles))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def summary(milliseconds: Sequence[float]) -> Dict[str, float]:
+    """Median and 95th percentile."""
+    return {
+        "median_ms": round(float(np.median(milliseconds)), 3),
+        "p95_ms": round(float(np.percentile(milliseconds, 95)), 3),
+    }
+
+
+def machine() -> Dict[str, Any]:
+    """Where this was measured; figures mean nothing without it."""
+    import cv2
+
+    found = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "ehrnet_model": ehrnet_model.__version__,
+    }
+    from importlib import metadata
+
+    for name in ("onnxruntime", "openvino", "tensorrt"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

@@ -1,0 +1,160 @@
+"""The paper's two pictures of results, with ours in them: Fig. 1 and Fig. 3.
+
+Drawn with matplotlib (the extra ``plot``), without its global state: figures are made, saved and
+forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation.coco import read_json
+from ehrnet_model.evaluation.sizes import paper_size
+from ehrnet_model.inference.draw import draw_poses
+from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.runtime import Runtime
+from ehrnet_model.variants import PUBLISHED, VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".pdf", ".svg")
+_CELL_INCHES = 3.0
+# The paper's images are COCO's, most of them of this size.
+_USUAL_HW = (480, 640)
+
+
+def read_measures(path: Path) -> dict[str, Any]:
+    """What ``ehrnet evaluate --json`` wrote. Raises EhrnetError for any other file."""
+    values = read_json(path)
+    wanted = {"AP": float, "gmacs": float, "variant": str, "size": str, "mirror": bool}
+    if not isinstance(values, dict) or not all(
+        isinstance(values.get(name), kind) for name, kind in wanted.items()
+    ):
+        raise EhrnetError(
+            f"{path} holds no AP with its cost: give files written by `ehrnet evaluate --json`."
+        )
+    return values
+
+
+def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """AP against multiply-accumulates (paper Fig. 1): the paper's rows and ours.
+
+    The paper prints AP beside a cost it was not obtained at. Its rows are drawn where it prints
+    them, joined to where they belong: two passes (mirror) at the size that the published evaluation
+    gives most COCO images, counted truly. Ours are drawn at the cost of the very same run.
+
+    Args:
+        rows: see ``read_measures``.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    printed = np.array([[float(p.flops.rstrip("B")), p.ap_val] for p in PUBLISHED.values()])
+    true = printed.copy()
+    for n, name in enumerate(PUBLISHED):
+        variant = VARIANTS[name]
+        size = paper_size(_USUAL_HW, variant.input_size)
+        true[n, 0] = 2 * variant.cost(size).macs / 1e9
+        axes.plot([printed[n, 0], true[n, 0]], [printed[n, 1]] * 2, color="0.8", linewidth=1)
+        axes.annotate(name, printed[n], (-4, 6), textcoords="offset points", ha="right")
+    axes.plot(*printed.T, "o-", color="0.4", label="paper, as printed (val2017)")
+    axes.plot(*true.T, "o", color="0.4", fillstyle="none", label="paper, cost of its evaluation")
+    for mirror, marker, words in ((False, "s", "single pass"), (True, "D", "with mirror")):
+        ours = [row for row in rows if row["mirror"] is mirror]
+        if ours:
+            places = np.array([[row["gmacs"], 100 * row["AP"]] for row in ours])
+            axes.plot(*places.T, marker, color="C0" if mirror else "C1", label=f"ours, {words}")
+        for row in ours:
+            several = row.get("scales", [1.0]) != [1.0]
+            text = f"{row['variant']} {row['size']}" + (" multi-scale" if several else "")
+            place = row["gmacs"], 100 * row["AP"]
+            axes.annotate(text, place, (6, -10), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100, 200]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("GMACs per image, all passes")
+    axes.set_ylabel("COCO keypoint AP")
+    axes.set_ylim(0, 75)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    images = sorted({row["images"] for row in rows if "images" in row})
+    if images:
+        counts = " and ".join(str(n) for n in images)
+        axes.set_title(f"ours measured on {counts} images, the paper's on 5000", fontsize=9)
+    return figure
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """uint8 (h, w, 3) BGR. Raises EhrnetError when missing or not an image."""
+    try:
+        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+    except OSError as error:
+        raise EhrnetError(f"image {path} cannot be read: {error.strerror or error}.") from None
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if picture is None:
+        raise EhrnetError(f"image {path} does not decode: it is damaged or not an image.")
+    return picture
+
+
+def sheet_figure(pictures: Sequence[np.ndarray], runtimes: Sequence[Runtime]) -> Figure:
+    """The same pictures through several models (paper Fig. 3).
+
+    Args:
+        pictures: uint8 BGR, one row each.
+        runtimes: one column each, with its decode options; the title says which weights.
+    """
+    from matplotlib.figure import Figure
+
+    if not pictures or not runtimes:
+        raise EhrnetError("a sheet needs at least one picture and one model.")
+    heights = [p.shape[0] / p.shape[1] * _CELL_INCHES for p in pictures]
+    size = _CELL_INCHES * len(runtimes), sum(heights) + 0.5
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(pictures), len(runtimes), squeeze=False, height_ratios=heights)
+    for column, runtime in enumerate(runtimes):
+        info = runtime.info
+        name = info.variant if info.quality == "released" else f"{info.variant} ({info.quality})"
+        grid[0, column].set_title(name)
+        estimator = PoseEstimator(runtime)
+        for axes, picture in zip(grid[:, column], pictures, strict=True):
+            drawn = draw_poses(picture, estimator(picture), info.skeleton)
+            axes.imshow(cv2.cvtColor(drawn, cv2.COLOR_BGR2RGB))
+            axes.set_axis_off()
+    return figure
+
+
+def check_target(path: Path) -> None:
+    """Raises EhrnetError unless a figure can be written as this."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise EhrnetError(f"{path} should end in one of {', '.join(FORMATS)}.")
+    if not path.parent.is_dir():
+        raise EhrnetError(f"cannot write {path}: the folder {path.parent} does not exist.")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes beside, flushes, renames. Raises EhrnetError when it cannot be written."""
+    path = Path(path)
+    check_target(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise EhrnetError(f"{path} could not be written ({error.strerror or error}).") from None
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,343 @@
+"""Decode options that suit a model, chosen by measuring on images it was not trained on.
+
+The network runs once per image. What it says (``Peaks``) is kept, and people are made of it again
+and again with other options. Two sets come out, because two users want different things:
+
+* ``ap``: the highest COCO keypoint AP. AP charges nothing for people of low score or for keypoints
+  that are not there, so this set keeps nearly everything. It is for comparing models.
+* ``display``: for robots and people. The highest F1 of keypoints (reported ones that are right,
+  against all reported and all labelled), among the options that find fewer than a given number of
+  people per person-free image.
+
+One option is changed at a time, and a change is kept when it gains something worth the name;
+sweeps end when none does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free, read_json
+from ehrnet_model.evaluation.pictures import ImageFiles
+from ehrnet_model.evaluation.sizes import size_for
+from ehrnet_model.held_back import held_back
+from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
+from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.runtime import ModelInfo, Runtime
+from ehrnet_model.skeleton import COCO_17, SkeletonInfo
+
+_log = logging.getLogger(__name__)
+
+# What is tried, in this order.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "keypoint_threshold": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6),
+    "tag_threshold": (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0),
+    "refine": (False, True),
+    "refine_threshold": (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3),
+    "nms_oks": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    "min_keypoints": (1, 2, 3, 4, 5, 6, 8),
+    "person_threshold": (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12),
+}
+SWEEPS = 3
+# Less than this is the noise of some hundred people.
+_WORTH = 5e-4
+# Person thresholds are chosen in steps of this.
+_STEP = 1e-3
+# From here on a result is somebody's, and a keypoint is right.
+_PERSON_OKS, _KEYPOINT_OKS = 0.3, 0.5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network said about one image.
+
+    Attributes:
+        image_id: of the image in its annotations.
+        peaks: see there.
+        box: how the image lay in the network's input.
+    """
+
+    image_id: Any
+    peaks: Peaks
+    box: Letterbox
+
+    def people(self, options: DecodeOptions, skeleton: SkeletonInfo = COCO_17) -> Poses:
+        """The people that these options make of it."""
+        return decode(self.peaks, options, skeleton, self.box)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Options and what they gave. ``measures``: see ``tune``."""
+
+    options: DecodeOptions
+    measures: dict[str, float]
+
+
+def see(
+    runtime: Runtime, images: Iterable[dict[str, Any]], files: ImageFiles, size: str = "best"
+) -> list[Seen]:
+    """Runs the network once on every image.
+
+    Args:
+        runtime: any engine; its fixed size wins.
+        images: records with ``id`` and ``file_name``.
+        files: where the pictures are.
+        size: see ``size_for``.
+
+    Raises:
+        EhrnetError: an image is missing or does not decode, or the engine fails.
+    """
+    seen = []
+    for image in images:
+        picture = files.decode(image["file_name"])
+        image_hw = picture.shape[0], picture.shape[1]
+        size_hw = runtime.size_hw or size_for(size, image_hw, runtime.info.input_size)
+        box = Letterbox.fit(image_hw, size_hw)
+        output = runtime(np.ascontiguousarray(box.apply(picture)[None, ..., ::-1]))
+        seen.append(Seen(image["id"], Peaks.from_output(output[0]), box))
+    return seen
+
+
+def choosing_part(annotations: dict[str, Any], share: float) -> dict[str, Any]:
+    """The images held back from training on which thresholds can be chosen.
+
+    Images that label only some of the keypoints are left out, since nobody in them is labelled as
+    COCO labels people.
+
+    Args:
+        annotations: see ``load_annotations``.
+        share: of the images held back, as it was in training; 1 for all.
+
+    Raises:
+        EhrnetError: no labelled person is left.
+    """
+    images = [
+        image
+        for image in annotations["images"]
+        if held_back(image["id"], share)
+        and len(image.get("labelled_keypoints", COCO_17.names)) == COCO_17.num_keypoints
+    ]
+    ids = {image["id"] for image in images}
+    people = [a for a in annotations["annotations"] if a["image_id"] in ids]
+    if not any(any(v > 0 for v in (a.get("keypoints") or [])[2::3]) for a in people):
+        raise EhrnetError(
+            f"of the {len(annotations['images'])} images, the share {share:g} that is held back "
+            "from training holds no labelled person to choose by: give a larger share (1 takes "
+            "all) or other annotations."
+        )
+    return {**annotations, "images": images, "annotations": people}
+
+
+def person_free_images(annotations: dict[str, Any]) -> list[dict[str, Any]]:
+    """The images of an annotation file that are known to show nobody, held back or not."""
+    inhabited = {a["image_id"] for a in annotations["annotations"]}
+    return [
+        image
+        for image in annotations["images"]
+        if is_person_free(image, image["id"] in inhabited, bool(inhabited))
+    ]
+
+
+def held_back_first(
+    images: Sequence[dict[str, Any]], share: float, limit: int | None
+) -> list[dict[str, Any]]:
+    """At most ``limit`` images: those held back, which say most, and others from all over."""
+    first = [image for image in images if held_back(image["id"], share)]
+    rest = [image for image in images if not held_back(image["id"], share)]
+    if limit is None:
+        return first + rest
+    room = limit - len(first)
+    return first[:limit] + (rest[:: max(1, math.ceil(len(rest) / room))] if room > 0 else [])
+
+
+def keypoint_f1(truth: KeypointTruth, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How many reported keypoints are right, and how many labelled ones are reported.
+
+    A keypoint is right where COCO's similarity, for this one keypoint, is 0.5 or more at the person
+    the result was matched to. Keypoints of results that are nobody's are wrong.
+    """
+    pairs, strays = truth.matches(results, _PERSON_OKS)
+    labelled = sum(person["num_keypoints"] for person in truth.people if not person["iscrowd"])
+    reported, right = 0, 0
+    for result in [*strays, *(result for _, result in pairs)]:
+        reported += sum(score > 0 for score in result["keypoints"][2::3])
+    for person, result in pairs:
+        wanted = np.array(person["keypoints"], float).reshape(-1, 3)
+        found = np.array(result["keypoints"], float).reshape(-1, 3)
+        squared = ((wanted[:, :2] - found[:, :2]) ** 2).sum(1)
+        variance = (2 * np.array(COCO_17.sigmas)) ** 2
+        similarity = np.exp(-squared / (2 * variance * max(person["area"], 1.0)))
+        both = (wanted[:, 2] > 0) & (found[:, 2] > 0)
+        right += int((both & (similarity >= _KEYPOINT_OKS)).sum())
+    return {
+        "keypoint_precision": right / reported if reported else 0.0,
+        "keypoint_recall": right / labelled if labelled else 0.0,
+        "keypoint_f1": 2 * right / (reported + labelled) if reported + labelled else 0.0,
+    }
+
+
+def tune(
+    people: Sequence[Seen],
+    annotations: dict[str, Any],
+    empty: Sequence[Seen],
+    start: DecodeOptions,
+    stray: float = 0.1,
+    share: float = 1.0,
+    skeleton: SkeletonInfo = COCO_17,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Choice]:
+    """Chooses the sets ``ap`` and, where person-free images are given, ``display``.
+
+    Args:
+        people: the images of ``annotations``.
+        annotations: who is in them.
+        empty: person-free images.
+        start: options to start from; ``max_people`` stays as it is.
+        stray: fewer people than this are found per person-free image by the display set.
+        share: of the images that training held back; on the others a model may be better than
+            elsewhere, so what is found in the person-free ones held back is counted apart.
+        skeleton: of the model.
+        progress: told after every measurement.
+
+    Returns:
+        The choices by name; ``start`` as well. Their measures: ``AP``, ``keypoint_f1``,
+        ``keypoint_precision``, ``keypoint_recall`` on ``people``, and on ``empty``, where there
+        is any, ``false_positives_per_person_free_image``, and ``.._per_held_back_one`` for those
+        of them that were held back.
+    """
+    truth = KeypointTruth(annotations)
+    unseen = [s for s in empty if held_back(s.image_id, share)]
+
+    def results(options: DecodeOptions) -> list[dict[str, Any]]:
+        return [r for s in people for r in s.people(options, skeleton).to_coco(s.image_id)]
+
+    def measured(options: DecodeOptions) -> Choice:
+        found = results(options)
+        measures = {"AP": truth.average_precision(found)["AP"], **keypoint_f1(truth, found)}
+        if empty:
+            strays = sum(len(s.people(options, skeleton)) for s in empty)
+            measures["false_positives_per_person_free_image"] = strays / len(empty)
+        if unseen:
+            strays = sum(len(s.people(options, skeleton)) for s in unseen)
+            measures["false_positives_per_held_back_one"] = strays / len(unseen)
+        return Choice(options, measures)
+
+    def by_ap(options: DecodeOptions) -> tuple[float, DecodeOptions]:
+        value = truth.average_precision(results(options))["AP"]
+        progress(f"AP {value:.4f}")
+        return value, options
+
+    def by_f1(options: DecodeOptions) -> tuple[float, DecodeOptions]:
+        options = quiet(options, empty, stray, skeleton)
+        value = keypoint_f1(truth, results(options))["keypoint_f1"]
+        progress(f"F1 {value:.4f}")
+        return value, options
+
+    choices = {"start": measured(start)}
+    choices["ap"] = measured(climb(by_ap, start, CHOICES))
+    if empty:
+        rest = {name: values for name, values in CHOICES.items() if name != "person_threshold"}
+        choices["display"] = measured(climb(by_f1, start, rest))
+    return choices
+
+
+def tuned_options(path: Path, name: str, info: ModelInfo) -> dict[str, Any]:
+    """Decode options out of a file written by ``ehrnet tune``.
+
+    Args:
+        path: the file.
+        name: of the set, ``ap`` or ``display``.
+        info: the model they are meant for.
+
+    Raises:
+        EhrnetError: not such a file, no such set, or options of another variant.
+    """
+    values = read_json(path)
+    try:
+        variant, options = values["variant"], dict(values[name]["decode"])
+    except (KeyError, TypeError, ValueError):
+        raise EhrnetError(
+            f"{path} has no options {name!r}: give a file written by `ehrnet tune --json`."
+        ) from None
+    if variant != info.variant:
+        raise EhrnetError(
+            f"the options in {path} are for {variant}, the model is {info.variant}: run "
+            "`ehrnet tune` for it."
+        )
+    if values.get("weights_sha256") != info.weights_sha256:
+        _log.warning("the options in %s were chosen for other weights of %s", path, variant)
+    return options
+
+
+def climb(
+    measure: Callable[[DecodeOptions], tuple[float, DecodeOptions]],
+    start: DecodeOptions,
+    choices: dict[str, tuple[Any, ...]],
+) -> DecodeOptions:
+    """Changes one option at a time as long as that gains something, at most SWEEPS times around.
+
+    Args:
+        measure: gives the worth of options, and the options as they were measured.
+        start: where to begin.
+        choices: values to try, by option.
+    """
+    best, options = measure(start)
+    tried = {start}
+    for _ in range(SWEEPS):
+        before = best
+        for name, values in choices.items():
+            for value in values:
+                changed = dataclasses.replace(options, **{name: value})
+                if changed in tried or (name == "refine_threshold" and not options.refine):
+                    continue
+                tried.add(changed)
+                worth, measured = measure(changed)
+                # The first of equals that is worth the change; later ones must beat it.
+                if worth > best + _WORTH:
+                    best, options = worth, measured
+                    tried.add(options)
+        if best <= before:
+            break
+    return options
+
+
+def quiet(
+    options: DecodeOptions,
+    empty: Sequence[Seen],
+    stray: float,
+    skeleton: SkeletonInfo = COCO_17,
+) -> DecodeOptions:
+    """The same options with the lowest person threshold that finds fewer than ``stray`` people.
+
+    ``stray`` is per image of ``empty``, the mean of all of them. The threshold is a multiple of a
+    thousandth.
+    """
+    limit = stray * len(empty)
+    everyone = dataclasses.replace(options, person_threshold=0.0)
+    found = [(s, s.people(everyone, skeleton).person_score) for s in empty]
+    scores = np.sort(np.concatenate([score for _, score in found] or [np.zeros(0)]))[::-1]
+    allowed = max(math.ceil(limit) - 1, 0)
+    threshold = 0.0
+    if len(scores) > allowed:
+        threshold = (np.floor(scores[allowed] / _STEP) + 1) * _STEP
+    # Leaving people out frees their peaks, which may move others: so the count is taken again,
+    # where anybody is left.
+    while threshold < 1:
+        options = dataclasses.replace(options, person_threshold=round(float(threshold), 6))
+        left = [s for s, score in found if (score >= options.person_threshold).any()]
+        count = sum(len(s.people(options, skeleton)) for s in left)
+        if count < limit or count == 0:
+            return options
+        threshold += _STEP
+    return dataclasses.replace(options, person_threshold=1.0)

@@ -1,0 +1,477 @@
+"""Who is who from image to image: PoseTracker gives the people of one camera lasting numbers.
+
+People are matched to tracks by object keypoint similarity (OKS) with where each track is expected
+to be: the body moves on with its own velocity, which fades while nobody is seen, and the longer it
+was not seen, the wider the place where it may be. The pairs are those of the greatest total worth
+(an exact assignment, so that the order of people means nothing). Nothing is invented: what comes
+out are the people of the image that went in.
+
+Shapes: T tracks, P people, J keypoints. Positions in pixels, times in seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Iterator, Optional, Tuple
+
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.options import check_options, option
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.skeleton import COCO_17, SkeletonInfo
+
+# An image takes at least this long, or tracks would never end where stamps stand still.
+_TICK_S = 1e-3
+# Over less time than this a displacement says nothing of a velocity.
+_VELOCITY_FROM_S = 5e-3
+# Time constants: of averaging velocities, and in which a velocity fades while nobody is seen.
+_VELOCITY_S = 0.3
+_FADING_S = 2.0
+# Unforeseen motion in a second, as a share of the person's size: widens where a track may be.
+_DRIFT = 0.8
+# Deviation of the log of how much larger one person looks in two images in a row.
+_SCALE_SPREAD = 0.2
+# A keypoint unseen for longer starts smoothing anew.
+_FRESH_S = 0.5
+# Images in a row that a track without an id may miss.
+_MISSES_BEFORE_ID = 1
+# Someone this similar to a person who has a track already is a double, not somebody new.
+_DOUBLE = 0.5
+# Cutoff of the keypoints' own speed, as in the One-Euro filter's publication.
+_SLOPE_CUTOFF_HZ = 1.0
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """How people become tracks. Every field may change between two images."""
+
+    track_oks: float = option(
+        0.15, 0.01, 1.0, "A person less similar (OKS) to where a track is expected is not that one."
+    )
+    track_lost_s: float = option(
+        2.0,
+        0.0,
+        60.0,
+        "[s] how long someone may be unseen, or images may pause, without losing the id.",
+    )
+    track_birth_score: float = option(
+        0.1, 0.0, 1.0, "People scoring below this go on with a track but never start one."
+    )
+    track_birth_images: int = option(
+        3, 1, 100, "In how many images a person has to be found before there is an id."
+    )
+    track_smoothing: bool = option(
+        True, 0, 1, "Smooth the keypoints of tracked people with a One-Euro filter."
+    )
+    track_cutoff_hz: float = option(
+        2.0, 0.01, 1000.0, "[Hz] smoothing of a keypoint at rest on its body; less is smoother."
+    )
+    track_speed_gain: float = option(
+        8.0,
+        0.0,
+        1000.0,
+        "[Hz] by how much a keypoint that moves one body size a second is smoothed less.",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass
+class _Tracks:
+    """All tracks of a camera, as arrays with one entry per track.
+
+    Attributes:
+        id: (T,) int32, -1 until it has been found often enough.
+        seen: (T,) int64, images in which it was found.
+        missed: (T,) int64, images in a row in which it was not.
+        unseen: (T,) seconds since it was last found.
+        velocity: (T, 2) of the body, when last found.
+        xy: (T, J, 2) keypoints when last found, as measured; those not found then moved along
+            with the body; NaN where never found.
+        age: (T, J) seconds since each keypoint was last measured.
+        smooth: (T, J, 2) smoothed positions, moved along like ``xy``.
+        slope: (T, J, 2) smoothed speed relative to the body.
+        variance: (T, J) of the smoothed positions.
+    """
+
+    id: np.ndarray
+    seen: np.ndarray
+    missed: np.ndarray
+    unseen: np.ndarray
+    velocity: np.ndarray
+    xy: np.ndarray
+    age: np.ndarray
+    smooth: np.ndarray
+    slope: np.ndarray
+    variance: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def arrays(self) -> Iterator[np.ndarray]:
+        """All fields in order."""
+        return (getattr(self, item.name) for item in dataclasses.fields(self))
+
+    def take(self, index: np.ndarray) -> _Tracks:
+        """Copies of some."""
+        return _Tracks(*(values[index] for values in self.arrays()))
+
+    def put(self, index: np.ndarray, other: _Tracks) -> None:
+        """Writes others over some."""
+        for mine, theirs in zip(self.arrays(), other.arrays()):
+            mine[index] = theirs
+
+    def joined(self, other: _Tracks) -> _Tracks:
+        """Both, these first."""
+        pairs = zip(self.arrays(), other.arrays())
+        return _Tracks(*(np.concatenate(pair) for pair in pairs))
+
+    @staticmethod
+    def begin(poses: Poses) -> _Tracks:
+        """One track for each person, without id."""
+        p, j = poses.score.shape
+        xy = poses.xy.astype(np.float64)
+        return _Tracks(
+            id=np.full(p, -1, np.int32),
+            seen=np.ones(p, np.int64),
+            missed=np.zeros(p, np.int64),
+            unseen=np.zeros(p),
+            velocity=np.zeros((p, 2)),
+            xy=xy,
+            age=np.where(poses.score > 0, 0.0, np.inf),
+            smooth=xy.copy(),
+            slope=np.zeros((p, j, 2)),
+            variance=poses.std.astype(np.float64) ** 2,
+        )
+
+
+class PoseTracker:
+    """Tracks the people of one camera; not for several threads at once.
+
+    Args:
+        options: may be changed later, through the attribute.
+        skeleton: the keypoint set of all poses that will come.
+        ids: where numbers are taken from; trackers that share one never give a number twice.
+
+    Attributes:
+        options: how people become tracks.
+    """
+
+    def __init__(
+        self,
+        options: Optional[TrackOptions] = None,
+        skeleton: SkeletonInfo = COCO_17,
+        ids: Optional[Iterator[int]] = None,
+    ) -> None:
+        self.options = options if options is not None else TrackOptions()
+        self._variance = (2 * np.asarray(skeleton.sigmas)) ** 2
+        self._ids = ids if ids is not None else itertools.count()
+        self._stamp_s: Optional[float] = None
+        self._tracks = _Tracks.begin(Poses.empty(skeleton.num_keypoints))
+
+    def reset(self) -> None:
+        """Forgets everybody; their numbers are not given again."""
+        self._stamp_s = None
+        self._tracks = self._tracks.take(np.arange(0))
+
+    def update(self, poses: Poses, stamp_s: float) -> Poses:
+        """The same people in the same order with ids, and smoothed if the options say so.
+
+        A person who was not found often enough yet has id -1. Smoothed ``std`` is that of the
+        measurements carried through the filter; what a filter lags behind is not in it.
+
+        Args:
+            poses: of the next image; any ids are ignored.
+            stamp_s: when the image was taken, by any clock. A clock that goes back by more than
+                ``track_lost_s`` ends all tracks; by less, no time passes.
+
+        Raises:
+            EhrnetError: another number of keypoints than the skeleton's, or a stamp that is not
+                finite.
+        """
+        num_keypoints = len(self._variance)
+        if poses.score.shape[1] != num_keypoints:
+            raise EhrnetError(
+                f"these people have {poses.score.shape[1]} keypoints and the tracker is for "
+                f"{num_keypoints}: make a tracker for their skeleton."
+            )
+        if not math.isfinite(stamp_s):
+            raise EhrnetError(f"the stamp of the image is {stamp_s}: give seconds of one clock.")
+        # Absent keypoints and boxes as they have to be, whoever made the poses.
+        poses = Poses.build(poses.xy, poses.score, poses.std, poses.person_score)
+        self._pass_time(stamp_s)
+        tracks, options = self._tracks, self.options
+        expected = self._expected()
+        similarity = oks(expected, self._width(), poses) * same_scale(expected, poses)
+        # Of two tracks that fit alike, the one that was seen more recently.
+        worth = similarity / (1 + tracks.unseen[:, None])
+        found, person = best_pairs(np.where(similarity >= options.track_oks, worth, 0))
+        tracks.missed += 1
+        tracks.put(found, self._continued(tracks.take(found), poses[person]))
+        begun = self._begun(poses, similarity[found], person)
+        first_new = len(tracks)
+        tracks = tracks.joined(_Tracks.begin(poses[begun]))
+        owner = np.full(len(poses), -1, np.int64)
+        owner[person] = found
+        owner[begun] = np.arange(first_new, len(tracks))
+        result = self._result(poses, tracks, owner)
+        self._tracks = tracks.take((tracks.id >= 0) | (tracks.missed <= _MISSES_BEFORE_ID))
+        return result
+
+    def _pass_time(self, stamp_s: float) -> None:
+        """Ages all tracks and ends those not seen for too long."""
+        elapsed = 0.0 if self._stamp_s is None else stamp_s - self._stamp_s
+        self._stamp_s = stamp_s
+        if elapsed < -self.options.track_lost_s:
+            elapsed = math.inf
+        elapsed = max(elapsed, _TICK_S)
+        tracks = self._tracks
+        tracks.unseen += elapsed
+        tracks.age += elapsed
+        self._tracks = tracks.take(tracks.unseen <= self.options.track_lost_s)
+
+    def _expected(self) -> np.ndarray:
+        """(T, J, 2) where the keypoints should be now."""
+        tracks = self._tracks
+        reach = _FADING_S * -np.expm1(-tracks.unseen / _FADING_S)
+        return tracks.xy + (tracks.velocity * reach[:, None])[:, None]
+
+    def _width(self) -> np.ndarray:
+        """(T, J) variance in square pixels of where the keypoints may be found."""
+        tracks = self._tracks
+        drift = (_DRIFT * tracks.unseen) ** 2
+        return size(tracks.xy)[:, None] ** 2 * (self._variance + drift[:, None])
+
+    def _begun(self, poses: Poses, similarity: np.ndarray, person: np.ndarray) -> np.ndarray:
+        """Indices of people who start a track.
+
+        Args:
+            poses: of the image.
+            similarity: (M, P) of the M tracks that were found with all people.
+            person: (M,) who they are.
+        """
+        new = poses.person_score >= self.options.track_birth_score
+        new &= (poses.score > 0).any(1)
+        new &= ~(similarity > _DOUBLE).any(0)
+        new[person] = False
+        return np.flatnonzero(new)
+
+    def _continued(self, before: _Tracks, poses: Poses) -> _Tracks:
+        """M tracks after they were found as the M people."""
+        present = poses.score > 0
+        xy = poses.xy.astype(np.float64)
+        # A median: single keypoints jump to the wrong limb, the body does not.
+        shift = _nan_median(xy - before.xy)
+        elapsed = before.unseen[:, None]
+        gain = np.maximum(-np.expm1(-elapsed / _VELOCITY_S), 1 / before.seen[:, None])
+        gain = gain * (elapsed >= _VELOCITY_FROM_S)
+        velocity = before.velocity + gain * (shift / elapsed - before.velocity)
+        smooth, slope, variance = self._smoothed(before, poses, velocity)
+        moved = before.smooth + shift[:, None]
+        return _Tracks(
+            id=before.id,
+            seen=before.seen + 1,
+            missed=np.zeros_like(before.missed),
+            unseen=np.zeros_like(before.unseen),
+            velocity=velocity,
+            xy=np.where(present[..., None], xy, before.xy + shift[:, None]),
+            age=np.where(present, 0.0, before.age),
+            smooth=np.where(present[..., None], smooth, moved),
+            slope=np.where(present[..., None], slope, before.slope),
+            variance=np.where(present, variance, before.variance),
+        )
+
+    def _smoothed(
+        self, before: _Tracks, poses: Poses, velocity: np.ndarray
+    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(M, J, 2), (M, J, 2), (M, J): smooth, slope and variance of what was measured.
+
+        The One-Euro filter (Casiez, Roussel, Vogel 2012) on what a keypoint does beside its body,
+        with speed in body sizes a second, so that near and far people are smoothed alike.
+        """
+        options = self.options
+        fresh = before.age < _FRESH_S
+        measured = poses.xy.astype(np.float64)
+        noise = poses.std.astype(np.float64) ** 2
+        seconds = np.where(fresh, before.age, 1.0)[..., None]
+        carried = before.smooth + (velocity * before.unseen[:, None])[:, None]
+        off = measured - carried
+        slope = before.slope + _gain(_SLOPE_CUTOFF_HZ, seconds) * (off / seconds - before.slope)
+        speed = np.linalg.norm(slope, axis=2, keepdims=True) / size(before.xy)[:, None, None]
+        gain = _gain(options.track_cutoff_hz + options.track_speed_gain * speed, seconds)
+        if not options.track_smoothing:
+            gain = np.ones_like(gain)
+        smooth = carried + gain * off
+        mixed = gain[..., 0] ** 2 * noise + (1 - gain[..., 0]) ** 2 * before.variance
+        variance = np.where(np.isfinite(mixed), mixed, noise)
+        return (
+            np.where(fresh[..., None], smooth, measured),
+            np.where(fresh[..., None], slope, 0.0),
+            np.where(fresh, variance, noise),
+        )
+
+    def _result(self, poses: Poses, tracks: _Tracks, owner: np.ndarray) -> Poses:
+        """The people with what their tracks know; hands out ids.
+
+        Args:
+            poses: of the image.
+            tracks: all; those due get an id.
+            owner: (P,) index of each person's track, -1 for none.
+        """
+        tracked = np.flatnonzero(owner >= 0)
+        mine = owner[tracked]
+        due = (tracks.id[mine] < 0) & (tracks.seen[mine] >= self.options.track_birth_images)
+        for index in mine[due]:
+            tracks.id[index] = next(self._ids)
+        xy, std = poses.xy.copy(), poses.std.copy()
+        xy[tracked] = tracks.smooth[mine]
+        std[tracked] = np.sqrt(tracks.variance[mine])
+        result = Poses.build(xy, poses.score, std, poses.person_score)
+        result.id[tracked] = tracks.id[mine]
+        return result
+
+
+def oks(expected: np.ndarray, width: np.ndarray, poses: Poses) -> np.ndarray:
+    """(T, P) similarity of tracks and people in 0..1, over the keypoints both have.
+
+    Few keypoints in common say little: the mean is reduced by their share of what the one with
+    fewer has.
+
+    Args:
+        expected: (T, J, 2) pixels, NaN where unknown.
+        width: (T, J) variance in square pixels.
+        poses: P people.
+    """
+    known = np.isfinite(expected[..., 0])
+    present = poses.score > 0
+    square = ((expected[:, None] - poses.xy[None]) ** 2).sum(3)
+    both = known[:, None] & present[None]
+    likeness = np.where(both, np.exp(np.where(both, square, 0) / (-2 * width[:, None])), 0)
+    fewer = np.minimum(known.sum(1)[:, None], present.sum(1)[None])
+    return np.asarray(likeness.sum(2) / np.maximum(fewer, 1))
+
+
+def same_scale(expected: np.ndarray, poses: Poses) -> np.ndarray:
+    """(T, P) in 0..1: 1 where the keypoints that both have are spread equally far.
+
+    Tells the near from the far where somebody walks past behind somebody else.
+
+    Args:
+        expected: (T, J, 2) pixels, NaN where unknown.
+        poses: P people.
+    """
+    known = np.isfinite(expected[..., 0]).astype(np.float64)
+    present = (poses.score > 0).astype(np.float64)
+    count = np.maximum(known @ present.T, 1)
+
+    def spread(xy: np.ndarray, mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        """(N, M) variance of N people's keypoints over those that each of M others has too."""
+        centre = np.nansum(xy, 1) / np.maximum(mine.sum(1), 1)[:, None]
+        xy = np.nan_to_num(xy - centre[:, None])
+        mean = np.einsum("njc,mj->nmc", xy, theirs)
+        square = (xy**2).sum(2) @ theirs.T
+        number = np.maximum(mine @ theirs.T, 1)
+        return np.asarray(square / number - (mean**2).sum(2) / number**2)
+
+    track = spread(expected, known, present)
+    person = spread(poses.xy.astype(np.float64), present, known).T
+    ratio = np.log(np.maximum(track, 1) / np.maximum(person, 1)) / 2
+    # Of one keypoint in common there is no spread: no evidence either way.
+    return np.asarray(np.where(count > 1, np.exp(-((ratio / _SCALE_SPREAD) ** 2) / 2), 1.0))
+
+
+def size(xy: np.ndarray) -> np.ndarray:
+    """(T,) size of people in pixels: root of the area of the box around (T, J, 2) keypoints.
+
+    A box flatter than a person can be, as of few keypoints in a row, counts as a wider one.
+    """
+    known = np.isfinite(xy)
+    low = np.where(known, xy, np.inf).min(1, initial=np.inf)
+    high = np.where(known, xy, -np.inf).max(1, initial=-np.inf)
+    sides = np.maximum(high - low, 4.0)
+    area = np.maximum(sides.prod(1), (0.4 * sides.max(1)) ** 2)
+    return np.asarray(np.sqrt(area))
+
+
+def best_pairs(worth: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Pairs of rows and columns with the greatest total worth, each in at most one pair.
+
+    Exact: shortest augmenting paths (Jonker and Volgenant 1987), after pairs that compete with
+    nobody are set aside.
+
+    Args:
+        worth: (R, C), not negative; pairs worth 0 are never made.
+
+    Returns:
+        (M,) rows and (M,) columns.
+    """
+    possible = worth > 0
+    alone = possible & (possible.sum(1, keepdims=True) == 1) & (possible.sum(0) == 1)
+    lone_rows, lone_columns = np.nonzero(alone)
+    rows = np.flatnonzero(possible.any(1) & ~alone.any(1))
+    columns = np.flatnonzero(possible.any(0) & ~alone.any(0))
+    rest = worth[np.ix_(rows, columns)]
+    if rest.shape[0] <= rest.shape[1]:
+        partner = _cheapest(-rest)
+        first, second = np.arange(len(rows)), partner
+    else:
+        partner = _cheapest(-rest.T)
+        first, second = partner, np.arange(len(columns))
+    made = rest[first, second] > 0
+    return (
+        np.concatenate([lone_rows, rows[first[made]]]),
+        np.concatenate([lone_columns, columns[second[made]]]),
+    )
+
+
+def _cheapest(cost: np.ndarray) -> np.ndarray:
+    """(R,) the column of each row at the least total cost; R <= C, every row gets one."""
+    count, width = cost.shape
+    row_price, column_price = np.zeros(count), np.zeros(width)
+    partner = np.full(count, -1, np.int64)
+    owner = np.full(width, -1, np.int64)
+    for start in range(count):
+        distance = np.full(width, np.inf)
+        came_from = np.full(width, -1, np.int64)
+        done = np.zeros(width, bool)
+        row, reached = start, 0.0
+        while True:
+            through = reached + cost[row] - row_price[row] - column_price
+            nearer = ~done & (through < distance)
+            distance[nearer], came_from[nearer] = through[nearer], row
+            column = int(np.where(done, np.inf, distance).argmin())
+            reached = distance[column]
+            done[column] = True
+            if owner[column] < 0:
+                break
+            row = owner[column]
+        taken = np.flatnonzero(done & (owner >= 0))
+        row_price[start] += reached
+        row_price[owner[taken]] += reached - distance[taken]
+        column_price[done] -= reached - distance[done]
+        row = -1
+        while row != start:
+            row = came_from[column]
+            owner[column] = row
+            partner[row], column = column, partner[row]
+    return partner
+
+
+def _nan_median(values: np.ndarray) -> np.ndarray:
+    """(M, 2) median of (M, J, 2) over what is finite; 0 where nothing is."""
+    count = np.isfinite(values[..., 0]).sum(1)
+    ordered = np.sort(values, axis=1)  # NaN last
+    index = np.arange(len(values))
+    low, high = np.maximum(count - 1, 0) // 2, count // 2
+    middle = (ordered[index, low] + ordered[index, np.minimum(high, values.shape[1] - 1)]) / 2
+    return np.where(count[:, None] > 0, middle, 0.0)
+
+
+def _gain(cutoff_hz: object, seconds: np.ndarray) -> np.ndarray:
+    """Share of a new value in a low-pass filter of that cutoff after that time."""
+    return 1 / (1 + 1 / (2 * math.pi * np.asarray(cutoff_hz) * seconds))

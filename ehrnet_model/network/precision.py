@@ -1,0 +1,217 @@
+"""Lower precision, written into the graph: float16 with casts, INT8 with quantised values.
+
+One graph means the same on every engine: ONNX Runtime executes it here, and TensorRT from 10 on
+knows no other way (networks are strongly typed). Only the network itself is lowered. What is around
+it stays float32 and carries ``fp32/`` in its nodes' names: the normalisation, since pixels lose
+their last bits otherwise; the averaging of the two heatmaps and everything behind it, since close
+neighbours become equal and the sub-pixel fit goes wrong; and global average pooling, whose sums
+over a whole map do not fit into float16.
+
+float16 is a pass of its own: the converters of onnxconverter-common and ONNX Runtime put a pair of
+casts around every node that is kept, so that values between two kept nodes still pass through
+float16. INT8 is ONNX Runtime's static quantisation with what TensorRT takes: symmetric, per-channel
+weights, biases left in float.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.runtime import FP32_PREFIX, INPUT_NAME
+from ehrnet_model.inference.sizes import best_named_size, parse_size
+
+PRECISIONS = ("fp32", "fp16", "int8")
+# The exporter names nodes by modules; DeployedNetwork calls the network so.
+_NETWORK = "/network/"
+# Pictures a quantised graph is calibrated on, at most: more changes nothing but the time.
+CALIBRATION_PICTURES = 64
+# Sums of a whole map: beyond float16's 65504 at a map of 192x192 with a mean of 2.
+_ACCUMULATING = ("GlobalAveragePool",)
+# Swish and squeeze-and-excite have long-tailed ranges that eight bits cut badly.
+_BACKBONE = "/backbone/"
+
+
+def name_nodes(graph: Any) -> None:
+    """Marks every node that keeps float32 with FP32_PREFIX, whatever the precision."""
+    for node in graph.node:
+        inside = node.name.startswith(_NETWORK) and node.op_type not in _ACCUMULATING
+        if not inside and not node.name.startswith(FP32_PREFIX):
+            node.name = FP32_PREFIX + node.name.lstrip("/")
+
+
+def to_fp16(model: Any) -> None:
+    """Computes the network in float16, in place; one cast wherever a value crosses the border.
+
+    Raises:
+        EhrnetError: a weight is too large for float16.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input]}
+    kinds.update({v.name: v.type.tensor_type.elem_type for v in inferred.output})
+    weights = {t.name: t for t in graph.initializer}
+    lowered = {
+        name
+        for node in graph.node
+        if not node.name.startswith(FP32_PREFIX)
+        for name in node.output
+        if kinds.get(name) == TensorProto.FLOAT
+    }
+    halves: dict[str, Any] = {}
+    casts: dict[tuple[str, int], str] = {}
+    nodes: list[Any] = []
+
+    def cast(name: str, kind: int) -> str:
+        if (name, kind) not in casts:
+            half = kind == TensorProto.FLOAT16
+            casts[name, kind] = f"{name}/{'fp16' if half else 'fp32'}"
+            label = f"cast/{name}" if half else f"{FP32_PREFIX}cast/{name}"
+            made = helper.make_node("Cast", [name], [casts[name, kind]], label, to=kind)
+            nodes.append(made)
+        return casts[name, kind]
+
+    for node in graph.node:
+        inside = not node.name.startswith(FP32_PREFIX)
+        for i, name in enumerate(node.input):
+            if not inside:
+                if name in lowered:
+                    node.input[i] = cast(name, TensorProto.FLOAT)
+            elif name in weights:
+                # The sizes of a Resize stay float32 by ONNX's definition.
+                if weights[name].data_type == TensorProto.FLOAT and node.op_type != "Resize":
+                    halves[name] = _half(numpy_helper.to_array(weights[name]), name)
+                    node.input[i] = halves[name].name
+            elif name not in lowered and kinds.get(name) == TensorProto.FLOAT:
+                node.input[i] = cast(name, TensorProto.FLOAT16)
+        if inside and node.op_type == "Cast":
+            for attribute in node.attribute:
+                if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                    attribute.i = TensorProto.FLOAT16
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    kept = [t for t in graph.initializer if t.name in used]
+    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(copied)
+    graph.initializer.extend([*kept, *halves.values()])
+
+
+def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
+    """The model with quantised convolutions, calibrated on pictures.
+
+    Quantised are the convolutions behind the backbone with their inputs, weights per channel. The
+    backbone, the deconvolution and the heads stay in float.
+
+    Args:
+        model: the float32 graph.
+        pictures: BGR images with people, such as the robot will see.
+        input_size: short side of the network's input.
+
+    Raises:
+        EhrnetError: no pictures, or ONNX Runtime refuses.
+    """
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    if not pictures:
+        raise EhrnetError(
+            "INT8 needs pictures to measure ranges on: give --images with a folder of pictures of "
+            "people, such as the robot's camera takes."
+        )
+    chosen = quantised_nodes(model.graph)
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, str(source))
+        quantize_static(
+            str(source),
+            str(out),
+            _Pictures(pictures, input_size),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            nodes_to_quantize=chosen,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            calibration_providers=["CPUExecutionProvider"],
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                # Only what goes into a convolution, not what comes out.
+                "OpTypesToExcludeOutputQuantization": ["Conv"],
+                # Weights stay float with a pair of nodes behind them, as TensorRT wants it.
+                "AddQDQPairToWeight": True,
+                # The mean of each picture's extremes: one picture's outlier does not set the range.
+                "CalibMovingAverage": True,
+            },
+        )
+        quantised = onnx.load(str(out))
+    del quantised.metadata_props[:]
+    for domain in [d for d in quantised.opset_import if d.domain not in ("", "ai.onnx")]:
+        quantised.opset_import.remove(domain)
+    return quantised
+
+
+def quantised_nodes(graph: Any) -> list[str]:
+    """Names of the convolutions that INT8 lowers."""
+    from onnx import helper
+
+    leaving = {
+        name
+        for node in graph.node
+        if node.name.startswith(FP32_PREFIX) and node.op_type not in _ACCUMULATING
+        for name in node.input
+    }
+    chosen = []
+    for node in graph.node:
+        if node.op_type != "Conv" or node.name.startswith(FP32_PREFIX):
+            continue
+        groups = [helper.get_attribute_value(a) for a in node.attribute if a.name == "group"]
+        head = any(name in leaving for name in node.output)
+        if groups in ([], [1]) and not head and _BACKBONE not in node.name:
+            chosen.append(node.name)
+    return chosen
+
+
+def _half(array: np.ndarray, name: str) -> Any:
+    from onnx import numpy_helper
+
+    if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        raise EhrnetError(
+            f"the weight {name} has values beyond float16's range: export this model as fp32."
+        )
+    return numpy_helper.from_array(array.astype(np.float16), f"{name}/fp16")
+
+
+class _Pictures:
+    """Gives the calibrator one picture after the other, each at the named size it fits best."""
+
+    def __init__(self, pictures: Sequence[np.ndarray], input_size: int) -> None:
+        self._pictures, self._input_size = list(pictures), input_size
+        self._next = 0
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        if self._next == len(self._pictures):
+            return None
+        picture = self._pictures[self._next]
+        self._next += 1
+        hw = picture.shape[:2]
+        size_hw = parse_size(best_named_size(hw, self._input_size), self._input_size)
+        image = np.zeros((1, *size_hw, 3), np.uint8)
+        Letterbox.fit(hw, size_hw).apply(picture, image[0])
+        return {INPUT_NAME: image}

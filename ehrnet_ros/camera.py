@@ -1,0 +1,288 @@
+"""One camera of the pose node: what it is fed by, what is published for it, what was counted."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Callable, Optional, Tuple
+
+from ehrnet_msgs.msg import PoseArray, SkeletonInfo
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from visualization_msgs.msg import MarkerArray
+
+from ehrnet_model.inference.draw import draw_poses
+from ehrnet_model.inference.poses import Poses, Timings
+from ehrnet_model.inference.tracker import PoseTracker
+from ehrnet_model.skeleton import SkeletonInfo as Skeleton
+from ehrnet_ros import health
+from ehrnet_ros.image_msgs import Picture, to_image
+from ehrnet_ros.live import CameraView, LiveView
+from ehrnet_ros.other_msgs import OtherOutputs
+from ehrnet_ros.parameters import Settings, track_options
+from ehrnet_ros.pose_msgs import MARKER_LIFETIME_S, Lens, to_markers, to_pose_array
+
+SILENT_S = 2.0  # without an image for so long, say what is missing
+_REPEAT_S = 30.0  # say the same thing again only after so long
+
+
+def _qos(depth: int, reliable: bool = True, latched: bool = False) -> QoSProfile:
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+class Camera:
+    """A camera, from the node's start to its end.
+
+    Args:
+        node: owns all publishers and subscriptions.
+        name: ``front`` makes ``front/image`` into ``~/front/poses``; empty: ``image``, ``~/poses``.
+        on_image: called in the executor with this camera and each image message.
+
+    Attributes:
+        counters: what passed through.
+        image_hw: (height, width) of the last image; (0, 0) before the first.
+        input_hw: (height, width) of the network input that its images go through.
+        subscribed: number of the present subscription. Images taken under an older one are stale.
+        bad_image, bad_engine: hold back complaints that were made a moment ago.
+
+    """
+
+    def __init__(
+        self, node: LifecycleNode, name: str, on_image: Callable[[Camera, Any], None]
+    ) -> None:
+        self.name = name
+        self.counters = health.Counters()
+        self.image_hw = self.input_hw = (0, 0)
+        self.subscribed = 0
+        self.bad_image = health.Repeated(_REPEAT_S)
+        self.bad_engine = health.Repeated(_REPEAT_S)
+        # For the worker's thread only; as old as the camera, so that no id is given twice.
+        self._tracker = PoseTracker()
+        self._node = node
+        self._on_image = on_image
+        self._complaint = health.Repeated(_REPEAT_S)
+        self._had_images = False
+        self._lens_told = False
+        self._camera_info: Optional[CameraInfo] = None
+        self._publishers: Tuple[Any, ...] = ()
+        self._other: Optional[OtherOutputs] = None
+        self._view: Optional[CameraView] = None
+        self._subscriptions: Tuple[Any, ...] = ()
+        label = name or "poses"
+        self._diagnostics = health.Diagnostics(node, f"{node.get_fully_qualified_name()}: {label}")
+
+    # Outputs
+
+    def open(self, settings: Settings, live: Optional[LiveView]) -> None:
+        """Makes the publishers (configure).
+
+        Raises:
+            EhrnetError: an output was asked for whose messages are not installed.
+
+        """
+        node, inner = self._node, f"{self.name}/" if self.name else ""
+        prefix = f"~/{inner}"
+        self._other = OtherOutputs(
+            node, prefix, settings.detections, settings.bodies, camera=self.name
+        )
+        if live is not None:
+            self._view = live.add_camera(f"{node.get_fully_qualified_name()}/{inner}")
+        self._publishers = (
+            node.create_lifecycle_publisher(PoseArray, f"{prefix}poses", _qos(10)),
+            node.create_lifecycle_publisher(MarkerArray, f"{prefix}markers", _qos(1)),
+            node.create_lifecycle_publisher(Image, f"{prefix}overlay", _qos(1)),
+            # Not a lifecycle publisher: what the skeletons mean is known before there are any.
+            node.create_publisher(SkeletonInfo, f"{prefix}skeleton_info", _qos(1, latched=True)),
+        )
+        self.image_hw = self.input_hw = (0, 0)
+
+    def close(self) -> None:
+        """Takes the topics away (cleanup)."""
+        self.unsubscribe()
+        if self._other is not None:
+            self._other.destroy()
+        self._other = self._view = None  # the live view takes its channels away itself
+        *outputs, info = self._publishers or (None,)
+        for publisher in outputs:
+            self._node.destroy_lifecycle_publisher(publisher)
+        if info is not None:
+            self._node.destroy_publisher(info)
+        self._publishers = ()
+
+    def listeners(self) -> int:
+        """How many subscriptions there are to what is made from images."""
+        count = sum(publisher.get_subscription_count() for publisher in self._publishers[:3])
+        count += self._other.listeners() if self._other is not None else 0
+        return count + (self._view.listeners() if self._view is not None else 0)
+
+    def publish_info(self, msg: SkeletonInfo) -> None:
+        """Latches what the skeletons mean."""
+        if self._publishers:
+            self._publishers[3].publish(msg)
+
+    def resized(self, image_hw: Tuple[int, int]) -> None:
+        """Images have another size from now on: who was where means nothing any more."""
+        self.image_hw = image_hw
+        self._tracker.reset()
+
+    def track(self, poses: Poses, header: Any, settings: Settings) -> Poses:
+        """The same people with ids that last, where tracking is wanted."""
+        if not settings.tracking:
+            return poses
+        stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
+        self._tracker.options = track_options(settings)
+        now = stamp or self._node.get_clock().now().nanoseconds
+        return self._tracker.update(poses, now / 1e9)
+
+    def publish(
+        self,
+        poses: Poses,
+        picture: Picture,
+        header: Any,
+        skeleton: Skeleton,
+        settings: Settings,
+        timings: Timings,
+    ) -> float:
+        """Sends what follows from one image; returns its age in milliseconds."""
+        to_poses, to_rviz, to_overlay = self._publishers[:3]
+        image_hw = picture.array.shape[0], picture.array.shape[1]
+        array = to_pose_array(poses, header, image_hw)
+        array.latency_ms = age_ms = self._age_ms(header)
+        to_poses.publish(array)
+        if to_rviz.get_subscription_count():
+            markers = to_markers(
+                poses,
+                header,
+                self._lens(image_hw, settings),
+                skeleton,
+                depth=settings.marker_depth,
+                line_width=settings.marker_line_width,
+                lifetime=MARKER_LIFETIME_S,
+            )
+            to_rviz.publish(markers)
+        if to_overlay.get_subscription_count():
+            to_overlay.publish(
+                to_image(draw_poses(picture.bgr(), poses, skeleton, show_ids=True), header)
+            )
+        if self._other is not None:
+            self._other.publish(poses, header, image_hw, skeleton)
+        if self._view is not None:
+            self._view.publish(poses, picture, header, skeleton, timings, age_ms)
+        return age_ms
+
+    def _age_ms(self, header: Any) -> float:
+        """Age of an image now, NaN where it has no stamp."""
+        stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
+        return (self._node.get_clock().now().nanoseconds - stamp) / 1e6 if stamp else math.nan
+
+    def _lens(self, image_hw: Tuple[int, int], settings: Settings) -> Lens:
+        info = self._camera_info
+        lens = Lens.from_camera_info(info, image_hw) if info is not None else None
+        if lens is not None:
+            return lens
+        if not self._lens_told:
+            self._lens_told = True
+            why = "is not calibrated" if info is not None else "has not arrived"
+            self._node.get_logger().info(
+                f"CameraInfo on {self._resolve('camera_info')} {why}: markers are drawn as through "
+                f"a lens of {settings.nominal_fov_deg:g} degrees (nominal_fov_deg)."
+            )
+        return Lens.nominal(image_hw, settings.nominal_fov_deg)
+
+    # Input
+
+    def _resolve(self, topic: str) -> str:
+        name = self._node.resolve_topic_name(f"{self.name}/{topic}" if self.name else topic)
+        return str(name)
+
+    def input(self, settings: Settings) -> Tuple[Any, str, str]:
+        """Type, resolved topic and type name of the images that are asked for."""
+        topic = self._resolve("image")
+        if settings.transport == "raw":
+            return Image, topic, "sensor_msgs/msg/Image"
+        if not topic.endswith("/compressed"):
+            topic += "/compressed"
+        return CompressedImage, topic, "sensor_msgs/msg/CompressedImage"
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether images arrive if there are any."""
+        return bool(self._subscriptions)
+
+    def subscribe(self, settings: Settings) -> None:
+        """Asks for images and their CameraInfo."""
+        kind, topic, _ = self.input(settings)
+        reliable = settings.input_qos == "reliable"
+        self.counters.waiting()
+        self._subscriptions = (
+            self._node.create_subscription(kind, topic, self._received, _qos(1, reliable)),
+            self._node.create_subscription(
+                CameraInfo, self._resolve("camera_info"), self._received_info, _qos(1, False)
+            ),
+        )
+
+    def unsubscribe(self) -> None:
+        """No more images; those that wait are stale from now on."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = ()
+        self.subscribed += 1
+
+    def begin(self) -> None:
+        """The wait for an image begins now (activate)."""
+        self.counters.waiting()
+        self._complaint.reset()
+
+    def _received(self, msg: Any) -> None:
+        silent = self.counters.received()
+        if silent > SILENT_S and self._had_images:
+            of = f" of {self.name}" if self.name else ""
+            self._node.get_logger().info(f"Images{of} again, after {silent:.1f} s without.")
+        self._had_images = True
+        self._complaint.reset()
+        self._on_image(self, msg)
+
+    def _received_info(self, msg: CameraInfo) -> None:
+        self._camera_info = msg
+
+    # Diagnostics
+
+    def status(self, snapshot: health.Snapshot, settings: Settings) -> Tuple[bytes, str]:
+        """Level and sentence of an active camera; complaints about its input go to the log too."""
+        if not self.is_subscribed:
+            if not self._node.count_publishers(self.input(settings)[1]):
+                return self._silent(snapshot.silent_s, settings)
+            return health.OK, "Idle: nobody subscribes to poses, markers or overlay."
+        if snapshot.silent_s > SILENT_S:
+            return self._silent(snapshot.silent_s, settings)
+        if snapshot.failed_in_a_row >= health.DEAD_AFTER:
+            return health.ERROR, f"The engine fails on every image: {snapshot.last_error}"
+        if snapshot.bad_now:
+            return health.WARN, f"Images are refused: {snapshot.last_error}"
+        return health.OK, "Publishing poses."
+
+    def _silent(self, seconds: float, settings: Settings) -> Tuple[bytes, str]:
+        _, topic, type_name = self.input(settings)
+        why = health.explain_input(
+            self._node, topic, type_name, settings.input_qos == "reliable", self.name
+        )
+        if self._complaint.should_say(why):
+            self._node.get_logger().warning(why)
+        if self._had_images:
+            return health.STALE, f"Images stopped {seconds:.0f} s ago. {why}"
+        return health.WARN, why
+
+    def report(self, level: bytes, text: str, model: str, values: Any) -> None:
+        """Publishes the status of this camera."""
+        self._diagnostics.publish(level, text, model, values)
+
+    def done(self, people: int, engine_ms: float, arrived: float, age_ms: float) -> None:
+        """Counts a published answer to an image that arrived at ``arrived`` (time.monotonic())."""
+        wait_ms = (time.monotonic() - arrived) * 1e3
+        self.counters.published(people, engine_ms, wait_ms, age_ms)

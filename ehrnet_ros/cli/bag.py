@@ -1,0 +1,98 @@
+"""``ehrnet bag``: poses for every image of a recorded bag."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, List
+
+HELP = "find the people in every image of a recorded rosbag2 and write a bag of poses and markers"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of this verb."""
+    parser.add_argument("input", type=Path, help="folder of a rosbag2, or its .mcap or .db3 file")
+    parser.add_argument(
+        "output", type=Path, help="folder to make; with .mcap or .db3 at the end, a single file"
+    )
+    parser.add_argument("--phi", type=int, default=-4, help="0 (H0) to -4 (H-4), default -4")
+    parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
+    parser.add_argument(
+        "--runtime", default="auto", help="auto, onnxruntime, openvino, tensorrt or torch"
+    )
+    parser.add_argument(
+        "--size", default="auto", help="network input: auto, square, 4:3, 16:9 or HxW"
+    )
+    parser.add_argument(
+        "--topic",
+        action="append",
+        default=[],
+        help="image topic to take, may be repeated (default: all with colour images)",
+    )
+    parser.add_argument(
+        "-p",
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME:=VALUE",
+        help="parameter of the pose node, such as keypoint_threshold:=0.2 or marker_depth:=3",
+    )
+    parser.add_argument(
+        "--storage", choices=("mcap", "sqlite3"), default="", help="default: that of the input"
+    )
+    parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="also write milliseconds per stage and image, which differ from run to run",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the bag; 1 when there were images that could not be read."""
+    import signal
+
+    from tqdm import tqdm
+
+    from ehrnet_ros.bag import convert_bag
+    from ehrnet_ros.parameters import with_texts
+
+    options = [("phi", str(args.phi)), ("model", args.model or ""), ("runtime", args.runtime)]
+    settings = with_texts([*options, ("size", args.size), *_split(args.param)])
+    # What was begun is removed then, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with tqdm(unit="image", file=sys.stderr, disable=None) as bar:
+
+        def progress(total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        results = convert_bag(
+            args.input, args.output, settings, args.topic, args.storage, args.latency, progress
+        )
+    for result in results:
+        print(_line(result), file=sys.stderr)
+    print(args.output)
+    return 1 if any(result.unreadable for result in results) else 0
+
+
+def _split(texts: List[str]) -> List[Any]:
+    from ehrnet_model.errors import EhrnetError
+
+    pairs = [text.partition(":=") for text in texts]
+    for name, sign, value in pairs:
+        if not sign:
+            raise EhrnetError(f"-p {name}{value} is no parameter: write NAME:=VALUE.")
+    return [(name, value) for name, _, value in pairs]
+
+
+def _line(result: Any) -> str:
+    """``/front/image_raw: 120 images, 250 people, on /pose/poses and /pose/markers``."""
+    camera = result.camera
+    text = (
+        f"{camera.topic}: {result.images} images, {result.people} people, on "
+        f"{camera.prefix}poses and {camera.prefix}markers"
+    )
+    if result.unreadable:
+        text += f"; {result.unreadable} images have no poses, the first because: {result.reason}"
+    return text

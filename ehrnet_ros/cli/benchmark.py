@@ -1,0 +1,112 @@
+"""``ehrnet benchmark``: speed, power and efficiency of the models on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "measure speed and power of models on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of this verb."""
+    parser.add_argument(
+        "--phi", type=int, nargs="+", default=[-4], help="which models (default -4)"
+    )
+    parser.add_argument("--model", type=Path, metavar="FILE", help="an .onnx file instead")
+    parser.add_argument(
+        "--runtime",
+        nargs="+",
+        default=["auto"],
+        metavar="NAME",
+        help="what computes (default auto)",
+    )
+    parser.add_argument("--size", nargs="+", default=["4:3"], help="inputs (default 4:3)")
+    parser.add_argument(
+        "--all", action="store_true", help="every model, precision, size and runtime that is here"
+    )
+    parser.add_argument("--image", type=Path, help="the picture to run on (default: noise)")
+    parser.add_argument("--frames", type=int, default=50, help="images per row (default 50)")
+    parser.add_argument("--threads", type=int, help="of CPU runtimes (default: as the node)")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="results of `ehrnet evaluate --json`, for AP and Æ",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write here instead of where phi:=auto looks"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures row by row, prints the table and keeps it; 1 when no row could be measured."""
+    import tempfile
+
+    import cv2
+    import numpy as np
+
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.evaluation import benchmark
+    from ehrnet_model.inference.runtime import default_threads, model_info
+    from ehrnet_model.inference.sizes import NAMED_SIZES
+    from ehrnet_model.variants import VARIANTS
+
+    if args.image is None:
+        image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    else:
+        image = cv2.imread(str(args.image))
+        if image is None:
+            raise EhrnetError(f"the picture {args.image} cannot be read: give a JPEG or PNG file.")
+    phis = [variant.phi for variant in VARIANTS.values()] if args.all else args.phi
+    runtimes = benchmark.installed_runtimes() if args.all else args.runtime
+    sizes = NAMED_SIZES if args.all else args.size
+    threads = default_threads() if args.threads is None else args.threads
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for phi in phis if args.model is None else [None]:
+            try:
+                model = args.model if phi is None else _model(phi, Path(folder))
+            except EhrnetError as error:
+                print(error, file=sys.stderr)
+                continue
+            for file in benchmark.model_files(model) if args.all else [model]:
+                for runtime in runtimes:
+                    for size in sizes:
+                        ap = benchmark.known_ap(args.evaluation, model_info(file), size)
+                        print(f"{file.name} {runtime} {size} ...", file=sys.stderr)
+                        try:
+                            row = benchmark.measure(
+                                file, runtime, size, threads, image, args.frames, ap
+                            )
+                        except EhrnetError as error:
+                            if not args.all:
+                                raise
+                            print(error, file=sys.stderr)
+                            continue
+                        rows.append(row)
+    if not rows:
+        return 1
+    path = args.json or benchmark.result_file()
+    benchmark.write_result(path, rows)
+    print(benchmark.table(rows))
+    print(f"written to {path}", file=sys.stderr)
+    return 0
+
+
+def _model(phi: int, folder: Path) -> Path:
+    """The model of this machine; without one, untrained weights of the same speed."""
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.models import find_model
+
+    try:
+        return find_model(phi)
+    except EhrnetError as error:
+        try:
+            from ehrnet_model.network.export import timing_model
+        except ImportError:  # no PyTorch, as on a robot
+            raise error from None
+        return timing_model(phi, folder)

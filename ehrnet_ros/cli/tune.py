@@ -1,0 +1,147 @@
+"""``ehrnet tune``: decode options that suit a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "choose decode options for a model by measuring on images held back from training"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of this verb."""
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        required=True,
+        metavar="JSON[.gz]",
+        help="COCO keypoint file of the training data",
+    )
+    parser.add_argument("--images", type=Path, required=True, nargs="+", metavar="DIR_OR_ZIP")
+    parser.add_argument(
+        "--person-free",
+        type=Path,
+        metavar="JSON[.gz]",
+        help="another list of images; those marked person_free are used, their pictures are looked "
+        "for in --images too",
+    )
+    parser.add_argument("--phi", type=int, default=-4, help="which shipped model (default -4)")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help=".onnx, .engine or .safetensors instead"
+    )
+    parser.add_argument("--runtime", default="auto", help="engine (default auto)")
+    parser.add_argument("--size", default="best", help="input size, as in `ehrnet evaluate`")
+    parser.add_argument(
+        "--held-back",
+        type=float,
+        default=0.03,
+        metavar="SHARE",
+        help="share of the images that training held back (its --holdout; default 0.03); 1: all",
+    )
+    parser.add_argument(
+        "--stray",
+        type=float,
+        default=0.1,
+        metavar="N",
+        help="people found per person-free image must stay below this (default 0.1)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only N person-free images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write both sets here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, chooses and prints two sets of options."""
+    from tqdm import tqdm
+
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.evaluation.coco import load_annotations, write_json
+    from ehrnet_model.evaluation.pictures import ImageFiles
+    from ehrnet_model.evaluation.tune import (
+        choosing_part,
+        held_back_first,
+        person_free_images,
+        see,
+        tune,
+    )
+    from ehrnet_model.held_back import held_back
+    from ehrnet_model.inference.decode import DecodeOptions
+    from ehrnet_model.inference.models import find_model
+    from ehrnet_model.inference.runtime import open_runtime
+
+    if not 0 < args.held_back <= 1 or args.stray <= 0 or (args.limit or 1) < 1:
+        raise EhrnetError(
+            "--held-back is a share above 0 and up to 1, --stray a number above 0, --limit 1 or "
+            "more."
+        )
+    annotations = load_annotations(args.annotations, truth=True)
+    part = choosing_part(annotations, args.held_back)
+    empty = person_free_images(annotations)
+    if args.person_free is not None:
+        known = {image["id"] for image in empty}
+        more = person_free_images(load_annotations(args.person_free))
+        empty += [image for image in more if image["id"] not in known]
+    empty = held_back_first(empty, args.held_back, args.limit)
+    unseen = sum(held_back(image["id"], args.held_back) for image in empty)
+    if not empty:
+        print("no person-free images: only the set for AP is chosen", file=sys.stderr)
+    files = ImageFiles(args.images)
+    files.require(image["file_name"] for image in [*part["images"], *empty])
+    model = find_model(args.phi, None if args.model is None else str(args.model))
+    runtime_name = args.runtime
+    if runtime_name == "auto" and model.suffix == ".safetensors":
+        runtime_name = "torch"
+    runtime = open_runtime(model, runtime_name)
+    try:
+        shown = tqdm([*part["images"], *empty], unit="image", file=sys.stderr)
+        seen = see(runtime, shown, files, args.size)
+    finally:
+        runtime.close()
+    inhabited = len(part["images"])
+    with tqdm(unit="setting", file=sys.stderr) as bar:
+
+        def progress(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        choices = tune(
+            seen[:inhabited],
+            part,
+            seen[inhabited:],
+            DecodeOptions.from_dict(runtime.info.decode),
+            args.stray,
+            args.held_back,
+            runtime.info.skeleton,
+            progress,
+        )
+    if args.json is not None:
+        write_json(
+            args.json,
+            {
+                "variant": runtime.info.variant,
+                "weights": runtime.info.weights_name,
+                "weights_sha256": runtime.info.weights_sha256,
+                "size": args.size,
+                "held_back": args.held_back,
+                "images": inhabited,
+                "person_free_images": len(empty),
+                "person_free_images_held_back": unseen,
+                **{
+                    name: {"decode": choice.options.to_dict(), **choice.measures}
+                    for name, choice in choices.items()
+                },
+            },
+        )
+    print(
+        f"{runtime.info.variant} on {inhabited} held-back images and {len(empty)} person-free, "
+        f"{unseen} of them held back"
+    )
+    for name, choice in choices.items():
+        parts = [f"{key} {value:.3f}" for key, value in choice.measures.items()]
+        print(f"{name:8s} {', '.join(parts)}")
+    for name, use in (("ap", "comparing: ehrnet evaluate"), ("display", "use: ehrnet export")):
+        if name in choices:
+            values = choices[name].options.to_dict().items()
+            words = [f"{key}={float(value):g}" for key, value in values]
+            print(f"for {use} --decode {' '.join(words)}")
+    return 0

@@ -1,0 +1,161 @@
+"""DepthNode: a PoseArray, the aligned depth image and its CameraInfo in; people in metres out.
+
+Poses and depth belong together by the stamps of their images, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, List, Optional, Tuple
+
+import numpy as np
+from ehrnet_msgs.msg import PoseArray, PoseArray3D
+from sensor_msgs.msg import CameraInfo, Image
+from visualization_msgs.msg import MarkerArray
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.depth import DepthOptions, lift
+from ehrnet_model.inference.options import check_options, option
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.skeleton import COCO_17
+from ehrnet_ros.image_msgs import to_depth
+from ehrnet_ros.matching import StampMatcher
+from ehrnet_ros.pose_msgs import Lens, from_pose_array, to_markers_3d, to_pose_array_3d
+from ehrnet_ros.small_node import Input, SmallNode, run
+
+_MARKER_LIFETIME_S = 0.5
+# Sizes of picture and depth image may differ by rounding, not in shape.
+_SAME_ASPECT = 0.02
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Which depth image belongs to which poses, and how the result is shown."""
+
+    stamp_slop_s: float = option(
+        0.02, 0.0, 10.0, "[s] how far the stamps of poses and depth image may be apart."
+    )
+    depth_images: int = option(
+        30, 1, 1000, "So many depth images are kept until their poses arrive."
+    )
+    marker_line_width: float = option(0.02, 0.0001, 10.0, "[m] width of the bones in RViz.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+class DepthNode(SmallNode):
+    """The node ``depth``. Raises EhrnetError for wrong parameters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("depth", (DepthOptions, MatchOptions), **options)
+        self._matcher = StampMatcher()
+        self._missed_told = 0
+        self._camera_info: Optional[CameraInfo] = None
+        self._poses = self.create_publisher(PoseArray3D, "~/poses", 10)
+        self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
+
+    def inputs(self) -> List[Input]:
+        """Poses, depth images and what the camera is like."""
+        return [
+            Input("poses", PoseArray, self._on_poses, 10, needed=True),
+            Input("depth_image", Image, self._on_depth, 5, needed=True),
+            Input("camera_info", CameraInfo, self._on_camera_info, 1, needed=True),
+        ]
+
+    def outputs(self) -> List[Any]:
+        """Poses and markers."""
+        return [self._poses, self._markers]
+
+    def forget(self) -> None:
+        """Depth images of long ago belong to nothing that will come."""
+        self._matcher.clear()
+
+    def _on_camera_info(self, msg: CameraInfo) -> None:
+        self._camera_info = msg
+
+    def _on_poses(self, msg: PoseArray) -> None:
+        self._set_matcher()
+        self._lift_all(self._matcher.first(_nanoseconds(msg), msg))
+
+    def _on_depth(self, msg: Image) -> None:
+        self._set_matcher()
+        self._lift_all(self._matcher.second(_nanoseconds(msg), msg))
+
+    def _set_matcher(self) -> None:
+        options = self.options(MatchOptions)
+        self._matcher.slop_ns = int(options.stamp_slop_s * 1e9)
+        self._matcher.kept = options.depth_images
+
+    def _lift_all(self, pairs: List[Tuple[PoseArray, Image]]) -> None:
+        for poses, depth in pairs:
+            try:
+                self._lift(poses, depth)
+            except (EhrnetError, ValueError) as error:  # people of unequal numbers of keypoints
+                self.refuse(str(error))
+        if self._matcher.missed > self._missed_told:
+            self._missed_told = self._matcher.missed
+            self.refuse(
+                "No depth image has the stamp of these poses: are both of one camera? The "
+                "parameter stamp_slop_s allows stamps that differ."
+            )
+
+    def _lift(self, msg: PoseArray, depth: Image) -> None:
+        info = self._camera_info
+        if info is None:
+            raise EhrnetError(
+                f"there is no CameraInfo on {self.resolve_topic_name('camera_info')} yet."
+            )
+        image = to_depth(depth)
+        lens = Lens.from_camera_info(info, (image.shape[0], image.shape[1]))
+        if lens is None:
+            raise EhrnetError("the CameraInfo has no focal length: calibrate the camera.")
+        if msg.header.frame_id != depth.header.frame_id:
+            raise EhrnetError(
+                f"the poses are in frame '{msg.header.frame_id}' and the depth image in "
+                f"'{depth.header.frame_id}': give the depth image that is aligned to the picture."
+            )
+        poses = from_pose_array(msg)
+        camera = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
+        there = _in_image(poses, (msg.height, msg.width), (image.shape[0], image.shape[1]))
+        xyz = lift(there, image, camera, self.options(DepthOptions))
+        self._poses.publish(to_pose_array_3d(poses, xyz, msg.header, self.age_ms(msg.header)))
+        if self._markers.get_subscription_count():
+            markers = to_markers_3d(
+                xyz,
+                poses.id,
+                msg.header,
+                COCO_17,
+                line_width=self.options(MatchOptions).marker_line_width,
+                lifetime=_MARKER_LIFETIME_S,
+            )
+            self._markers.publish(markers)
+
+
+def _nanoseconds(msg: Any) -> int:
+    return int(msg.header.stamp.sec * 10**9 + msg.header.stamp.nanosec)
+
+
+def _in_image(poses: Poses, from_hw: Tuple[int, int], to_hw: Tuple[int, int]) -> Poses:
+    """Poses in pixels of an image of the same view in another size. Raises EhrnetError."""
+    if from_hw == to_hw:
+        return poses
+    if 0 in from_hw or abs(from_hw[0] * to_hw[1] / (from_hw[1] * to_hw[0]) - 1) > _SAME_ASPECT:
+        raise EhrnetError(
+            f"the picture has {from_hw[1]}x{from_hw[0]} pixels and the depth image "
+            f"{to_hw[1]}x{to_hw[0]}: give the depth image that is aligned to the picture."
+        )
+    scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]])
+    # Pixel edges scale, centres do not.
+    xy = (poses.xy + 0.5) * scale - 0.5
+    return Poses.build(xy, poses.score, poses.std * scale.mean(), poses.person_score)
+
+
+def main(args: Optional[List[str]] = None) -> int:
+    """Runs the node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
+    return run("depth", DepthNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

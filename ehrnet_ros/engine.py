@@ -1,0 +1,43 @@
+"""From settings to a loaded model, for the node and for bags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
+from ehrnet_ros import parameters
+
+
+def open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
+    """Loads the engine and runs it once, so that the first image is not the slow one.
+
+    Raises:
+        EhrnetError: the engine cannot be opened, or not with these settings.
+    """
+    # An ONNX file tells its named sizes beforehand, an engine only once it is open.
+    early = path.suffix == ".onnx"
+    size_hw = parameters.input_size(settings, model_info(path).input_size) if early else None
+    runtime = open_runtime(path, settings.runtime, size_hw, settings.threads or None)
+    wanted = parameters.input_size(settings, runtime.info.input_size)
+    if wanted and runtime.size_hw and wanted != runtime.size_hw:
+        runtime.close()
+        raise EhrnetError(
+            f"Parameter size asks for {wanted[0]}x{wanted[1]} but the engine of {path} is for "
+            f"{runtime.size_hw[0]}x{runtime.size_hw[1]}: set size to auto, or build another engine."
+        )
+    options = parameters.decode_options(settings, runtime.info.decode)
+    estimator = PoseEstimator(runtime, options, wanted)
+    estimator(np.zeros((480, 640, 3), np.uint8))
+    return estimator
+
+
+def model_name(info: Optional[ModelInfo]) -> str:
+    """Variant, weights and how far they can be trusted: ``H-4 ours-2026-11 (preview)``."""
+    if info is None:
+        return ""
+    return f"{info.variant} {info.weights_name or 'unnamed'} ({info.quality})"

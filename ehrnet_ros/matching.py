@@ -1,0 +1,67 @@
+"""Pairs of messages of two topics by the stamps of their images."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any, Deque, List, Tuple
+
+_WAITING = 10
+
+
+class StampMatcher:
+    """Finds to each of the firsts the second of the same stamp, or of the nearest.
+
+    Firsts wait until their second is there, in order and at most ten of them: they may come before
+    or after it. A second may serve several firsts.
+
+    Attributes:
+        slop_ns: how far the stamps of a pair may be apart, in nanoseconds.
+        kept: how many seconds are kept.
+        missed: how many firsts have had no second.
+
+    """
+
+    def __init__(self, slop_ns: int = 0, kept: int = 30) -> None:
+        self.slop_ns, self.kept = slop_ns, kept
+        self.missed = 0
+        self._firsts: Deque[Tuple[int, Any]] = collections.deque()
+        self._seconds: Deque[Tuple[int, Any]] = collections.deque()
+
+    def clear(self) -> None:
+        """Forgets all messages."""
+        self._firsts.clear()
+        self._seconds.clear()
+
+    def first(self, stamp_ns: int, item: Any) -> List[Tuple[Any, Any]]:
+        """Adds a first; the pairs that are complete now."""
+        self._firsts.append((stamp_ns, item))
+        if len(self._firsts) > _WAITING:
+            self._firsts.popleft()
+            self.missed += 1
+        return self._pairs()
+
+    def second(self, stamp_ns: int, item: Any) -> List[Tuple[Any, Any]]:
+        """Adds a second; the pairs that are complete now. Stamps that go back begin anew."""
+        if self._seconds and stamp_ns < self._seconds[-1][0]:
+            self._seconds.clear()
+        self._seconds.append((stamp_ns, item))
+        while len(self._seconds) > self.kept:
+            self._seconds.popleft()
+        return self._pairs()
+
+    def _pairs(self) -> List[Tuple[Any, Any]]:
+        pairs: List[Tuple[Any, Any]] = []
+        while self._firsts and self._seconds:
+            stamp, item = self._firsts[0]
+            newest = self._seconds[-1][0]
+            # Of equally near ones the newest: it comes last.
+            off, place = min((abs(other - stamp), -i) for i, (other, _) in enumerate(self._seconds))
+            partner = self._seconds[-place][1]
+            if off == 0 or (off <= self.slop_ns and newest >= stamp):
+                pairs.append((item, partner))
+            elif newest > stamp + self.slop_ns:  # what comes is newer still
+                self.missed += 1
+            else:
+                break
+            self._firsts.popleft()
+        return pairs

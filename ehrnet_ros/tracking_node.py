@@ -1,0 +1,111 @@
+"""TrackingNode: any PoseArray in, the same people with lasting ids out.
+
+For poses of a node that does not track, or from a bag. Each frame_id is a camera with a tracker of
+its own; all of them take ids from one row of numbers.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import sys
+from dataclasses import dataclass
+from typing import Any, List, Optional, OrderedDict
+
+from ehrnet_msgs.msg import PoseArray
+from sensor_msgs.msg import CameraInfo
+from visualization_msgs.msg import MarkerArray
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.options import check_options, option
+from ehrnet_model.inference.tracker import PoseTracker, TrackOptions
+from ehrnet_model.skeleton import COCO_17
+from ehrnet_ros.pose_msgs import MARKER_LIFETIME_S, Lens, from_pose_array, to_markers, to_pose_array
+from ehrnet_ros.small_node import Input, SmallNode, run
+
+_CAMERAS = 32  # trackers kept; beyond, the one unused for longest goes
+
+
+@dataclass(frozen=True)
+class MarkerOptions:
+    """How skeletons are shown that have no depth."""
+
+    marker_depth: float = option(
+        1.0, 0.01, 1000.0, "[m] distance from the camera of the plane of the skeletons in RViz."
+    )
+    marker_line_width: float = option(0.01, 0.0001, 10.0, "[m] width of the bones in RViz.")
+    nominal_fov_deg: float = option(
+        60.0, 1.0, 179.0, "[degrees] horizontal field of view assumed while there is no CameraInfo."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+class TrackingNode(SmallNode):
+    """The node ``tracking``. Raises EhrnetError for wrong parameters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("tracking", (TrackOptions, MarkerOptions), **options)
+        self._ids = itertools.count()
+        self._trackers: OrderedDict[str, PoseTracker] = collections.OrderedDict()
+        self._camera_info: Optional[CameraInfo] = None
+        self._poses = self.create_publisher(PoseArray, "~/poses", 10)
+        self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
+
+    def inputs(self) -> List[Input]:
+        """Poses; a CameraInfo for the markers."""
+        return [
+            Input("poses", PoseArray, self._on_poses, 10, needed=True),
+            Input("camera_info", CameraInfo, self._on_camera_info, 1, needed=False),
+        ]
+
+    def outputs(self) -> List[Any]:
+        """Poses and markers."""
+        return [self._poses, self._markers]
+
+    def _on_camera_info(self, msg: CameraInfo) -> None:
+        self._camera_info = msg
+
+    def _on_poses(self, msg: PoseArray) -> None:
+        try:
+            tracker = self._tracker(msg.header.frame_id)
+            poses = tracker.update(from_pose_array(msg), self.stamp_s(msg.header))
+        except (EhrnetError, ValueError) as error:  # people of unequal numbers of keypoints
+            self.refuse(str(error))
+            return
+        image_hw = msg.height, msg.width
+        self._poses.publish(to_pose_array(poses, msg.header, image_hw, self.age_ms(msg.header)))
+        if self._markers.get_subscription_count() and min(image_hw) > 0:
+            options = self.options(MarkerOptions)
+            info = self._camera_info
+            lens = Lens.from_camera_info(info, image_hw) if info is not None else None
+            markers = to_markers(
+                poses,
+                msg.header,
+                lens or Lens.nominal(image_hw, options.nominal_fov_deg),
+                COCO_17,
+                depth=options.marker_depth,
+                line_width=options.marker_line_width,
+                lifetime=MARKER_LIFETIME_S,
+            )
+            self._markers.publish(markers)
+
+    def _tracker(self, frame_id: str) -> PoseTracker:
+        tracker = self._trackers.pop(frame_id, None)
+        if tracker is None:
+            tracker = PoseTracker(ids=self._ids)
+        self._trackers[frame_id] = tracker
+        if len(self._trackers) > _CAMERAS:
+            self._trackers.popitem(last=False)
+        tracker.options = self.options(TrackOptions)
+        return tracker
+
+
+def main(args: Optional[List[str]] = None) -> int:
+    """Runs the node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
+    return run("tracking", TrackingNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

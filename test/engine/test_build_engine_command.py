@@ -1,0 +1,138 @@
+"""``ehrnet build-engine``: what it builds, what it says, and what it tells /diagnostics."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stand_in_builder import StandInBuilder
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.answers import answers_file
+from ehrnet_ros.cli import build_engine
+
+
+@pytest.fixture
+def model(dots_model: Path, tmp_path: Path, monkeypatch) -> Path:
+    """The model as the user's own for phi -4, and folders of this test alone."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder = tmp_path / "data" / "ehrnet" / "models"
+    folder.mkdir(parents=True)
+    shutil.copy(dots_model, folder / "H-4.onnx")
+    shutil.copy(answers_file(dots_model), folder / "H-4.answers.npz")
+    return folder / "H-4.onnx"
+
+
+def run(builder: StandInBuilder | None, *arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    build_engine.add_arguments(parser)
+    return build_engine.run(parser.parse_args([*arguments]), builder)
+
+
+def test_the_usual_size_is_built_and_the_verdict_printed(model, capsys) -> None:
+    assert run(StandInBuilder(), "--if-missing") == 0
+    out = capsys.readouterr().out
+    assert "H-4-fp32-384x512-b1-" in out
+    assert (
+        "H-4, fp32, 384x512, batch 1, built in" in out and "same: 68 keypoints of 4 people" in out
+    )
+
+
+def test_auto_takes_the_engine_that_is_there(model, capsys) -> None:
+    builder = StandInBuilder()
+    run(builder, "--size", "square")
+    assert run(builder, "--if-missing") == 0
+    assert builder.builds == 1
+    assert "384x384" in capsys.readouterr().out.splitlines()[-1]
+    run(builder, "--size", "square")  # without --if-missing it is built again
+    assert builder.builds == 2
+
+
+def test_folder_and_batch(model, tmp_path, capsys) -> None:
+    run(StandInBuilder(), "--engines", str(tmp_path / "mine"), "--batch", "2")
+    (engine,) = (tmp_path / "mine").glob("*.engine")
+    assert "-b2-" in engine.name
+
+
+def test_without_tensorrt_it_says_what_to_install(model, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EhrnetError, match="tensorrt is not available: .* JetPack"):
+        run(None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--phi", "-2"], "no weights for phi -2"),
+        (["--model", "none.onnx"], "no model file none.onnx"),
+        (["--size", "100x100"], "multiples of 32"),
+        (["--batch", "0"], "batch of 0"),
+    ],
+)
+def test_wrong_use(arguments, message, model) -> None:
+    with pytest.raises(EhrnetError, match=message):
+        run(StandInBuilder(), *arguments)
+
+
+def test_a_foreign_onnx_file_is_refused(model, tmp_path) -> None:
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(str(model))
+    del proto.metadata_props[:]
+    onnx.save(proto, str(tmp_path / "foreign.onnx"))
+    with pytest.raises(EhrnetError, match="not one written by `ehrnet export`"):
+        run(StandInBuilder(), "--model", str(tmp_path / "foreign.onnx"))
+
+
+PUBLISHER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from ehrnet_ros.build_status import BuildStatus
+status = BuildStatus("H-4 fp16")
+while not any(p.get_subscription_count() for p in status._node.publishers):
+    time.sleep(0.05)
+status(61.0, 0.25, "tactics")
+status.done(False, "unchecked: nothing stored.")
+"""
+
+
+def test_diagnostics_hear_how_far_it_is(tmp_path, monkeypatch) -> None:
+    rclpy = pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+    pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+    import os
+
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path))
+    context = rclpy.Context()
+    context.init()
+    node = rclpy.create_node("listener", context=context)
+    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    heard: list = []
+    node.create_subscription(DiagnosticArray, "/diagnostics", heard.append, 10)
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", PUBLISHER, root], env=os.environ)
+    try:
+        end = time.monotonic() + 60
+        while len(heard) < 2 and time.monotonic() < end:
+            executor.spin_once(0.1)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        executor.shutdown()
+        node.destroy_node()
+        context.try_shutdown()
+    first, last = (msg.status[0] for msg in heard)
+    assert first.name == "ehrnet engine" and first.hardware_id == "H-4 fp16"
+    assert first.message == "Building the TensorRT engine for 61 s, 25%: tactics."
+    assert {v.key: v.value for v in first.values} == {"seconds": "61", "share": "0.250"}
+    assert (last.level, last.message) == (DiagnosticStatus.WARN, "unchecked: nothing stored.")

@@ -1,0 +1,344 @@
+"""Engines are stored whole, found by everything that makes them valid, and built once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stand_in_builder import StandInBuilder
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference import engine as cache
+from ehrnet_model.inference.answers import answers_file
+from ehrnet_model.inference.engine import (
+    Engine,
+    EngineSpec,
+    Platform,
+    ensure_engine,
+    find_engine,
+    stored_engines,
+)
+
+PROGRAM = Path(__file__).parents[1] / "support" / "stand_in_builder.py"
+SIZE = (384, 384)
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache and memory folder of this test alone."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.delenv("EHRNET_ENGINES", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def model(dots_model: Path, tmp_path: Path) -> Path:
+    for file in (dots_model, answers_file(dots_model)):
+        shutil.copy(file, tmp_path)
+    return tmp_path / dots_model.name
+
+
+def ensure(model: Path, builder: StandInBuilder, **options) -> Engine:
+    return ensure_engine(model, options.pop("size_hw", SIZE), builder, **options)
+
+
+def test_an_engine_is_built_once_and_described_in_clear(model, tmp_path) -> None:
+    builder = StandInBuilder(level=3)
+    first = ensure(model, builder)
+    assert first.path is not None and first.path.parent == tmp_path / "cache" / "ehrnet" / "engines"
+    assert first.path.name.startswith("H-4-fp32-384x384-b1-")
+    text = json.loads(first.path.with_suffix(".engine.json").read_text())
+    assert text["spec"]["platform"]["tensorrt"] == "10.3.0"
+    assert text["spec"]["platform"]["gpu"] == "Orin"
+    assert text["spec"]["settings"] == {"level": 3}
+    assert text["onnx"] == "dots.onnx" and text["layers"] == {"fp32": 3}
+    assert text["verdict"]["state"] == "same" and text["verdict"]["keypoints"] > 10
+    again = ensure(model, builder)
+    assert builder.builds == 1
+    assert again == dataclasses.replace(first, plan=None)
+    assert (first.path.stat().st_mode & 0o777, first.path.parent.stat().st_mode & 0o777) == (
+        0o600,
+        0o700,
+    )
+    ensure(model, builder, rebuild=True)
+    assert builder.builds == 2
+
+
+SPEC = EngineSpec("0" * 64, "fp32", SIZE, 1, Platform("10.3.0", "Orin", "8.7", "R36"), {"a": 1})
+CHANGES = [
+    ({"onnx_sha256": "1" * 64}, "ONNX file 111111111111 instead of 000000000000"),
+    ({"precision": "fp16"}, "precision fp16 instead of fp32"),
+    ({"size_hw": (384, 512)}, "input size 384x512 instead of 384x384"),
+    ({"max_batch": 2}, "batch 2 instead of 1"),
+    ({"platform": Platform("8.5.2", "Orin", "8.7", "R36")}, "TensorRT 8.5.2 instead of 10.3.0"),
+    ({"platform": Platform("10.3.0", "Thor", "8.7", "R36")}, "GPU Thor instead of Orin"),
+    (
+        {"platform": Platform("10.3.0", "Orin", "7.2", "R36")},
+        "compute capability 7.2 instead of 8.7",
+    ),
+    ({"platform": Platform("10.3.0", "Orin", "8.7")}, "system none instead of R36"),
+    ({"settings": {"a": 2}}, "setting a 2 instead of 1"),
+    ({"settings": {"a": 1, "b": 0}}, "setting b 0 instead of none"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), CHANGES, ids=[text for _, text in CHANGES])
+def test_every_part_changes_the_key_and_is_named(change, text) -> None:
+    other = dataclasses.replace(SPEC, **change)
+    assert other.key() != SPEC.key()
+    assert other.differences(SPEC) == [text]
+    fields = {f.name for f in dataclasses.fields(EngineSpec)}
+    assert {name for changed, _ in CHANGES for name in changed} == fields, "a part is not tested"
+
+
+def test_after_an_update_the_reason_for_building_again_is_said(model, caplog) -> None:
+    ensure(model, StandInBuilder("8.6.1"))
+    with caplog.at_level(logging.WARNING):
+        new = ensure(model, StandInBuilder("10.3.0"))
+    assert "does not fit this machine any more: TensorRT 10.3.0 instead of 8.6.1." in caplog.text
+    assert new.info.spec.platform.tensorrt == "10.3.0"
+    assert len(stored_engines()) == 2, "the old system may be booted again"
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "description", "no description", "foreign"])
+def test_what_does_not_load_is_built_again_once(damage, model, caplog) -> None:
+    builder = StandInBuilder()
+    path = ensure(model, builder).path
+    assert path is not None
+    sidecar = path.with_suffix(".engine.json")
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[:100])
+    elif damage == "other":
+        path.write_bytes(whole[:-1] + b"1")
+    elif damage == "description":
+        sidecar.write_text("{")
+    elif damage == "no description":
+        sidecar.unlink()
+    else:
+        text = json.loads(sidecar.read_text())
+        text["spec"]["platform"]["tensorrt"] = "8.5.2"
+        sidecar.write_text(json.dumps(text))
+    with caplog.at_level(logging.WARNING):
+        assert ensure(model, builder).path == path
+    assert builder.builds == 2
+    assert "Building the engine again, with an unchanged key" in caplog.text
+    if damage == "foreign":
+        assert "TensorRT 8.5.2 instead of 10.3.0" in caplog.text
+    assert path.read_bytes() == whole
+    ensure(model, builder)
+    assert builder.builds == 2
+
+
+def test_an_engine_that_never_loads_is_an_error_not_a_loop(model) -> None:
+    builder = StandInBuilder()
+    ensure(model, builder)
+    builder.refuses = b"stand-in"
+    with pytest.raises(EhrnetError, match="does not accept the new engine"):
+        ensure(model, builder)
+    assert builder.builds == 2
+
+
+def test_a_wrong_engine_is_refused_and_not_kept(model) -> None:
+    builder = StandInBuilder()
+
+    def all_to_the_right(peaks: np.ndarray) -> np.ndarray:
+        peaks[..., 1] += 3
+        return peaks
+
+    builder.answer = all_to_the_right
+    with pytest.raises(EhrnetError, match="not kept, it does not give the model's answers: .* px"):
+        ensure(model, builder)
+    assert stored_engines() == []
+
+
+@pytest.mark.parametrize("case", ["no answers", "other size"])
+def test_an_engine_that_cannot_be_checked_says_so(case, model, caplog) -> None:
+    size = SIZE
+    if case == "no answers":
+        answers_file(model).unlink()
+    else:
+        size = (96, 128)
+    with caplog.at_level(logging.WARNING):
+        engine = ensure(model, StandInBuilder(), size_hw=size)
+    assert engine.info.verdict.state == "unchecked"
+    assert "not proved to be right" in caplog.text
+
+
+def test_the_timing_cache_goes_from_build_to_build_on_one_machine(model) -> None:
+    builder = StandInBuilder()
+    for size in (SIZE, (384, 512)):
+        ensure(model, builder, size_hw=size)
+    assert builder.timing_caches == [b"", b"timed 1"]
+    other = StandInBuilder("8.6.1")
+    ensure(model, other)
+    assert other.timing_caches == [b""]
+
+
+def test_progress_is_told_while_it_builds(model) -> None:
+    builder = StandInBuilder()
+    told: list[tuple[float, float | None, str]] = []
+    heard = threading.Event()
+    builder.during = lambda report: heard.wait(30) or pytest.fail("no progress")
+
+    def progress(*now) -> None:
+        told.append(now)
+        heard.set()
+
+    ensure(model, builder, progress=progress)
+    seconds, share, text = told[0]
+    assert seconds > 0.5 and (share, text) == (0.5, "half of it")
+
+
+def test_engines_are_found_by_model_size_and_machine(model, tmp_path) -> None:
+    assert find_engine(model) is None
+    old = ensure(model, StandInBuilder("8.6.1"))
+    square = ensure(model, StandInBuilder())
+    here = square.info.spec.platform
+    assert find_engine(model, SIZE, here).path == square.path
+    assert find_engine(model, (384, 512), here) is None
+    assert find_engine(model, SIZE, old.info.spec.platform).path == old.path
+    assert find_engine(square.path).info == square.info
+    assert find_engine(tmp_path / "none.engine") is None
+    text = model.read_bytes()
+    other = tmp_path / "other.onnx"
+    other.write_bytes(text[:-1] + bytes([text[-1] ^ 1]))
+    assert find_engine(other) is None, "the content counts, not the name"
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_an_impossible_batch(batch, model) -> None:
+    with pytest.raises(EhrnetError, match="batch of .* is not possible"):
+        ensure(model, StandInBuilder(), max_batch=batch)
+
+
+# Places ------------------------------------------------------------------------------------------
+
+
+def test_the_folder_can_be_moved(model, tmp_path, monkeypatch) -> None:
+    builder = StandInBuilder()
+    assert ensure(model, builder, folder=tmp_path / "a").path.parent == tmp_path / "a"
+    monkeypatch.setenv("EHRNET_ENGINES", str(tmp_path / "b"))
+    assert ensure(model, builder).path.parent == tmp_path / "b"
+    assert find_engine(model).path.parent == tmp_path / "b"
+    monkeypatch.setenv("EHRNET_ENGINES", "~/engines")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.engine_folder() == tmp_path / "engines"
+
+
+def test_a_folder_that_others_can_write_to_is_refused(model, tmp_path, caplog) -> None:
+    folder = tmp_path / "shared"
+    ensure(model, StandInBuilder(), folder=folder)
+    folder.chmod(0o777)
+    with pytest.raises(EhrnetError, match="others can write to .*shared, and engines are code"):
+        ensure(model, StandInBuilder(), folder=folder)
+    with caplog.at_level(logging.WARNING):
+        assert find_engine(model, folder=folder) is None
+    assert "others can write to" in caplog.text
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+def start(model: Path, folder: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, str(PROGRAM), str(model), str(folder), *options]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def until(process: subprocess.Popen, stream, word: str) -> None:
+    for line in stream:
+        if word in line:
+            return
+    pytest.fail(f"{word!r} was not said: {process.stderr.read()}")
+
+
+def test_two_processes_build_it_once(model, tmp_path) -> None:
+    folder, hold = tmp_path / "engines", tmp_path / "go on"
+    first = start(model, folder, "--hold", str(hold))
+    until(first, first.stdout, "building")
+    second = start(model, folder)
+    until(second, second.stderr, "another process builds this engine, waiting")
+    hold.touch()
+    out, _ = first.communicate(timeout=60)
+    assert "built 1 verdict same" in out
+    out, _ = second.communicate(timeout=60)
+    assert "built 0 verdict same" in out
+    assert len(list(folder.glob("*.engine"))) == 1
+
+
+@pytest.mark.parametrize("when", ["building", "writing"])
+def test_kill_9_leaves_no_half_engine_and_no_lock(when, model, tmp_path) -> None:
+    folder = tmp_path / "engines"
+    more = ["--hang"] if when == "writing" else ["--hold", str(tmp_path / "never")]
+    process = start(model, folder, *more)
+    until(process, process.stdout, when)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    process.stdout.close()
+    process.stderr.close()
+    assert find_engine(model, folder=folder) is None
+    builder = StandInBuilder()
+    engine = ensure(model, builder, folder=folder)
+    assert builder.builds == 1
+    assert find_engine(model, folder=folder).path == engine.path
+    left = [p.name for p in folder.iterdir() if p.name.startswith(".")]
+    assert left == [], "what the killed process had written is cleared away"
+
+
+def test_when_nothing_can_be_written_the_engine_lives_in_the_process(model, tmp_path) -> None:
+    """A limit on file sizes stops every file system, the one in memory too."""
+    process = start(model, tmp_path / "engines", "--bytes", "100000", "--limit", "50000")
+    out, err = process.communicate(timeout=60)
+    assert "engine None built 1 verdict same" in out, err
+    assert err.count("WARNING: The engine of 0.1 MB could not be stored in") == 2
+    assert "File too large" in err and "built again next time" in err
+    assert stored_engines(tmp_path / "engines") == []
+
+
+def in_small_disk(model: Path, size: str, remount: str, code: str) -> subprocess.CompletedProcess:
+    """Runs Python in a mount namespace of its own in which ``disk`` is a small file system."""
+    disk = model.parent / "disk"
+    disk.mkdir()
+    script = (
+        f"mount -t tmpfs -o size={size},mode=700 small {disk} && {remount} "
+        f"exec {sys.executable} {PROGRAM} {model} {disk} {code}"
+    )
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
+    if shutil.which("unshare") is None:
+        pytest.skip("needs the program unshare")
+    if subprocess.run([*command[:-2], "-c", "true"], capture_output=True).returncode:
+        pytest.skip("this system does not allow mount namespaces")
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ)
+
+
+@pytest.mark.parametrize(
+    ("size", "remount", "reason"),
+    [
+        ("64k", "", "No space left on device"),
+        ("1m", "mount -o remount,ro {disk} &&", "Read-only file system"),
+    ],
+    ids=["full", "read-only"],
+)
+def test_without_room_on_disk_it_goes_to_memory(size, remount, reason, model, tmp_path) -> None:
+    remount = remount.format(disk=model.parent / "disk")
+    done = in_small_disk(model, size, remount, "--bytes 100000")
+    assert f"could not be stored in {tmp_path / 'disk'} ({reason})" in done.stderr, done.stderr
+    assert "kept in memory until the machine is switched off" in done.stderr
+    kept = tmp_path / "run" / "ehrnet" / "engines"
+    assert f"engine {kept}" in done.stdout and "built 1 verdict same" in done.stdout
+    assert find_engine(model, folder=tmp_path / "disk").path.parent == kept

@@ -1,0 +1,197 @@
+"""``ehrnet benchmark``: rows of what ran, from real meters where there are some."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation import benchmark
+from ehrnet_model.evaluation.power import PowerMeter
+from ehrnet_model.inference.runtime import model_info
+from ehrnet_ros.cli import benchmark as command
+
+
+@pytest.fixture
+def home(dots_model: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A user whose only models are H-4 and its float16 twin."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    folder = tmp_path / "ehrnet" / "models"
+    folder.mkdir(parents=True)
+    shutil.copy(dots_model, folder / "H-4.onnx")
+    shutil.copy(dots_model, folder / "H-4.fp16.onnx")
+    return tmp_path / "ehrnet"
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([*arguments, "--frames", "3", "--threads", "1"]))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_row_says_what_ran_and_how_fast(name, home, capsys) -> None:
+    pytest.importorskip(name)
+    assert run("--runtime", name, "--size", "square", "96x128") == 0
+    result = json.loads((home / "benchmark.json").read_text())
+    assert result["machine"]["cores"] > 0 and len(result["date"]) == 10
+    square, small = result["rows"]
+    assert (square["variant"], square["phi"], square["runtime"]) == ("H-4", -4, name)
+    assert (square["size"], square["input"]) == ("square", "384x384")
+    assert (small["size"], small["input"]) == ("96x128", "128x96")
+    for row in (square, small):
+        assert 0 < row["network_ms"] <= row["pipeline_ms"] <= row["pipeline_p95_ms"]
+        assert row["fps"] == pytest.approx(1000 / row["pipeline_ms"], rel=0.01)
+        assert row["network_fps"] >= row["fps"]
+        assert (row["ap"], row["ae"]) == (None, None)
+        assert Path(row["model"]).is_file()
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 4 and "384x384" in out[2]
+
+
+def test_all_takes_every_precision_size_and_runtime_and_goes_on(home, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(benchmark, "installed_runtimes", lambda: ["onnxruntime", "tensorrt"])
+    monkeypatch.setattr(command, "_model", only_h4(home))
+    assert run("--all", "--json", str(home / "mine.json")) == 0
+    rows = json.loads((home / "mine.json").read_text())["rows"]
+    assert len(rows) == 2 * 3
+    assert {Path(row["model"]).name for row in rows} == {"H-4.onnx", "H-4.fp16.onnx"}
+    assert {row["size"] for row in rows} == {"square", "4:3", "16:9"}
+    err = capsys.readouterr().err
+    assert "runtime tensorrt is not available" in err and "no weights for phi -2" in err
+    assert not (home / "benchmark.json").exists()
+
+
+def only_h4(home: Path):
+    """Without the untrained stand-ins, whose export takes long."""
+
+    def model(phi: int, folder: Path) -> Path:
+        from ehrnet_model.inference.models import find_model
+
+        return find_model(phi)
+
+    return model
+
+
+def test_a_variant_without_weights_is_timed_with_untrained_ones(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    monkeypatch.setattr("ehrnet_model.inference.models.PACKAGE_FOLDER", tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    info = model_info(command._model(-4, tmp_path))
+    assert (info.variant, info.quality) == ("H-4", "random")
+
+
+def test_efficiency_is_ap_times_frames_per_second_and_watt(home, tmp_path, monkeypatch) -> None:
+    """The paper's H0: AP 64.8, 22.95 FPS at 15 W is 1.53 FPS/W and Æ 99.1."""
+    info = model_info(home / "models" / "H-4.onnx")
+    measures = {
+        "weights_sha256": info.weights_sha256,
+        "precision": "fp32",
+        "input_sizes": ["384x384"],
+        "AP": 0.648,
+    }
+    (tmp_path / "ap.json").write_text(json.dumps({**measures, "mirror": False, "scales": [1]}))
+    (tmp_path / "mirror.json").write_text(json.dumps({**measures, "mirror": True, "AP": 0.7}))
+    (tmp_path / "half.json").write_text(json.dumps({**measures, "precision": "fp16", "AP": 0.7}))
+
+    class FifteenWatts(PowerMeter):
+        def __exit__(self, *exception) -> None:
+            self.watts, self.source = 15.0, "a test"
+
+    monkeypatch.setattr(benchmark, "PowerMeter", FifteenWatts)
+    files = [str(tmp_path / f"{name}.json") for name in ("mirror", "half", "ap")]
+    run("--size", "square", "4:3", "--evaluation", *files)
+    square, other = json.loads((home / "benchmark.json").read_text())["rows"]
+    assert square["ap"] == 64.8 and square["power_source"] == "a test"
+    assert square["fps_per_watt"] == pytest.approx(square["fps"] / 15, rel=0.01)
+    assert square["ae"] == pytest.approx(64.8 * square["fps"] / 15, rel=0.01)
+    assert (other["ap"], other["ae"]) == (None, None), "the AP is of another size"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"AP": 1}'])
+def test_an_evaluation_that_is_none(text, home, tmp_path) -> None:
+    (tmp_path / "ap.json").write_text(text)
+    with pytest.raises(EhrnetError, match="not a result of `ehrnet evaluate --json`"):
+        run("--evaluation", str(tmp_path / "ap.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "none.jpg"], "picture none.jpg cannot be read"),
+        (["--size", "100x100"], "multiples of 32"),
+        (["--runtime", "abacus"], "'abacus' is unknown"),
+        (["--model", "none.onnx"], "none.onnx"),
+        (["--json", "/proc/none/x.json"], "cannot be written"),
+    ],
+)
+def test_wrong_use(arguments, message, home) -> None:
+    with pytest.raises(EhrnetError, match=message):
+        run(*arguments)
+
+
+def test_no_frames(home, dots_model) -> None:
+    import numpy as np
+
+    image = np.zeros((480, 640, 3), np.uint8)
+    with pytest.raises(EhrnetError, match="--frames 1 or more"):
+        benchmark.measure(dots_model, "onnxruntime", "square", 1, image, 0)
+
+
+# Power -------------------------------------------------------------------------------------------
+
+
+def jetson(sys: Path, **rails: tuple[int, int]) -> None:
+    """Files as the kernel's ina3221 driver shows them: millivolts and milliamperes by rail."""
+    folder = sys / "bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
+    folder.mkdir(parents=True)
+    for number, (name, (millivolts, milliamperes)) in enumerate(rails.items(), 1):
+        (folder / f"in{number}_label").write_text(name + "\n")
+        (folder / f"in{number}_input").write_text(f"{millivolts}\n")
+        (folder / f"curr{number}_input").write_text(f"{milliamperes}\n")
+
+
+def test_a_jetsons_supply(tmp_path) -> None:
+    jetson(tmp_path, VDD_IN=(5000, 2000), VDD_CPU_GPU_CV=(5000, 1000), VDD_SOC=(5000, 300))
+    with PowerMeter(tmp_path) as meter:
+        pass
+    assert (meter.watts, meter.source) == (10.0, "board (VDD_IN)")
+
+
+def test_a_board_without_a_total_is_the_sum_of_its_rails(tmp_path) -> None:
+    jetson(tmp_path, VDD_GPU_SOC=(20000, 500), VDD_CPU_CV=(20000, 100), VIN_SYS_5V0=(5000, 600))
+    with PowerMeter(tmp_path) as meter:
+        pass
+    assert meter.watts == pytest.approx(15.0)
+    assert meter.source == "board (VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0)"
+
+
+def test_the_processors_energy_counter(tmp_path) -> None:
+    packages = [tmp_path / f"class/powercap/intel-rapl:{i}" for i in (0, 1)]
+    core = packages[0] / "intel-rapl:0:0"
+    for folder in (*packages, core):
+        folder.mkdir(parents=True)
+        (folder / "energy_uj").write_text("1000000\n")
+    with PowerMeter(tmp_path) as meter:
+        started = time.monotonic()
+        time.sleep(0.05)
+        for folder in packages:
+            (folder / "energy_uj").write_text("3000000\n")  # 2 J each
+        seconds = time.monotonic() - started
+    assert meter.source == "processor (RAPL)"
+    assert 0 < meter.watts <= 4 / seconds
+    with PowerMeter(tmp_path) as meter:
+        (packages[0] / "energy_uj").write_text("5\n")
+    assert meter.watts is None, "the counter began again"
+
+
+def test_without_a_meter_nothing_is_claimed(tmp_path) -> None:
+    with PowerMeter(tmp_path) as meter:
+        pass
+    assert (meter.watts, meter.source) == (None, "")

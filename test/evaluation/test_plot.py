@@ -1,0 +1,105 @@
+"""The two figures: what stands in them, and that files come out whole."""
+
+import argparse
+import json
+
+import cv2
+import dots
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
+
+from ehrnet_model.errors import EhrnetError  # noqa: E402
+from ehrnet_model.evaluation.plot import accuracy_figure, sheet_figure  # noqa: E402
+from ehrnet_model.inference.runtime import open_runtime  # noqa: E402
+from ehrnet_ros.cli import plot  # noqa: E402
+
+OURS = {
+    "variant": "H-4",
+    "AP": 0.25,
+    "gmacs": 2.5,
+    "size": "best",
+    "mirror": False,
+    "scales": [1.0],
+    "images": 131,
+}
+
+
+def command(*arguments):
+    parser = argparse.ArgumentParser()
+    plot.add_arguments(parser)
+    return plot.run(parser.parse_args([str(a) for a in arguments]))
+
+
+def test_every_row_stands_at_its_accuracy_and_cost():
+    rows = [OURS, {**OURS, "mirror": True, "gmacs": 5.0, "AP": 0.3}]
+    (axes,) = accuracy_figure(rows).axes
+    points = {(round(float(x), 2), round(float(y), 1)) for x, y in _points(axes)}
+    # The paper's Table 3, as printed; and the true cost of its evaluation on a 640x480 image.
+    printed = {(25.6, 64.8), (14.2, 59.2), (7.7, 52.9), (4.2, 44.8), (2.1, 35.7)}
+    true = {(65.88, 64.8), (41.08, 59.2), (20.09, 52.9), (12.46, 44.8), (4.82, 35.7)}
+    assert printed <= points
+    for cost, ap in true:
+        assert any(abs(x - cost) < 0.02 and y == ap for x, y in points), (cost, ap)
+    assert {(2.5, 25.0), (5.0, 30.0)} <= points
+    texts = " ".join(text.get_text() for text in axes.texts)
+    assert "H0" in texts and "H-4 best" in texts
+    assert "131 images" in axes.get_title()
+
+
+def _points(axes):
+    return [point for line in axes.lines for point in zip(*line.get_data(), strict=True)]
+
+
+def test_a_sheet_shows_every_picture_with_every_model_and_its_poses(dots_model):
+    people = np.stack([dots.figure((320, 240), 300)])
+    pictures = [dots.draw_people((480, 640), people), np.zeros((320, 320, 3), np.uint8)]
+    runtimes = [open_runtime(dots_model), open_runtime(dots_model)]
+    figure = sheet_figure(pictures, runtimes)
+    assert len(figure.axes) == 4
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["H-4 (preview)"] * 2
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    first, second = shown[:2], shown[2:]
+    for picture in first:
+        # A bone from shoulder to hip, over what was black between the dots.
+        x, y = ((people[0, 5] + people[0, 11]) / 2).round().astype(int)
+        assert pictures[0][y, x].max() == 0 and picture[y, x].max() > 100
+    for picture in second:
+        assert not picture.any()
+    with pytest.raises(EhrnetError, match="at least one"):
+        sheet_figure([], runtimes)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_files_come_out_whole(suffix, dots_model, tmp_path):
+    measures, picture = tmp_path / "h4.json", tmp_path / "picture.png"
+    measures.write_text(json.dumps(OURS))
+    cv2.imwrite(str(picture), dots.draw_people((480, 640), [dots.figure((320, 240), 300)]))
+    one, three = tmp_path / f"one{suffix}", tmp_path / f"three{suffix}"
+    assert command("accuracy", measures, "-o", one) == 0
+    assert command("sheet", picture, "--model", dots_model, "-o", three) == 0
+    for path in (one, three):
+        if suffix == ".png":
+            assert cv2.imread(str(path)).shape[1] > 300
+        else:
+            assert path.read_text().rstrip().endswith("</svg>")
+    assert set(tmp_path.iterdir()) == {measures, picture, one, three}
+
+
+def test_wrong_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"AP": 0.5}')
+    out = tmp_path / "out.png"
+    for words, arguments in {
+        "no AP with its cost": ["accuracy", bad, "-o", out],
+        "cannot be read as JSON": ["accuracy", tmp_path / "none.json", "-o", out],
+        "should end in": ["accuracy", "-o", tmp_path / "out.bmp"],
+        "does not exist": ["accuracy", "-o", tmp_path / "no" / "out.png"],
+        "cannot be read": ["sheet", tmp_path / "none.png", "--model", bad, "-o", out],
+        "does not decode": ["sheet", bad, "--model", bad, "-o", out],
+    }.items():
+        with pytest.raises(EhrnetError, match=words):
+            command(*arguments)
+    assert not out.exists()

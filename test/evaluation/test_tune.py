@@ -1,0 +1,224 @@
+"""Choosing decode options: by hand-made counts, and end to end with a real exported model."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+
+import dot_data
+import dots
+import numpy as np
+import pytest
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free, load_annotations
+from ehrnet_model.evaluation.pictures import ImageFiles
+from ehrnet_model.evaluation.tune import (
+    choosing_part,
+    climb,
+    held_back_first,
+    keypoint_f1,
+    person_free_images,
+    quiet,
+    see,
+)
+from ehrnet_model.held_back import held_back
+from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.runtime import open_runtime
+
+
+def command(name, *arguments):
+    """Runs a verb as the command line does."""
+    verb = importlib.import_module(f"ehrnet_ros.cli.{name}")
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return verb.run(parser.parse_args([str(a) for a in arguments]))
+
+
+def annotation(number, xy, image=1, **more):
+    low, high = xy.min(0), xy.max(0)
+    return {
+        "id": number,
+        "image_id": image,
+        "bbox": [*low.tolist(), *(high - low).tolist()],
+        "area": float((high - low).prod()),
+        "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
+        **more,
+    }
+
+
+def result(xy, score, image=1):
+    triples = [(x, y, 0.9) if np.isfinite(x) else (0, 0, 0) for x, y in xy]
+    keypoints = [float(c) for triple in triples for c in triple]
+    return {"image_id": image, "category_id": 1, "keypoints": keypoints, "score": score}
+
+
+def test_truth_given_back_scores_one_whatever_the_ids():
+    people = [dots.figure((150, 240), 260), dots.figure((470, 230), 300)]
+    annotations = {
+        "images": [{"id": 1}],
+        "annotations": [annotation(0, people[0]), annotation(0, people[1])],
+    }
+    results = [result(xy, 0.5) for xy in people]
+    assert KeypointTruth(annotations).average_precision(results)["AP"] == pytest.approx(1)
+
+
+def test_keypoint_f1_counts_what_a_person_would_count():
+    """One person found without 3 keypoints and with 2 wrong ones, one not found, one invented."""
+    found, missed = dots.figure((150, 240), 260), dots.figure((470, 230), 300)
+    crowd = dots.figure((320, 900), 200)
+    annotations = {
+        "images": [{"id": 1}],
+        "annotations": [
+            annotation(1, found),
+            annotation(2, missed),
+            annotation(3, crowd, iscrowd=1),
+        ],
+    }
+    guess = found.copy()
+    guess[:3] = np.nan
+    guess[[9, 10]] += 200
+    strange = dots.figure((900, 240), 260)
+    strange[4:] = np.nan
+    results = [result(guess, 0.9), result(strange, 0.8), result(crowd, 0.7)]
+    measures = keypoint_f1(KeypointTruth(annotations), results)
+    right, reported, labelled = 17 - 3 - 2, (17 - 3) + 4, 2 * 17
+    assert measures["keypoint_precision"] == pytest.approx(right / reported)
+    assert measures["keypoint_recall"] == pytest.approx(right / labelled)
+    assert measures["keypoint_f1"] == pytest.approx(2 * right / (reported + labelled))
+    assert keypoint_f1(KeypointTruth(annotations), [])["keypoint_f1"] == 0
+
+
+def test_climbing_finds_the_top_of_a_hill_and_ignores_noise():
+    def hill(options):
+        height = -abs(options.tag_threshold - 0.5) - abs(options.keypoint_threshold - 0.2)
+        return height + (1e-4 if options.refine else 0), options
+
+    start = DecodeOptions(refine=False)
+    choices = {
+        "refine": (False, True),
+        "tag_threshold": (0.2, 0.5, 1.0),
+        "keypoint_threshold": (0.1, 0.2),
+    }
+    top = climb(hill, start, choices)
+    assert top == dataclasses.replace(start, tag_threshold=0.5, keypoint_threshold=0.2)
+
+
+def test_which_images_are_chosen_by():
+    annotations = {
+        "images": [
+            {"id": number, "labelled_keypoints": list(range(17 if number % 2 else 12))}
+            for number in range(1000)
+        ],
+        "annotations": [
+            annotation(number + 1, dots.figure((150, 240), 260), image=number)
+            for number in range(500)
+        ],
+    }
+    part = choosing_part(annotations, 0.1)
+    kept = {image["id"] for image in part["images"]}
+    assert kept == {n for n in range(1, 1000, 2) if held_back(n, 0.1)}
+    assert {a["image_id"] for a in part["annotations"]} == {n for n in kept if n < 500}
+    assert len(person_free_images(annotations)) == 500
+    with pytest.raises(EhrnetError, match="no labelled person"):
+        choosing_part({**annotations, "annotations": []}, 0.1)
+
+
+def test_images_held_back_come_first_and_others_from_all_over():
+    images = [{"id": number} for number in range(400)]
+    first = [n for n in range(400) if held_back(n, 0.1)]
+    chosen = [image["id"] for image in held_back_first(images, 0.1, len(first) + 10)]
+    assert chosen[: len(first)] == first
+    rest = chosen[len(first) :]
+    assert 5 < len(rest) <= 10 and rest[0] < 40 and rest[-1] > 300
+    assert [image["id"] for image in held_back_first(images, 0.1, 3)] == first[:3]
+    assert len(held_back_first(images, 0.1, None)) == 400
+
+
+@pytest.mark.parametrize(
+    ("image", "annotated", "file_has_any", "free"),
+    [
+        ({}, False, True, True),
+        ({}, True, True, False),
+        ({}, False, False, False),
+        ({"all_people_labelled": False}, False, True, False),
+        ({"person_free": True}, False, False, True),
+        ({"person_free": False}, False, True, False),
+    ],
+)
+def test_who_is_person_free(image, annotated, file_has_any, free):
+    assert is_person_free(image, annotated, file_has_any) is free
+
+
+@pytest.fixture(scope="module")
+def tempting(tmp_path_factory):
+    """People with all keypoints, and person-free pictures with something that looks like half one.
+
+    The model sees 8 of 17 keypoints there, a person score just below one half.
+    """
+    half = dots.figure((320, 240), 300)
+    half[8:] = np.nan
+    nobody = np.zeros((0, 17, 2))
+    people = np.stack([dots.figure((150, 240), 260), dots.figure((470, 230), 300)])
+    pictures = {
+        "two.png": (dots.draw_people((480, 640), people), people),
+        "one.png": (dots.draw_people((480, 640), people[:1]), people[:1]),
+        "half.png": (dots.draw_people((480, 640), half[None]), nobody),
+        "black.png": (dots.draw_people((480, 640), nobody), nobody),
+    }
+    return dot_data.write_data_set(tmp_path_factory.mktemp("tempting"), pictures)
+
+
+def test_tuned_options_find_people_and_no_ghosts(tempting, dots_model, tmp_path, capsys):
+    out = tmp_path / "tuned.json"
+    data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
+    code = command(
+        "tune", *data, "--model", dots_model, "--held-back", 1, "--json", out, "--size", "square"
+    )
+    assert code == 0
+    tuned = json.loads(out.read_text())
+    assert tuned["images"] == 4 and tuned["person_free_images"] == 2
+    assert tuned["start"]["false_positives_per_person_free_image"] == 0.5
+    assert tuned["ap"]["AP"] == pytest.approx(1)
+    assert tuned["display"]["false_positives_per_person_free_image"] == 0
+    assert tuned["display"]["keypoint_f1"] == pytest.approx(1)
+    assert 0.3 < tuned["display"]["decode"]["person_threshold"] < 0.9
+    # The printed lines are arguments of the other verbs, and mean the same there.
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--decode" in line]
+    words = lines[1].split("--decode ")[1].split()
+    measures = tmp_path / "measures.json"
+    command(
+        "evaluate", *data, "--model", dots_model, "--json", measures, "--size", "square",
+        "--decode", *words,
+    )  # fmt: skip
+    again = json.loads(measures.read_text())
+    assert again["decode"] == tuned["display"]["decode"]
+    assert again["false_positives_per_person_free_image"] == 0 and again["AP"] == pytest.approx(1)
+
+
+def test_as_many_ghosts_are_allowed_as_asked(tempting, dots_model):
+    """Two of the pictures are person-free, one of them with somebody of a score below one half."""
+    annotations = load_annotations(tempting / "truth.json.gz")
+    runtime = open_runtime(dots_model)
+    files = ImageFiles([tempting / "images.zip"])
+    empty = see(runtime, person_free_images(annotations), files, "square")
+    runtime.close()
+    assert [len(seen.people(DecodeOptions())) for seen in empty] == [1, 0]
+    (ghost,) = empty[0].people(DecodeOptions()).person_score
+    assert quiet(DecodeOptions(), empty, 0.6).person_threshold == 0
+    threshold = quiet(DecodeOptions(), empty, 0.5).person_threshold
+    assert ghost < threshold < ghost + 0.002
+
+
+def test_shares_that_are_none_are_refused(tempting, dots_model):
+    data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
+    for words in (["--held-back", 0], ["--held-back", 2], ["--stray", 0]):
+        with pytest.raises(EhrnetError, match="held-back"):
+            command("tune", *data, "--model", dots_model, *words)
+
+
+def test_export_knows_the_options(h4_weights, tmp_path):
+    with pytest.raises(EhrnetError, match="does not exist"):
+        command(
+            "export", "--weights", h4_weights, "-o", tmp_path / "a.onnx", "--decode", "nothing=1"
+        )

@@ -1,0 +1,122 @@
+"""Several cameras and one engine, across real processes."""
+
+import random
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cv2")
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
+from ehrnet_msgs.msg import PoseArray, SkeletonInfo  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+from std_srvs.srv import SetBool  # noqa: E402
+
+from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
+
+NAMES = ("front", "rear", "left")
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one by one", "in batches"])
+def node(request, start, model):
+    """A node with three cameras."""
+    process = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        size="384x512",
+        batch=request.param,
+        cameras=str(list(NAMES)),
+        remaps=[f"__node:=all{request.param}", f"left/image:=/side{request.param}/image_raw"],
+    )
+    process.wait_for_log("Ready:")
+    process.name = f"all{request.param}"
+    process.side = f"/side{request.param}/image_raw"
+    yield process
+    assert process.interrupt() == 0, process.log()
+    assert "Traceback" not in process.log()
+
+
+def test_headers_and_poses_are_never_mixed_up(node, peer, dots, image_of):
+    """Each image shows its person at a place of its own; every answer must show that person."""
+    rng = random.Random(7)
+    topics = {"front": "front/image", "rear": "rear/image", "left": node.side}
+    cameras = {
+        name: peer.publisher(Image, topic, qos_profile_sensor_data)
+        for name, topic in topics.items()
+    }
+    answers = {name: peer.listen(PoseArray, f"{node.name}/{name}/poses") for name in NAMES}
+    infos = peer.listen(SkeletonInfo, f"{node.name}/rear/skeleton_info", LATCHED)
+    for name, camera in cameras.items():
+        peer.until(camera.get_subscription_count, f"the subscription to {name}")
+        peer.until(lambda n=name: peer.node.count_publishers(f"{node.name}/{n}/poses"), "outputs")
+    truth = {}
+    for number in range(60):
+        name = rng.choice(NAMES)
+        height = rng.randrange(240, 340)
+        place = (rng.uniform(0.35, 0.65) * 640, rng.uniform(0.4, 0.6) * 480)
+        people = dots.figure(place, height)[None]
+        msg = image_of(dots.draw_people((480, 640), people), frame_id=f"{name}_{number}")
+        truth[msg.header.frame_id] = (name, msg.header.stamp, people)
+        cameras[name].publish(msg)
+        peer.spin(rng.choice([0.0, 0.0, 0.02, 0.1]))
+    peer.until(lambda: all(answers.values()), "answers from every camera")
+    peer.spin(0.5)
+    for name, found in answers.items():
+        numbers = [int(answer.header.frame_id.rpartition("_")[2]) for answer in found]
+        assert numbers == sorted(set(numbers))  # in order, none twice
+        for answer in found:
+            of, stamp, people = truth[answer.header.frame_id]
+            assert of == name and answer.header.stamp == stamp
+            np.testing.assert_allclose(from_pose_array(answer).xy, people, atol=3.0)
+    assert (infos[0].input_height, infos[0].input_width) == (384, 512)
+
+
+def test_a_silent_camera_delays_nobody_and_is_named(node, peer, dots, image_of):
+    rear = peer.publisher(Image, "rear/image", qos_profile_sensor_data)
+    peer.until(rear.get_subscription_count, "the subscription")
+    answers = peer.listen(PoseArray, f"{node.name}/rear/poses")
+    diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
+    picture = dots.draw_people((480, 640), dots.figure((320, 240), 300)[None])
+
+    def levels():
+        rear.publish(image_of(picture))
+        statuses = [s for m in diagnostics for s in m.status if s.name.startswith(f"/{node.name}:")]
+        return {s.name.split()[-1]: s for s in statuses}
+
+    def told():
+        now = levels()
+        good = "rear" in now and now["rear"].message == "Publishing poses."
+        return (
+            now if good and "front" in now and now["front"].level != DiagnosticStatus.OK else None
+        )
+
+    now = peer.until(told, "a complaint about front and none about rear")
+    assert "/front/image" in now["front"].message
+    assert answers and all(len(answer.skeletons) == 1 for answer in answers)
+
+
+def test_switched_off_it_takes_no_images_and_on_again_it_does(node, peer, dots, image_of):
+    rear = peer.publisher(Image, "rear/image", qos_profile_sensor_data)
+    peer.until(rear.get_subscription_count, "the subscription")
+    service = f"{node.name}/set_enabled"
+    assert peer.call(SetBool, service, SetBool.Request(data=False)).success
+    peer.until(lambda: not rear.get_subscription_count(), "the end of the subscription")
+    answers = peer.listen(PoseArray, f"{node.name}/rear/poses")
+    peer.spin(0.3)
+    assert not answers
+    assert peer.state(node.name) == "active"
+    assert peer.call(SetBool, service, SetBool.Request(data=True)).success
+    picture = dots.draw_people((480, 640), dots.figure((320, 240), 300)[None])
+    peer.until(lambda: answers, "poses", each=lambda: rear.publish(image_of(picture)))
+
+
+@pytest.mark.parametrize("names", [["front", "front"], ["a b"], ["front", ""], ["1st"]])
+def test_names_that_make_no_topics_are_refused(start, names):
+    node = start("pose_node", cameras=str(names), remaps=["__node:=misnamed"])
+    assert node.wait() == 2
+    assert "Parameter cameras cannot be" in node.log() and "Traceback" not in node.log()

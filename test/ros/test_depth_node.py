@@ -1,0 +1,244 @@
+"""Poses and depth to metres over real DDS; which depth belongs to which poses."""
+
+import array
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cv2")
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+
+from builtin_interfaces.msg import Time  # noqa: E402
+from ehrnet_msgs.msg import PoseArray, PoseArray3D  # noqa: E402
+from rclpy.qos import qos_profile_sensor_data  # noqa: E402
+from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+from visualization_msgs.msg import Marker, MarkerArray  # noqa: E402
+
+from benchmarks import depth as scenes  # noqa: E402
+from benchmarks import walkers  # noqa: E402
+from ehrnet_model.inference.depth import DepthOptions, lift  # noqa: E402
+from ehrnet_model.inference.poses import Poses  # noqa: E402
+from ehrnet_ros.image_msgs import ImageError, to_depth  # noqa: E402
+from ehrnet_ros.matching import StampMatcher  # noqa: E402
+from ehrnet_ros.pose_msgs import to_pose_array  # noqa: E402
+
+FRAME = "front_optical_frame"
+
+
+def header(seconds, frame_id=FRAME):
+    nanoseconds = round(seconds * 1e9)
+    return Header(
+        stamp=Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9), frame_id=frame_id
+    )
+
+
+def depth_image(metres, head, encoding="32FC1", big=False, padding=0):
+    order = ">" if big else "<"
+    if encoding == "32FC1":
+        samples = metres.astype(order + "f4")
+    else:
+        samples = np.round(metres * 1000).astype(order + "u2")
+    rows = samples.view(np.uint8).reshape(len(metres), -1)
+    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=77)
+    msg = Image(header=head, height=metres.shape[0], width=metres.shape[1], encoding=encoding)
+    msg.is_bigendian, msg.step = int(big), rows.shape[1]
+    msg.data = array.array("B", rows.tobytes())
+    return msg
+
+
+@pytest.mark.parametrize("encoding", ["32FC1", "16UC1", "mono16"])
+@pytest.mark.parametrize("big, padding", [(False, 0), (True, 0), (False, 6), (True, 12)])
+def test_depth_of_a_message(encoding, big, padding):
+    metres = np.random.default_rng(0).uniform(0, 9, (5, 7)).astype(np.float32)
+    depth = to_depth(depth_image(metres, header(1.0), encoding, big, padding))
+    if encoding == "32FC1":
+        assert depth.dtype.kind == "f" and np.array_equal(depth, metres)
+    else:
+        assert depth.dtype == np.uint16
+        np.testing.assert_allclose(depth / 1000, metres, atol=0.00051)
+
+
+def test_what_is_no_depth():
+    good = depth_image(np.ones((4, 4), np.float32), header(1.0))
+    for change, words in (
+        ({"encoding": "bgr8"}, "bgr8 is no depth"),
+        ({"step": 15}, "step 15"),
+        ({"height": 5}, "bytes of data"),
+        ({"width": 0}, "is empty"),
+    ):
+        msg = Image(header=good.header, encoding=good.encoding, data=good.data)
+        msg.height, msg.width, msg.step = good.height, good.width, good.step
+        for name, value in change.items():
+            setattr(msg, name, value)
+        with pytest.raises(ImageError, match=words):
+            to_depth(msg)
+
+
+def test_pairs_by_stamp_whichever_comes_first():
+    matcher = StampMatcher(slop_ns=5)
+    assert matcher.first(100, "a") == []
+    assert matcher.second(100, "A") == [("a", "A")]
+    assert matcher.second(200, "B") == [] and matcher.second(300, "C") == []
+    assert matcher.first(200, "b") == [("b", "B")]  # older depth is still there
+    assert matcher.first(304, "c") == []  # a nearer one may come
+    assert matcher.second(305, "D") == [("c", "D")]
+    assert matcher.first(395, "d") == [] and matcher.second(410, "E") == []
+    assert matcher.missed == 1  # nothing near it will ever come
+    assert matcher.first(410, "e") == [("e", "E")]
+
+
+def test_pairs_after_a_jump_back_and_in_bounds():
+    matcher = StampMatcher(slop_ns=0, kept=3)
+    for stamp in (1000, 1001, 1002, 1003):
+        matcher.second(stamp, stamp)
+    assert matcher.first(1000, "gone") == [] and matcher.missed == 1
+    assert matcher.second(10, 10) == []
+    assert matcher.first(10, "x") == [("x", 10)]
+    for stamp in range(11, 31):
+        assert matcher.first(stamp, "waits") == []
+    assert matcher.missed == 11
+    assert matcher.second(30, 30) == [("waits", 30)]
+
+
+@pytest.fixture(scope="module")
+def node(start):
+    process = start("depth_node", lazy="false")
+    yield process
+    assert process.interrupt() == 0, process.log()
+    assert "Traceback" not in process.log()
+
+
+@pytest.fixture
+def ask(peer, node):
+    """Sends poses, depth and CameraInfo until the answer comes; the answer."""
+    poses = peer.publisher(PoseArray, "poses")
+    depth = peer.publisher(Image, "depth_image", qos_profile_sensor_data)
+    infos = peer.publisher(CameraInfo, "camera_info", qos_profile_sensor_data)
+    answers = peer.listen(PoseArray3D, "depth/poses")
+    for publisher in (poses, depth, infos):
+        peer.until(publisher.get_subscription_count, "the node's subscription")
+    peer.until(lambda: peer.node.count_publishers("depth/poses"), "the node's publisher")
+    info = CameraInfo(width=640, height=480, k=scenes.CAMERA.ravel().tolist())
+
+    def send(pose_msg, depth_msg):
+        infos.publish(info)
+        depth.publish(depth_msg)
+        poses.publish(pose_msg)
+
+    def ask(pose_msg, depth_msg):
+        def answer():
+            return [a for a in answers if a.header == pose_msg.header]
+
+        return peer.until(answer, "an answer", each=lambda: send(pose_msg, depth_msg))[0]
+
+    ask.send, ask.answers = send, answers
+    return ask
+
+
+def points(answer):
+    return np.array([[(k.x, k.y, k.z) for k in person.keypoints] for person in answer.skeletons])
+
+
+@pytest.mark.parametrize("encoding", ["32FC1", "16UC1"])
+def test_people_in_metres_where_they_were_rendered(ask, peer, encoding):
+    made = scenes.scene(3, **scenes.SCENES["noise, holes, flying pixels"])
+    made.poses.id[:] = 7
+    head = header(100.0 if encoding == "32FC1" else 101.0)
+    markers = peer.listen(MarkerArray, "depth/markers")
+    answer = ask(
+        to_pose_array(made.poses, head, walkers.IMAGE_HW), depth_image(made.depth, head, encoding)
+    )
+    assert answer.header == head and [person.id for person in answer.skeletons] == [7]
+    assert answer.latency_ms > 0
+    found = points(answer)
+    expected = lift(made.poses, made.depth, scenes.CAMERA, DepthOptions())
+    np.testing.assert_allclose(found, expected, atol=0.002)
+    off = np.linalg.norm(found - made.xyz, axis=2)
+    assert np.isfinite(off).sum() >= 12 and np.nanmedian(off) < 0.02
+    scores = [[k.score for k in person.keypoints] for person in answer.skeletons]
+    np.testing.assert_allclose(scores, made.poses.score)
+    shown = peer.until(lambda: [m for m in markers if m.markers[0].header == head], "markers")[0]
+    assert shown.markers[0].action == Marker.DELETEALL
+    joints = next(m for m in shown.markers if m.ns == "joints")
+    assert joints.id == 7 and len(joints.points) == np.isfinite(found).all(2).sum()
+    np.testing.assert_allclose(
+        [(p.x, p.y, p.z) for p in joints.points], found[np.isfinite(found).all(2)], atol=1e-6
+    )
+
+
+def test_a_smaller_depth_image_of_the_same_view(ask):
+    made = scenes.scene(4, **scenes.SCENES["clean, wall far behind"])
+    head = header(110.0)
+    half = made.depth[::2, ::2] * 0.5 + made.depth[1::2, 1::2] * 0.5
+    answer = ask(to_pose_array(made.poses, head, walkers.IMAGE_HW), depth_image(half, head))
+    full = lift(made.poses, made.depth, scenes.CAMERA, DepthOptions())
+    assert np.nanmedian(np.linalg.norm(points(answer) - full, axis=2)) < 0.02
+
+
+def test_nobody_and_people_without_depth_are_answered_too(ask):
+    made = scenes.scene(5, **scenes.SCENES["clean, wall far behind"])
+    nothing = np.zeros(walkers.IMAGE_HW, np.float32)
+    head = header(120.0)
+    answer = ask(to_pose_array(made.poses, head, walkers.IMAGE_HW), depth_image(nothing, head))
+    assert len(answer.skeletons) == 1 and np.isnan(points(answer)).all()
+    assert math.isclose(answer.skeletons[0].score, 1.0)
+    head = header(121.0)
+    empty = to_pose_array(Poses.empty(), head, walkers.IMAGE_HW)
+    assert ask(empty, depth_image(nothing, head)).skeletons == []
+
+
+def test_what_does_not_fit_is_dropped_by_name(ask, peer, node):
+    made = scenes.scene(6, **scenes.SCENES["clean, wall far behind"])
+    seconds = 130.0
+    for change, words in (
+        ({"frame_id": "depth_optical_frame"}, "in frame 'front_optical_frame' and the depth"),
+        ({"rows": 240}, "640x480 pixels and the depth image 640x240"),
+        ({"encoding": "bgr8"}, "bgr8 is no depth"),
+        ({"later": 0.5}, "No depth image has the stamp of these poses"),
+    ):
+        seconds += 1
+        head = header(seconds + change.get("later", 0), change.get("frame_id", FRAME))
+        depth = depth_image(made.depth[: change.get("rows", 480)], head)
+        depth.encoding = change.get("encoding", "32FC1")
+        poses = to_pose_array(made.poses, header(seconds), walkers.IMAGE_HW)
+        peer.until(
+            lambda: words in node.log(),  # noqa: B023
+            words,
+            each=lambda: ask.send(poses, depth),  # noqa: B023
+        )
+    assert not [a for a in ask.answers if a.header.stamp.sec > 130]
+    head = header(140.0)
+    poses = to_pose_array(made.poses, head, walkers.IMAGE_HW)
+    assert len(ask(poses, depth_image(made.depth, head)).skeletons) == 1
+
+
+def test_stamps_that_differ_a_little(ask, peer):
+    """Poses of a colour camera that runs 10 ms before the depth camera."""
+    made = scenes.scene(6, **scenes.SCENES["clean, wall far behind"])
+    poses = to_pose_array(made.poses, header(150.0), walkers.IMAGE_HW)
+    assert len(ask(poses, depth_image(made.depth, header(150.01))).skeletons) == 1
+    assert not peer.set_parameter("depth", "stamp_slop_s", -1.0).successful
+    assert peer.set_parameter("depth", "depth_max_m", 0.5).successful
+    poses = to_pose_array(made.poses, header(151.0), walkers.IMAGE_HW)
+    assert np.isnan(points(ask(poses, depth_image(made.depth, header(151.0))))).all()
+    assert peer.set_parameter("depth", "depth_max_m", 15.0).successful
+
+
+def test_it_says_which_input_is_missing(peer, start):
+    peer.listen(PoseArray3D, "alone/poses")
+    peer.publisher(PoseArray, "/alone_in/poses")
+    node = start(
+        "depth_node",
+        remaps=[
+            "__node:=alone",
+            "poses:=/alone_in/poses",
+            "depth_image:=/alone_in/depth",
+            "camera_info:=/alone_in/camera_info",
+        ],
+    )
+    log = node.wait_for_log("Waiting for sensor_msgs/msg/Image on /alone_in/depth: nobody")
+    assert "PoseArray on /alone_in/poses" not in log
+    assert node.interrupt() == 0, node.log()

@@ -1,0 +1,193 @@
+"""Ids over real DDS: the tracking node, and tracking in the pose node, real processes all."""
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cv2")
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+
+from builtin_interfaces.msg import Time  # noqa: E402
+from ehrnet_msgs.msg import PoseArray  # noqa: E402
+from rclpy.qos import qos_profile_sensor_data  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+from visualization_msgs.msg import MarkerArray  # noqa: E402
+
+from benchmarks import walkers  # noqa: E402
+from ehrnet_model.inference.tracker import PoseTracker  # noqa: E402
+from ehrnet_ros.pose_msgs import from_pose_array, to_pose_array  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def node(start):
+    process = start("tracking_node", lazy="false")
+    yield process
+    assert process.interrupt() == 0, process.log()
+    assert "Traceback" not in process.log()
+
+
+@pytest.fixture
+def ask(peer, node):
+    """Sends a message to the tracking node until its answer comes; the answer."""
+    publisher = peer.publisher(PoseArray, "poses", qos_profile_sensor_data)
+    answers = peer.listen(PoseArray, "tracking/poses")
+    peer.until(publisher.get_subscription_count, "the node's subscription")
+    peer.until(lambda: peer.node.count_publishers("tracking/poses"), "the node's publisher")
+
+    def ask(msg):
+        def answer():
+            return [a for a in answers if a.header == msg.header]
+
+        return peer.until(answer, "an answer", each=lambda: publisher.publish(msg))[0]
+
+    ask.publisher, ask.answers = publisher, answers
+    return ask
+
+
+def message(poses, seconds, frame_id="front_optical_frame"):
+    nanoseconds = round((1000 + seconds) * 1e9)
+    stamp = Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+    return to_pose_array(poses, Header(stamp=stamp, frame_id=frame_id), walkers.IMAGE_HW)
+
+
+def test_poses_in_the_same_people_with_ids_out(ask, peer):
+    """What the library says in this process, header and size untouched."""
+    tracker = PoseTracker()
+    seen = set()
+    markers = peer.listen(MarkerArray, "tracking/markers")
+    for frame in walkers.crossing(10.0, seed=60)[:25]:
+        msg = message(frame.found, frame.stamp_s)
+        answer = ask(msg)
+        assert answer.header == msg.header and (answer.width, answer.height) == (640, 480)
+        assert answer.latency_ms > 0
+        found = from_pose_array(answer)
+        expected = tracker.update(
+            from_pose_array(msg), msg.header.stamp.sec + msg.header.stamp.nanosec / 1e9
+        )
+        assert found.id.tolist() == expected.id.tolist()
+        np.testing.assert_allclose(found.xy, expected.xy, atol=0.02)
+        seen |= set(found.id.tolist())
+    assert seen == {-1, 0, 1, 2, 3}
+    labels = {m.text for array in markers for m in array.markers if m.ns == "labels"}
+    assert labels <= {"0", "1", "2", "3"} and len(labels) >= 2
+
+
+def test_cameras_do_not_mix_and_share_one_row_of_numbers(ask):
+    given = {"left_eye": set(), "right_eye": set()}
+    for frame in walkers.crossing(10.0, seed=61)[5:20]:
+        for camera, numbers in given.items():
+            people = ask(message(frame.found, 100 + frame.stamp_s, camera)).skeletons
+            numbers |= {person.id for person in people} - {-1}
+    assert [len(numbers) for numbers in given.values()] == [4, 4]
+    assert not given["left_eye"] & given["right_eye"]
+
+
+def test_parameters_change_at_any_time_or_say_why_not(ask, peer):
+    person = walkers.crossing(10.0, seed=62)[10].found[:1]
+    assert peer.set_parameter("tracking", "track_birth_images", 1).successful
+    assert ask(message(person, 300.0)).skeletons[0].id >= 0
+    assert peer.set_parameter("tracking", "track_birth_images", 3).successful
+    assert ask(message(person, 350.0)).skeletons[0].id == -1
+    for name, value in (("track_oks", 7.0), ("track_lost_s", "long"), ("nonsense", 1)):
+        assert not peer.set_parameter("tracking", name, value).successful
+
+
+def test_broken_messages_are_dropped_by_name_and_good_ones_still_answered(ask, peer, node):
+    poses = walkers.crossing(10.0, seed=63)[10].found
+    bad = message(poses, 400.0, "bad")
+    bad.skeletons[0].keypoints = bad.skeletons[0].keypoints[:3]
+    few = message(poses, 400.1, "bad")
+    for person in few.skeletons:
+        person.keypoints = person.keypoints[:5]
+    for msg, reason in ((bad, "dropped"), (few, "have 5 keypoints and the tracker is for 17")):
+        peer.until(
+            lambda: reason in node.log(),  # noqa: B023
+            reason,
+            each=lambda: ask.publisher.publish(msg),  # noqa: B023
+        )
+    unstamped = message(poses, -1000.0)
+    assert math.isnan(ask(unstamped).latency_ms)
+    assert len(ask(message(poses, 401.0)).skeletons) == len(poses)
+    assert all(answer.header.frame_id != "bad" for answer in ask.answers)
+
+
+def test_lazy_and_what_it_waits_for(peer, start):
+    peer.publisher(PoseArray, "/elsewhere/poses")
+    node = start("tracking_node", remaps=["__node:=lost", "poses:=/nothing/poses"])
+    publisher = peer.publisher(PoseArray, "/nothing/poses")
+    peer.until(lambda: peer.node.count_publishers("lost/poses"), "the node")
+    peer.spin(0.5)
+    assert publisher.get_subscription_count() == 0  # nobody listens
+    peer.listen(PoseArray, "lost/poses")
+    peer.until(publisher.get_subscription_count, "subscribing")
+    peer.clean()
+    peer.publisher(PoseArray, "/elsewhere/poses")
+    peer.listen(PoseArray, "lost/poses")
+    log = node.wait_for_log("Such messages are on")
+    assert "Waiting for ehrnet_msgs/msg/PoseArray on /nothing/poses: nobody publishes there" in log
+    assert "-r poses:=" in log
+    assert node.interrupt() == 0, node.log()
+
+
+@pytest.mark.parametrize(
+    "parameters, sentence",
+    [
+        ({"track_oks": 5.0}, "Parameter track_oks has to be double, 0.01 to 1"),
+        ({"track_smoothing": 3}, "Parameter track_smoothing has to be true or false"),
+        ({"track_lost": 1.0}, "There is no parameter track_lost (did you mean track_lost_s?)"),
+    ],
+)
+def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, sentence):
+    process = start("tracking_node", **parameters)
+    assert process.wait() == 2, process.log()
+    assert sentence in process.log() and "Traceback" not in process.log()
+
+
+def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image_of):
+    """Two people walk; tracking comes on, goes off and comes on again while the node runs."""
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        size="384x512",
+        tracking="true",
+        track_birth_images=1,
+        remaps=["__node:=tracker", "image:=/walk/image"],
+    )
+    node.wait_for_log("Ready:")
+    camera = peer.publisher(Image, "/walk/image", qos_profile_sensor_data)
+    answers = peer.listen(PoseArray, "tracker/poses")
+    peer.until(camera.get_subscription_count, "the node's subscription")
+
+    def ids(step):
+        """Ids from left to right; the answer to a picture taken later than those before."""
+        people = np.stack(
+            [dots.figure((150 + 4 * step, 240), 300), dots.figure((450 + 4 * step, 240), 300)]
+        )
+        msg = image_of(dots.draw_people((480, 640), people[:: 1 if step % 2 else -1]))
+        answer = peer.until(
+            lambda: [a for a in answers if a.header == msg.header],
+            "an answer",
+            each=lambda: camera.publish(msg),
+        )[0]
+        poses = from_pose_array(answer)
+        np.testing.assert_allclose(np.sort(poses.xy[:, 0, 0]), people[:, 0, 0], atol=3)
+        return poses.id[np.argsort(poses.xy[:, 0, 0])].tolist()
+
+    first = ids(0)
+    assert sorted(first) == [0, 1]
+    assert [ids(step) for step in range(1, 8)] == [first] * 7
+    assert peer.set_parameter("tracker", "tracking", False).successful
+    assert ids(8) == [-1, -1]
+    assert peer.set_parameter("tracker", "tracking", True).successful
+    assert peer.set_parameter("tracker", "track_smoothing", False).successful
+    assert ids(9) == first
+    assert peer.change_state("tracker", "deactivate") and peer.change_state("tracker", "cleanup")
+    assert peer.change_state("tracker", "configure") and peer.change_state("tracker", "activate")
+    again = ids(10)
+    assert min(again) >= 0 and (again == first or not set(again) & set(first))
+    assert node.interrupt() == 0, node.log()
+    assert "Traceback" not in node.log()

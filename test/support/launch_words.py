@@ -1,0 +1,78 @@
+"""The words a launch file is written in, where launch and launch_ros are not installed.
+
+They only remember what they were given, so that a test can read what a launch file would do. What
+they are called and which of them Humble has is held by test/ros/test_launch.py.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+
+class Word:
+    """One action, substitution or event: its name and arguments."""
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        self.args, self.kw = args, kw
+
+    def perform(self, context: Any) -> str:
+        if type(self).__name__ == "LaunchConfiguration":
+            return context.get(self.args[0])
+        if type(self).__name__ == "EnvironmentVariable":
+            return str(self.kw["default_value"])
+        return f"<{self.kw['executable']}>"
+
+
+class Context:
+    """Launch arguments by name."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        self.values = values
+
+    def get(self, name: str) -> str:
+        value = self.values[name]
+        return value.perform(self) if isinstance(value, Word) else value
+
+
+class _Module(types.ModuleType):
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        made = type(name, (Word,), {})
+        setattr(self, name, made)
+        return made
+
+
+def read(path: Path, words: dict[str, Any], **given: str) -> tuple[list[Word], Context]:
+    """What the OpaqueFunction of a launch file gives with these arguments, and the context.
+
+    Args:
+        path: the launch file.
+        words: modules and names it may import, such as HUMBLE of test_launch.py.
+        given: launch arguments; the others have their defaults.
+    """
+    before = {name: sys.modules.get(name) for name in (*words, "launch", "launch_ros")}
+    try:
+        for name in before:
+            sys.modules[name] = _Module(name)
+        description = runpy.run_path(str(path))["generate_launch_description"]()
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+    entities = description.args[0]
+    defaults = {
+        word.args[0]: word.kw["default_value"]
+        for word in entities
+        if type(word).__name__ == "DeclareLaunchArgument"
+    }
+    assert set(given) <= set(defaults), given
+    context = Context({**defaults, **given})
+    (opaque,) = [word for word in entities if type(word).__name__ == "OpaqueFunction"]
+    return opaque.kw["function"](context), context

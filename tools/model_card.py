@@ -1,0 +1,132 @@
+"""Writes a model's card beside it: what it is, what it was made of, what was measured with it.
+
+python tools/model_card.py MODEL.onnx --evaluations E.json [E.json ...] --names NAME [NAME ...]
+    --tuned T.json -o MODEL.md
+
+Every figure comes from files that `ehrnet` wrote: the model's own metadata, `ehrnet evaluate
+--json` and `ehrnet tune --json`. Files about other weights are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.runtime import ModelInfo, model_info
+
+DATA = """\
+Trained on photographs with people, in research use:
+
+* 3,318 images of COCO train2017 (annotations CC BY 4.0, COCO Consortium; each image under its own
+  Flickr licence), most of them with the detail of 256x256 pixels only, and 600 of Leeds Sports Pose
+  Extended (Johnson and Everingham, CVPR 2011; research, citation asked);
+* 1,355 images without labels (Flickr8k, EyeCrowd, OSIE, street photographs, rooms seen by a robot,
+  COCO images without people), and the people in COCO images whom nobody labelled: labels by a
+  teacher, RTMDet-nano and PicoDet-S with PP-TinyPose (Apache-2.0).
+
+The backbone began as slices of EfficientNet-Lite0 trained on ImageNet (Apache-2.0). No image and no
+label is part of this package. The images used for the figures below were never trained on.
+"""
+
+
+def load(path: Path, info: ModelInfo) -> dict[str, Any]:
+    """A JSON file about these weights."""
+    values: dict[str, Any] = json.loads(path.read_text())
+    if values.get("weights_sha256") != info.weights_sha256:
+        raise EhrnetError(f"{path} is about other weights than the model: make it again.")
+    return values
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    """One line of the table of measures."""
+    stray = found["false_positives_per_person_free_image"]
+    cells = [
+        name,
+        str(found["images"]),
+        f"{found['size']}, short side {found['short_side']}",
+        *(f"{found[key]:.3f}" for key in ("AP", "AP50", "AP75", "APm", "APl", "AR")),
+        "-" if stray is None else f"{stray:.2f}",
+        f"{found['gmacs']:.2f}",
+        f"`{found['decode']['keypoint_threshold']:g}`",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None) -> str:
+    """The text."""
+    recipe = info.extra.get("recipe", {})
+    kind = {
+        "preview": "**Preview.** Right on large, clear people at best; far below the paper's "
+        "accuracy.",
+    }.get(info.quality, info.quality)
+    lines = [
+        f"# {info.variant}: {info.weights_name}",
+        "",
+        kind,
+        "",
+        "Licence of the weights: Apache-2.0. Keypoints: COCO-17. Coordinates: " + info.coordinates,
+        f"(see ehrnet_model/inference/runtime.py). Weights `{info.weights_sha256[:16]}`.",
+        "",
+        "## Data",
+        "",
+        DATA,
+        "## Measured",
+        "",
+        "Single pass, no mirror, one scale; COCO keypoint AP by pycocotools.",
+        "",
+        "| images | number | input | AP | AP50 | AP75 | APm | APl | AR | people found per "
+        "person-free image | GMACs | keypoint threshold |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+        "`for AP`: options that keep nearly everything, for comparing models; `as shipped`: those "
+        "stored in the model, for robots.",
+    ]
+    if tuned is not None:
+        shown = tuned["display"]
+        measures = {k: v for k, v in shown.items() if k != "decode"}
+        said = ", ".join(f"{k} {v:.3f}" for k, v in measures.items())
+        lines += [
+            "",
+            f"Decode options were chosen on {tuned['images']} images held back from training and "
+            f"{tuned['person_free_images']} person-free ones: {said}.",
+        ]
+    if recipe:
+        lines += ["", "## Recipe", "", "```json", json.dumps(recipe, indent=1), "```"]
+    lines += [
+        "",
+        "How it was trained, what was tried, and the commands: docs/training.md.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """0 when the card was written."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--evaluations", type=Path, nargs="*", default=[])
+    parser.add_argument("--names", nargs="*", default=[], help="of the evaluations, in that order")
+    parser.add_argument("--tuned", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        info = model_info(args.model)
+        rows = [
+            row(name, load(path, info))
+            for name, path in zip(args.names, args.evaluations, strict=True)
+        ]
+        tuned = None if args.tuned is None else load(args.tuned, info)
+        args.out.write_text(card(info, rows, tuned))
+    except EhrnetError as error:
+        print(f"model_card: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
