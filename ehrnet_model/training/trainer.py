@@ -134,6 +134,15 @@ def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
     return out
 
 
+def _differences(config: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """Options of a stored run that are not these; packs are known by their hashes, not by place."""
+
+    def value(of: dict[str, Any], key: str) -> Any:
+        return [weight for _, weight in of["packs"]] if key == "packs" else of.get(key)
+
+    return [k for k in config if k not in HABITS and value(config, k) != value(stored, k)]
+
+
 class Trainer:
     """One run.
 
@@ -190,12 +199,12 @@ class Trainer:
         if state_file.exists():
             state = load_state(state_file)
             stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
-            different = [k for k in config if k not in HABITS and config[k] != stored.get(k)]
+            different = _differences(config, stored)
             if different and not change:
                 if different == ["pack_sha256"]:
                     raise EhrnetError(
-                        f"{folder} holds a run on other packs of the same names: give the packs it "
-                        "was trained on, or say --change to continue with the new ones."
+                        f"{folder} holds a run on other packs, by their hashes: give those, or say "
+                        "--change to continue with these."
                     )
                 raise EhrnetError(
                     f"{folder} holds a run with other options ({', '.join(different)}): choose "

@@ -87,8 +87,16 @@ def test_weights_of_a_run_are_a_checkpoint(pack_file, tmp_path):
         Trainer(dataclasses.replace(start, phi=-3), tmp_path / "third")
 
 
-def test_a_folder_of_another_run_is_refused(pack_file, tmp_path):
+def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
     Trainer(small(pack_file), tmp_path).run(steps=1)
+    elsewhere = tmp_path / "moved.pack"
+    elsewhere.write_bytes(pack_file.read_bytes())
+    assert Trainer(small(elsewhere), tmp_path).step == 1
+    elsewhere.write_bytes(rich_pack.read_bytes())
+    with pytest.raises(EhrnetError, match="a run on other packs"):
+        Trainer(small(elsewhere), tmp_path)
+    with pytest.raises(EhrnetError, match=r"other options \(packs\)"):
+        Trainer(small(pack_file, packs=((str(pack_file), 0.5),)), tmp_path)
     with pytest.raises(EhrnetError, match="lr"):
         Trainer(small(pack_file, lr=1e-3), tmp_path)
     changed = Trainer(small(pack_file, lr=1e-3), tmp_path, change=True)
