@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import sys
 
 import pytest
@@ -17,6 +18,7 @@ from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.trainer import Trainer, TrainOptions
 from ehrnet_model.variants import Variant
+from ehrnet_ros.cli import main
 
 
 def small(pack_file, **more):
@@ -165,3 +167,18 @@ def test_without_tensorboard_it_is_said_once(tmp_path, monkeypatch, caplog):
     assert [r.message for r in caplog.records if "TensorBoard" in r.message] == [
         "TensorBoard is not here (pip install tensorboard): CSV files only."
     ]
+
+
+def test_the_command_fills_a_preset_with_what_is_given(pack_file, tmp_path, capsys):
+    where = ["train", "--device", "cpu", "--pack", str(pack_file), "--out", str(tmp_path / "run")]
+    words = ["--preset", "paper", "--steps", "1", "--window", "64:1", "--holdout", "0"]
+    assert main([*where, *words, "--loss", "tag=0.01"]) == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["steps"], config["epochs"], config["lr"], config["bf16"]) == (1, 0, 1e-3, False)
+    assert (config["schedule"], config["sample"]["published"]) == ("steps", True)
+    assert (config["loss"]["tag"], config["loss"]["scale"]) == (0.01, 1.0)
+    assert config["windows"] == [[64, 1, 1.0]] and config["hardware"]["device"] == "cpu"
+    assert main([*where, "--steps", "3", "--hours", "1"]) == 2
+    assert "one length: --hours or --steps" in capsys.readouterr().err
+    assert main([*where, "--sample", "published=1"]) == 2
+    assert "no setting 'published'" in capsys.readouterr().err
