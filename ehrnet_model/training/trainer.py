@@ -408,13 +408,20 @@ class Trainer:
         order = [names[id(p)] for group in self.optimiser.param_groups for p in group["params"]]
         write_compact(self.state(), order, path)
 
-    def save_weights(self, path: Path, decode: dict[str, Any], metrics: dict[str, Any]) -> None:
+    def save_weights(
+        self,
+        path: Path,
+        decode: dict[str, Any],
+        metrics: dict[str, Any],
+        input_size: int = 0,
+    ) -> None:
         """Writes the averaged weights as a checkpoint of quality ``preview``.
 
         Args:
             path: ``*.safetensors``.
             decode: decode defaults that suit them.
             metrics: what was measured with them.
+            input_size: short side of the network input that suits them; 0: the variant's own.
         """
         keep = ("lr", "weight_decay", "ema", "windows", "sample", "loss", "seed", "holdout")
         recipe = {
@@ -433,6 +440,7 @@ class Trainer:
             weights_name=f"{self.network.variant.name}-{self.images // 1000}k",
             quality="preview",
             coordinates="reference" if self.options.sample.published else "pixel-centre",
+            input_size=input_size,
             decode=decode,
             metrics=metrics,
             recipe=recipe,

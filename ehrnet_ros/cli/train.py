@@ -140,6 +140,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start the run folder from a compact state (*.resume.safetensors)",
     )
     parser.add_argument(
+        "--short-side",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="of the input that suits the weights, to store with them (0: the variant's own)",
+    )
+    parser.add_argument(
         "--save-only",
         action="store_true",
         help="train nothing: write weights and compact state of the run as it stands",
@@ -237,6 +244,7 @@ def run(args: argparse.Namespace) -> int:
         args.out / f"{name}.safetensors",
         typed_options(args.decode),
         {"held_back": trainer.measure()},
+        args.short_side,
     )
     print(
         f"{args.out}: {trainer.step} steps, {trainer.images} images, "
