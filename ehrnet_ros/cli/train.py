@@ -173,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.decode import typed_options
+    from ehrnet_model.inference.sizes import parse_size
     from ehrnet_model.training.hardware import Hardware
     from ehrnet_model.training.presets import preset
     from ehrnet_model.training.states import read_compact, save_state
@@ -215,6 +216,8 @@ def run(args: argparse.Namespace) -> int:
         sample=build(options.sample, args.sample),
     )
     options = dataclasses.replace(options, **given)
+    if args.short_side:
+        parse_size("square", args.short_side)
     if args.unpack is not None:
         if (args.out / "state.pt").exists():
             raise EhrnetError(f"{args.out} already holds a run: leave --unpack out to continue it.")
