@@ -45,7 +45,7 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "train": [*EXPORT, "pycocotools>=2.0.7"],
+        "train": [*EXPORT, "pycocotools>=2.0.7", "tensorboard"],
         "openvino": OPENVINO,
         "plot": PLOT,
         "bag": BAG,

@@ -206,6 +206,42 @@ def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera:
     )
 
 
+def look_for_images(topic: str, seconds: float = 3.0) -> Tuple[bool, str]:
+    """Whether images arrive on a topic, as a node of its own sees it, and what to do if not.
+
+    Args:
+        topic: of Image, or of CompressedImage where it ends in /compressed.
+        seconds: how long to look.
+
+    """
+    import rclpy
+    from rclpy.qos import qos_profile_sensor_data
+    from sensor_msgs.msg import CompressedImage, Image
+
+    kind = CompressedImage if topic.endswith("/compressed") else Image
+    type_name = f"sensor_msgs/msg/{kind.__name__}"
+    seen: List[Any] = []
+    rclpy.init(args=[])
+    node = rclpy.create_node("ehrnet_doctor")
+    try:
+        topic = node.resolve_topic_name(topic)
+        node.create_subscription(kind, topic, seen.append, qos_profile_sensor_data)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            rclpy.spin_once(node, timeout_sec=0.1)
+        if not seen:
+            return False, explain_input(node, topic, type_name, reliable=False)
+        last = seen[-1]
+        size = f"{last.width}x{last.height} {last.encoding}" if kind is Image else last.format
+        return True, (
+            f"{len(seen)} images in {seconds:g} s, the last one {size}, frame_id "
+            f"'{last.header.frame_id}'"
+        )
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
 def _elsewhere(node: Any, topic: str, type_name: str, camera: str) -> str:
     """Where images are, instead, and how to take them."""
     raw, compressed = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"

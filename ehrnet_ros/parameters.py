@@ -143,6 +143,7 @@ class Settings:
     keypoint_threshold: float = _decode_option("keypoint_threshold")
     person_threshold: float = _decode_option("person_threshold")
     tag_threshold: float = _decode_option("tag_threshold")
+    reach: float = _decode_option("reach")
     refine_threshold: float = _decode_option("refine_threshold")
     nms_oks: float = _decode_option("nms_oks")
     max_people: int = _decode_option("max_people", by_model=False)

@@ -198,7 +198,7 @@ def write_result(path: Path, rows: Sequence[Row]) -> None:
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, what is not known as a dash."""
     titles = {
-        "variant": "",
+        "variant": "model",
         "precision": "precision",
         "runtime": "runtime",
         "input": "input",

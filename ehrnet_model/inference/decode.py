@@ -1,10 +1,10 @@
 """From peaks to people: grouping by associative embedding (Newell et al. 2017; paper section 3.2).
 
 Differs from the published decoder where that one goes wrong on a robot: pairs whose tags are too
-far apart are never matched (a forced match of one breaks the groups of others), any number of
-people may form before the best are kept, the true tag distance counts instead of its rounded
-value, and a keypoint is filled in later only near the person and above a score. The published
-behaviour is in reference.py.
+far apart are never matched (a forced match of one breaks the groups of others), where a keypoint
+lies can count beside its tag (``reach``), any number of people may form before the best are kept,
+the true tag distance counts instead of its rounded value, and a keypoint is filled in later only
+near the person and above a score. The published behaviour is in reference.py.
 
 Shapes: J keypoints, K peaks each, P people.
 """
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Mapping, Tuple
+from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.anatomy import SPANS
+from ehrnet_model.inference.assignment import best_pairs
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_model.inference.poses import Poses
@@ -28,6 +30,8 @@ from ehrnet_model.skeleton import SkeletonInfo
 _ORDER_17 = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
 _HALF_SIZE_STRIDE = 2.0
 _MIN_HEAT = 1e-3
+# Eyes, ears and nose tell little about how large somebody is.
+_LAST_OF_FACE, _FACE_REACH = 4, 2.0
 # Small against differences of tags, large against rounding.
 _TIE_BREAK = 1e-3
 
@@ -44,6 +48,13 @@ class DecodeOptions:
     )
     tag_threshold: float = option(
         1.0, 0.0, 100.0, "Largest distance of a keypoint's tag from its person's mean tag."
+    )
+    reach: float = option(
+        0.0,
+        0.0,
+        100.0,
+        "How far a keypoint may lie from its person, in units of what the person's other keypoints "
+        "and typical people suggest; nearer ones are preferred. 0: where it lies does not count.",
     )
     max_people: int = option(30, 1, 1000, "At most this many people per image, best first.")
     min_keypoints: int = option(3, 1, 17, "People with fewer keypoints are left out.")
@@ -147,7 +158,7 @@ def decode(
     box: Letterbox,
 ) -> Poses:
     """The people of one image, best first, in pixels of the image that ``box`` fitted."""
-    chosen = group(peaks, options)
+    chosen = group(peaks, options, SPANS.get(skeleton.name))
     if not len(chosen):
         return Poses.empty(len(peaks.score))
     score = _take(peaks.score, chosen)
@@ -170,8 +181,14 @@ def decode(
     return Poses.build(xy, score, std, person_score[:limit])
 
 
-def group(peaks: Peaks, options: DecodeOptions) -> np.ndarray:
-    """Who has which peak: (P, J) int, index of the peak or -1. People in no particular order."""
+def group(peaks: Peaks, options: DecodeOptions, spans: Optional[np.ndarray] = None) -> np.ndarray:
+    """Who has which peak: (P, J) int, index of the peak or -1. People in no particular order.
+
+    Args:
+        peaks: of one image.
+        options: ``keypoint_threshold``, ``tag_threshold`` and ``reach`` are used.
+        spans: (J, J) typical distances of keypoints, see ``anatomy``; None: ``reach`` is not used.
+    """
     num_keypoints, gate = len(peaks.score), options.tag_threshold
     good = peaks.score >= max(options.keypoint_threshold, np.finfo(np.float32).tiny)
     keypoint, peak = np.nonzero(good)
@@ -179,6 +196,9 @@ def group(peaks: Peaks, options: DecodeOptions) -> np.ndarray:
         return np.zeros((0, num_keypoints), np.int64)
     tag = peaks.tag[keypoint, peak].astype(np.float64)
     cluster, lone = _tag_clusters(keypoint, tag, num_keypoints, gate)
+    near = spans is not None and options.reach > 0
+    if near:
+        lone &= _hold_together(peaks, keypoint, peak, cluster, lone, spans, options.reach)
     number = np.cumsum(lone) - 1
     clear = lone[cluster]
     chosen = np.full((int(lone.sum()), num_keypoints), -1, np.int64)
@@ -187,8 +207,108 @@ def group(peaks: Peaks, options: DecodeOptions) -> np.ndarray:
         return chosen
     unclear = ~clear
     keypoint, peak, tag = keypoint[unclear], peak[unclear], tag[unclear]
-    matched = _match(keypoint, peak, tag, peaks.score[keypoint, peak], num_keypoints, gate)
+    if near:
+        matched = _match_near(peaks, keypoint, peak, gate, spans, options.reach)
+    else:
+        matched = _match(keypoint, peak, tag, peaks.score[keypoint, peak], num_keypoints, gate)
     return np.concatenate([chosen, matched])
+
+
+class _Bodies:
+    """People while they grow: where their keypoints are, and how large they must be.
+
+    The size of a person is the largest distance between two of its keypoints, in units of what is
+    typical for these two: pairs look shorter, never longer, when a limb points at the camera.
+
+    Args:
+        count: how many people there may be.
+        spans: (J, J) typical distances.
+    """
+
+    def __init__(self, count: int, spans: np.ndarray) -> None:
+        self._spans = spans
+        self._xy = np.full((count, len(spans), 2), np.nan)
+        self._size = np.zeros(count)
+        self._face_only = np.ones(count, bool)
+
+    def apart(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> np.ndarray:
+        """How far positions (..., 2) lie from people (...), in sizes of the person; broadcast.
+
+        People of one keypoint have no size yet: nothing is near or far, which is 0.5 here.
+        """
+        nearest = np.fmin.reduce(self._ratios(keypoint, xy, people), axis=-1)
+        size = self._size[people] * np.where(self._face_only[people], _FACE_REACH, 1.0)
+        return np.where(size > 0, nearest / np.maximum(size, 1e-9), 0.5)
+
+    def add(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> None:
+        """Gives people (C,) a keypoint each at (C, 2)."""
+        largest = np.nan_to_num(np.fmax.reduce(self._ratios(keypoint, xy, people), axis=-1))
+        self._size[people] = np.maximum(self._size[people], largest)
+        self._xy[people, keypoint] = xy
+        if keypoint > _LAST_OF_FACE:
+            self._face_only[people] = False
+
+    def _ratios(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> np.ndarray:
+        gap = xy[..., None, :] - self._xy[people]
+        return np.asarray(np.hypot(gap[..., 0], gap[..., 1]) / self._spans[keypoint])
+
+
+def _hold_together(
+    peaks: Peaks,
+    keypoint: np.ndarray,
+    peak: np.ndarray,
+    cluster: np.ndarray,
+    lone: np.ndarray,
+    spans: np.ndarray,
+    reach: float,
+) -> np.ndarray:
+    """(C,) bool: of the clusters that may be one person each, those whose keypoints lie so."""
+    bodies, together = _Bodies(len(lone), spans), np.ones(len(lone), bool)
+    for j in _order(len(spans)):
+        mine = np.flatnonzero((keypoint == j) & lone[cluster])
+        if len(mine):
+            owner, xy = cluster[mine], peaks.xy[j, peak[mine]]
+            together[owner] &= bodies.apart(j, xy, owner) < reach
+            bodies.add(j, xy, owner)
+    return together
+
+
+def _match_near(
+    peaks: Peaks,
+    keypoint: np.ndarray,
+    peak: np.ndarray,
+    gate: float,
+    spans: np.ndarray,
+    reach: float,
+) -> np.ndarray:
+    """``_match`` with an eye on where the peaks lie: half of a pair's worth is its nearness."""
+    num_keypoints = len(spans)
+    chosen = np.full((len(peak), num_keypoints), -1, np.int64)
+    tag_sum, members = np.zeros(len(peak)), np.zeros(len(peak))
+    bodies, people = _Bodies(len(peak), spans), 0
+    for j in _order(num_keypoints):
+        mine = peak[keypoint == j]
+        tag, xy = peaks.tag[j, mine].astype(np.float64), peaks.xy[j, mine]
+        owner = np.full(len(mine), -1)
+        if people and len(mine):
+            tags_apart = np.abs(tag[:, None] - tag_sum[:people] / members[:people]) / gate
+            apart = bodies.apart(j, xy[:, None], np.arange(people)) / reach
+            worth = 2 - tags_apart - apart + _TIE_BREAK * peaks.score[j, mine, None]
+            worth[(tags_apart >= 1) | (apart >= 1)] = 0
+            rows, columns = best_pairs(worth)
+            owner[rows] = columns
+        new = np.flatnonzero(owner < 0)
+        owner[new] = np.arange(people, people + len(new))
+        people += len(new)
+        chosen[owner, j] = mine
+        tag_sum[owner] += tag
+        members[owner] += 1
+        bodies.add(j, xy, owner)
+    return chosen[:people]
+
+
+def _order(num_keypoints: int) -> Sequence[int]:
+    return _ORDER_17 if num_keypoints == len(_ORDER_17) else range(num_keypoints)
 
 
 def _tag_clusters(
@@ -228,7 +348,7 @@ def _match(
     tag_sum, members = np.zeros(len(tag)), np.zeros(len(tag))
     bounds = np.searchsorted(keypoint, np.arange(num_keypoints + 1)).tolist()
     people = 0
-    for j in _ORDER_17 if num_keypoints == len(_ORDER_17) else range(num_keypoints):
+    for j in _order(num_keypoints):
         mine = slice(bounds[j], bounds[j + 1])
         owner = assign(tag[mine], tag_sum[:people] / members[:people], score[mine], gate)
         new = np.flatnonzero(owner < 0)

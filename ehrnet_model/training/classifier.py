@@ -31,9 +31,9 @@ from torch.nn import functional as F
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.checkpoint import CheckpointMeta, save_checkpoint
 from ehrnet_model.network.classifier import EfficientNet
+from ehrnet_model.training.batches import MEAN, STD, normalise
 from ehrnet_model.training.pictures import open_pictures
 from ehrnet_model.training.states import append_row, load_state, save_state
-from ehrnet_model.training.trainer import MEAN, STD, normalise
 from ehrnet_model.variants import Variant
 
 log = logging.getLogger(__name__)

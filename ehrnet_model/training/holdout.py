@@ -15,10 +15,12 @@ import torch
 
 from ehrnet_model.held_back import held_back
 from ehrnet_model.skeleton import COCO_17
+from ehrnet_model.training.batches import normalise
 from ehrnet_model.training.labels import POSITIVE
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.sampler import affine, warp
+from ehrnet_model.training.plans import affine
 from ehrnet_model.training.targets import to_pixels
+from ehrnet_model.training.windows import warp
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,19 @@ def held_back_people(
 def box_oks(
     network: torch.nn.Module, people: Sequence[HeldBackPerson], bf16: bool = True, batch: int = 16
 ) -> dict[str, float]:
-    """BoxOKS and the share of people above 0.5, in all and for groups of keypoints."""
-    from ehrnet_model.training.trainer import normalise
+    """BoxOKS and the share of people above 0.5, in all and for groups of keypoints.
 
+    Computes where the network is.
+    """
     network.eval()
+    device = next(network.parameters()).device
     var = (2 * np.array(COCO_17.sigmas)) ** 2
     terms = np.full((len(people), 17), np.nan)
     for start in range(0, len(people), batch):
         part = people[start : start + batch]
-        images = normalise(np.stack([person.picture for person in part]))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            maps = network(images)[1].float().numpy()
+        images = normalise(np.stack([person.picture for person in part])).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            maps = network(images)[1].float().cpu().numpy()
         for n, person in enumerate(part):
             h, w = maps.shape[2:]
             low = np.clip(np.floor(person.box[:2] / 2), 0, [w - 1, h - 1]).astype(int)

@@ -6,9 +6,12 @@ nearly all zero has gradients below Adam's epsilon, so everything is scaled by 1
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
+
+from ehrnet_model.training.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def tag_loss(
     spread = torch.zeros(people, device=tags.device).index_add(
         0, person, (values - means[person]) ** 2
     )
-    per_image = torch.bincount(image_of_person, minlength=images).float()
+    # Not bincount: it asks the device for the highest number and waits.
+    one = torch.ones(people, device=tags.device)
+    per_image = torch.zeros(images, device=tags.device).index_add(0, image_of_person, one)
     crowd = per_image[image_of_person]
     pull = (spread / count / crowd).sum() / images
     same = image_of_person[:, None] == image_of_person[None]
@@ -78,3 +83,32 @@ def tag_loss(
     pairs = (crowd * (crowd - 1)).clamp(min=1)
     push = torch.exp(-((means[:, None] - means[None]) ** 2)) * same / pairs[:, None]
     return pull, 0.5 * push.sum() / images
+
+
+def compute_losses(
+    network: torch.nn.Module, batch: Batch, options: LossOptions, bf16: bool
+) -> dict[str, torch.Tensor]:
+    """The weighted sum under ``loss`` and its parts.
+
+    ``rel4`` and ``rel2`` are the squared errors without weights, divided by those of empty maps.
+    """
+    joints = batch.low.shape[1]
+    device = batch.images.device.type
+    with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        low_all, high = network(batch.images)
+    low, tags = low_all[:, :joints].float(), low_all[:, joints:]
+    high = high.float()
+    low_loss = heatmap_loss(low, batch.low, batch.low_mask, options.peak_weight)
+    high_loss = heatmap_loss(high, batch.high, batch.high_mask, options.peak_weight)
+    pull, push = tag_loss(tags, batch.tag_index, batch.tag_person, batch.image_of_person)
+    total = options.low * low_loss + options.high * high_loss + options.tag * (pull + push)
+    parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss}
+    with torch.no_grad():
+        for name, maps, target, mask in (
+            ("rel4", low, batch.low, batch.low_mask),
+            ("rel2", high, batch.high, batch.high_mask),
+        ):
+            zero = (target**2 * mask).sum().clamp(min=1e-9)
+            parts[name] = (((maps.detach() - target) ** 2) * mask).sum() / zero
+    parts["pull"], parts["push"] = pull, push
+    return parts

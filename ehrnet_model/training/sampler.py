@@ -1,4 +1,4 @@
-"""From packs to training windows: whom to show, how large, turned and coloured how.
+"""From packs to plans of windows: whom to show, how large, turned and coloured how.
 
 Sample number i of a seed is always the same sample, whatever came before it, so that a run that was
 interrupted goes on exactly where it stood.
@@ -7,17 +7,16 @@ interrupted goes on exactly where it stood.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ehrnet_model.held_back import held_back
-from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.targets import heatmaps, loss_mask, tag_places, to_cells
+from ehrnet_model.training.plans import ScenePlan, WindowPlan, affine, published_affine
+from ehrnet_model.training.windows import Window, draw
 
-_FLIP = np.array(COCO_17.flip)
 _FACE, _SHOULDERS, _HIPS = [0, 1, 2, 3, 4], [5, 6], [11, 12]
 
 
@@ -38,6 +37,9 @@ class SampleOptions:
         colour: strength of the change of colours, 0 to 1.
         grey: share of windows without colour.
         max_zoom: pictures are not enlarged more than this.
+        published: windows as the published trainer cuts them, nothing of the above: whole pictures
+            with people, each once per epoch, at 0.75 to 1.5 times the shorter side, up to 20 % off
+            the centre, turned by up to 30 degrees, half of them mirrored.
     """
 
     background: float = 0.1
@@ -53,199 +55,25 @@ class SampleOptions:
     colour: float = 0.5
     grey: float = 0.1
     max_zoom: float = 3.0
+    published: bool = False
 
 
-@dataclass
-class Window:
-    """One training window. J keypoints, R its side in pixels.
+def colours(rng: np.random.Generator, options: SampleOptions) -> tuple[np.ndarray, bool]:
+    """Brightness, contrast, gamma and balance as a table, now and then without colour.
 
-    Attributes:
-        picture: (R, R, 3) uint8 RGB.
-        low, high: targets (J, R/4, R/4) and (J, R/2, R/2) float32.
-        low_mask, high_mask: the same shapes, uint8.
-        tag_index, tag_person: (M,) flat places in the low maps, and whose they are.
+    Returns:
+        (256, 3) uint8, what becomes of each colour's values, and whether colours go first.
     """
-
-    picture: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    low_mask: np.ndarray
-    high_mask: np.ndarray
-    tag_index: np.ndarray
-    tag_person: np.ndarray
-
-
-@dataclass
-class Scene:
-    """A picture cut to a window, labels moved along; polygons (4, 2) in pixels of the window."""
-
-    picture: np.ndarray
-    keypoints: np.ndarray
-    ignore: list[np.ndarray]
-    keep: list[np.ndarray] | None
-    unlabelled_channels: list[int]
-
-
-@dataclass
-class _Entry:
-    pack: Pack
-    image: int
-
-
-def affine(
-    centre: tuple[float, float], side: float, size: int, degrees: float = 0.0, mirror: bool = False
-) -> np.ndarray:
-    """2x3 matrix from picture pixels to window pixels.
-
-    A square of ``side`` picture pixels around ``centre``, turned by ``degrees`` (clockwise on the
-    screen), becomes the window of ``size`` pixels. Pixel centres at whole numbers: the centre goes
-    to (size - 1) / 2.
-    """
-    scale, angle = size / side, np.deg2rad(degrees)
-    matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    if mirror:
-        matrix[0] *= -1
-    middle = (size - 1) / 2
-    return np.column_stack([matrix, middle - matrix @ np.array(centre)])
-
-
-def warp(
-    picture: np.ndarray,
-    labels: ImageLabels,
-    matrix: np.ndarray,
-    size: int,
-    mirror: bool,
-    border: tuple[int, int, int] = (0, 0, 0),
-) -> Scene:
-    """Cuts a window out of a picture and moves its labels along."""
-    import cv2
-
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    source, moved = picture, matrix
-    while scale < 0.6 and min(source.shape[:2]) > 8:
-        h, w = source.shape[0] // 2, source.shape[1] // 2
-        factors = np.array([w / source.shape[1], h / source.shape[0]])
-        source = cv2.resize(source, (w, h), interpolation=cv2.INTER_AREA)
-        # x_small = (x + 0.5) * f - 0.5; put its inverse in front of the matrix.
-        back = np.array(
-            [
-                [1 / factors[0], 0, 0.5 / factors[0] - 0.5],
-                [0, 1 / factors[1], 0.5 / factors[1] - 0.5],
-            ]
-        )
-        moved = moved @ np.vstack([back, [0, 0, 1]])
-        scale *= 2
-    cut = cv2.warpAffine(
-        np.ascontiguousarray(source),
-        moved,
-        (size, size),
-        flags=cv2.INTER_LINEAR,
-        borderValue=border,
-    )
-
-    def move(xy: np.ndarray) -> np.ndarray:
-        return xy @ matrix[:, :2].T + matrix[:, 2]
-
-    def corners(boxes: np.ndarray, grow: float = 0.0) -> list[np.ndarray]:
-        out = []
-        for x, y, w, h in boxes:
-            gx, gy = w * grow, h * grow
-            square = [
-                [x - gx, y - gy],
-                [x + w + gx, y - gy],
-                [x + w + gx, y + h + gy],
-                [x - gx, y + h + gy],
-            ]
-            out.append(move(np.array(square)))
-        return out
-
-    keypoints = labels.keypoints.astype(np.float64).copy()
-    keypoints[..., :2] = move(keypoints[..., :2])
-    channels = labels.unlabelled_channels
-    if mirror:
-        keypoints = keypoints[:, _FLIP]
-        channels = [int(_FLIP[c]) for c in channels]
-    keep = corners(labels.boxes, 0.2) if labels.only_near_people else None
-    return Scene(cut, keypoints, corners(labels.ignore), keep, list(channels))
-
-
-def recolour(picture: np.ndarray, rng: np.random.Generator, options: SampleOptions) -> np.ndarray:
-    """Brightness, contrast, gamma and balance of a uint8 picture, now and then without colour."""
     strength = options.colour
-    table = np.arange(256, dtype=np.float32)[:, None] / 255
+    values = np.arange(256, dtype=np.float32)[:, None] / 255
     gamma = np.exp(rng.uniform(-0.5, 0.5) * strength)
     gain = 1 + rng.uniform(-0.5, 0.5) * strength + rng.uniform(-0.2, 0.2, 3) * strength
     shift = rng.uniform(-0.25, 0.25) * strength
-    grey = rng.random() < options.grey
+    grey = bool(rng.random() < options.grey)
     if grey:
-        import cv2
-
-        plane = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        picture = np.repeat(plane[..., None], 3, 2)
         gain = np.repeat(gain[:1], 3)
-    lookup = np.clip((table**gamma - 0.5) * gain + 0.5 + shift, 0, 1) * 255 + 0.5
-    lookup = lookup.astype(np.uint8)
-    out = np.empty_like(picture)
-    for c in range(3):
-        out[..., c] = lookup[:, c][picture[..., c]]
-    return out
-
-
-def columns(scene: Scene, left: int, width: int) -> Scene:
-    """The part of a scene from column ``left`` on, ``width`` columns wide."""
-    shift = np.array([left, 0])
-    keypoints = scene.keypoints.copy()
-    keypoints[..., :2] -= shift
-    return Scene(
-        scene.picture[:, left : left + width],
-        keypoints,
-        [polygon - shift for polygon in scene.ignore],
-        None if scene.keep is None else [polygon - shift for polygon in scene.keep],
-        scene.unlabelled_channels,
-    )
-
-
-def render(scenes: Sequence[Scene], places: Sequence[tuple[int, int]], size: int) -> Window:
-    """Puts one scene, or several side by side, together and draws the targets."""
-    picture = np.zeros((size, size, 3), np.uint8)
-    joints = len(_FLIP)
-    maps = {s: np.zeros((joints, size // s, size // s), np.float32) for s in (2, 4)}
-    masks = {s: np.ones((joints, size // s, size // s), np.uint8) for s in (2, 4)}
-    index_parts, person_parts, people = [], [], 0
-    for scene, (left, top) in zip(scenes, places, strict=True):
-        tall, wide = scene.picture.shape[:2]
-        picture[top : top + tall, left : left + wide] = scene.picture
-        states = scene.keypoints[..., 2].round().astype(int)
-        for stride in (2, 4):
-            h, w, x, y = tall // stride, wide // stride, left // stride, top // stride
-            cells = to_cells(scene.keypoints[..., :2], stride)
-            area = np.s_[:, y : y + h, x : x + w]
-            maps[stride][area] = heatmaps(cells, states == POSITIVE, (h, w))
-            masks[stride][area] = loss_mask(
-                cells,
-                states,
-                [to_cells(p, stride) for p in scene.ignore],
-                None if scene.keep is None else [to_cells(p, stride) for p in scene.keep],
-                scene.unlabelled_channels,
-                (h, w),
-            )
-            if stride == 4:
-                flat, person = tag_places(cells, states == POSITIVE, (h, w))
-                side = size // 4
-                j, rest = np.divmod(flat, h * w)
-                row, column = np.divmod(rest, w)
-                index_parts.append((j * side + row + y) * side + column + x)
-                person_parts.append(person + people)
-        people += len(states)
-    return Window(
-        picture,
-        maps[4],
-        maps[2],
-        masks[4],
-        masks[2],
-        np.concatenate(index_parts),
-        np.concatenate(person_parts),
-    )
+    table = np.clip((values**gamma - 0.5) * gain + 0.5 + shift, 0, 1) * 255 + 0.5
+    return table.astype(np.uint8), grey
 
 
 @dataclass
@@ -261,23 +89,27 @@ class Sampler:
     packs: Sequence[tuple[Pack, float]]
     seed: int = 0
     holdout: float = 0.03
-    _people: list[tuple[Pack, int, int]] = field(default_factory=list, init=False)
-    _empty: list[tuple[Pack, int]] = field(default_factory=list, init=False)
-    _all: list[tuple[Pack, int]] = field(default_factory=list, init=False)
+    _people: list[tuple[int, int, int]] = field(default_factory=list, init=False)
+    _empty: list[tuple[int, int]] = field(default_factory=list, init=False)
+    _all: list[tuple[int, int]] = field(default_factory=list, init=False)
+    _peopled: list[tuple[int, int]] = field(default_factory=list, init=False)
+    _order: tuple[int, np.ndarray] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         weights = []
-        for pack, weight in self.packs:
+        for number, (pack, weight) in enumerate(self.packs):
             for i, labels in enumerate(pack.labels):
                 if held_back(pack.records[i]["id"], self.holdout):
                     continue
-                self._all.append((pack, i))
+                self._all.append((number, i))
                 if not len(labels.boxes) and not len(labels.ignore):
-                    self._empty.append((pack, i))
+                    self._empty.append((number, i))
+                else:
+                    self._peopled.append((number, i))
                 for p in range(len(labels.boxes)):
                     value = person_weight(labels, p) * weight
                     if value > 0:
-                        self._people.append((pack, i, p))
+                        self._people.append((number, i, p))
                         weights.append(value)
         total = np.cumsum(weights)
         self._cumulative = total / total[-1] if len(total) else total
@@ -292,24 +124,38 @@ class Sampler:
         """How many images are not held back."""
         return len(self._all)
 
+    @property
+    def epoch(self) -> int:
+        """How many images show people: an epoch of the published trainer."""
+        return len(self._peopled)
+
     def sample(self, number: int, size: int, options: SampleOptions) -> Window:
         """Window ``number`` with sides of ``size`` pixels (a multiple of 32)."""
+        return draw(self.plan(number, size, options), [pack for pack, _ in self.packs])
+
+    def plan(self, number: int, size: int, options: SampleOptions) -> WindowPlan:
+        """What window ``number`` shows."""
         rng = np.random.default_rng([self.seed, number])
-        draw, half = rng.random(), size // 2
-        if draw < options.mosaic:
+        if options.published:
+            return WindowPlan(size, (self._published(rng, number, size),))
+        kind, half = rng.random(), size // 2
+        if kind < options.mosaic:
             scenes = [self._scene(rng, half, options) for _ in range(4)]
             places = [(0, 0), (half, 0), (0, half), (half, half)]
-        elif draw < options.mosaic + options.pair:
+        elif kind < options.mosaic + options.pair:
             whole = [self._scene(rng, size, options, aspect=0.5) for _ in range(2)]
-            scenes = [columns(scene, size // 4, half) for scene in whole]
+            scenes = [replace(scene, columns=(size // 4, half)) for scene in whole]
             places = [(0, 0), (half, 0)]
         else:
             scenes, places = [self._scene(rng, size, options)], [(0, 0)]
-        return render(scenes, places, size)
+        return WindowPlan(
+            size,
+            tuple(replace(s, place=place) for s, place in zip(scenes, places, strict=True)),
+        )
 
     def _scene(
         self, rng: np.random.Generator, size: int, options: SampleOptions, aspect: float = 1.0
-    ) -> Scene:
+    ) -> ScenePlan:
         """A square scene of ``size`` pixels; what it is about lies in its middle columns.
 
         Args:
@@ -327,23 +173,42 @@ class Sampler:
         if rng.random() < options.background or not self._people:
             source = self._empty if self._empty and rng.random() < 0.7 else self._all
             pack, i = source[int(rng.integers(len(source)))]
-            picture = pack.picture(i)
-            side = min(picture.shape[:2]) * float(np.exp(rng.uniform(np.log(0.4), np.log(1.3))))
-            centre = (rng.random() * picture.shape[1], rng.random() * picture.shape[0])
+            record = self.packs[pack][0].records[i]
+            height, width = record["height"], record["width"]
+            side = min(height, width) * float(np.exp(rng.uniform(np.log(0.4), np.log(1.3))))
+            centre = (rng.random() * width, rng.random() * height)
         else:
             number = int(np.searchsorted(self._cumulative, rng.random()))
             pack, i, person = self._people[min(number, len(self._people) - 1)]
-            picture = pack.picture(i)
-            x, y, w, h = self._target(rng, pack.labels[i], person, options)
+            labels = self.packs[pack][0].labels[i]
+            x, y, w, h = self._target(rng, labels, person, options)
             side = max(w / aspect, h) / rng.uniform(*options.fill)
             side = max(side, size / options.max_zoom)
             room = side * np.array([aspect, 1.0])
             free = np.maximum(room - np.array([w, h]), 0.1 * room) / 2 * options.jitter
             centre = np.array([x + w / 2, y + h / 2]) + rng.uniform(-1, 1, 2) * free
         matrix = affine((float(centre[0]), float(centre[1])), side, size, degrees, mirror)
-        scene = warp(picture, pack.labels[i], matrix, size, mirror, border)
-        scene.picture = recolour(scene.picture, rng, options)
-        return scene
+        table, grey = colours(rng, options)
+        return ScenePlan(pack, i, matrix, size, mirror, border, table, grey, (0, size))
+
+    def _published(self, rng: np.random.Generator, number: int, size: int) -> ScenePlan:
+        epoch, place = divmod(number, len(self._peopled))
+        order = self._order
+        if order is None or order[0] != epoch:
+            shuffled = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self._peopled))
+            order = self._order = epoch, shuffled
+        pack, i = self._peopled[order[1][place]]
+        record = self.packs[pack][0].records[i]
+        size_hw = (record["height"], record["width"])
+        scale = rng.uniform(0.75, 1.5)
+        reach = int(0.2 * min(size_hw) * scale)
+        right, down = rng.integers(-reach, reach + 1, 2).tolist()
+        degrees, mirror = rng.uniform(-30, 30), bool(rng.random() < 0.5)
+        matrix = published_affine(size_hw, scale, degrees, (right, down), size, mirror)
+        same = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+        return ScenePlan(
+            pack, i, matrix, size, mirror, (0, 0, 0), same, False, (0, size), published=True
+        )
 
     @staticmethod
     def _target(

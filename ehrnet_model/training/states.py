@@ -39,11 +39,18 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Adds a line to a CSV file; the first also writes the names. Raises EhrnetError."""
+    """Adds a line to a CSV file; the first also writes the names. Raises EhrnetError.
+
+    A file that an earlier version began, perhaps with other columns, keeps them.
+    """
+    columns = list(row)
     try:
         fresh = not path.exists()
+        if not fresh:
+            with open(path, newline="") as file:
+                columns = next(csv.reader(file), columns)
         with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             if fresh:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})

@@ -1,28 +1,27 @@
 """The training loop: one process or several (torchrun), a run folder, exact resume.
 
 Several processes each make and learn their own windows and average gradients after every step, so
-that n processes with batch b do what one does with batch n b (normalisation statistics are those of
-each process's part, averaged).
+that n processes with batch b do what one does with batch n b; the normalisation inside the network
+is that of each process's part (its running statistics averaged), or with ``shared_norm`` of all.
 
-A run folder holds ``config.json`` (options, packs with their hashes, versions), ``log.csv`` (one
-line every ``log_steps``), ``holdout.csv`` (measures on held-back images) and ``state.pt``, which is
-replaced as a whole and holds weights, their moving average, optimiser, clock, random state and the
-position in the data.
+A run folder holds ``config.json`` (options, packs with their hashes, versions, hardware, command),
+``log.csv`` (one line every ``log_steps``), ``holdout.csv`` (measures on held-back images), both
+also for TensorBoard where it is installed, and ``state.pt``, which is replaced as a whole and holds
+weights, their moving average, optimiser, clock and the position in the data.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
+import itertools
 import json
 import logging
 import math
 import os
 import platform
-import queue
-import threading
+import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+import zlib
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,21 +31,29 @@ import torch
 from torch import distributed
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.network.blocks import ConvNorm
-from ehrnet_model.network.checkpoint import CheckpointMeta, save_checkpoint
+from ehrnet_model.network.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
+from ehrnet_model.training.averages import Average, Sums
+from ehrnet_model.training.batches import Batch, collate, normalise
+from ehrnet_model.training.feed import Job, feed
+from ehrnet_model.training.hardware import Hardware, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people
 from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
-from ehrnet_model.training.losses import LossOptions, heatmap_loss, tag_loss
+from ehrnet_model.training.losses import LossOptions, compute_losses
+from ehrnet_model.training.norms import share_norms
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.sampler import SampleOptions, Sampler, Window
+from ehrnet_model.training.painter import Painter, PlanBatch
+from ehrnet_model.training.records import Records
+from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.states import load_state, save_state, write_compact
 from ehrnet_model.variants import Variant
 
 log = logging.getLogger(__name__)
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+HABITS = ("save_seconds", "log_steps", "holdout_seconds")
+"""Options that change nothing of what a run learns: it may go on with others."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +64,24 @@ class TrainOptions:
         phi: the variant.
         packs: (file, weight of its people).
         hours: length of the schedule in hours of training, or
-        steps: in steps, where above 0.
+        steps: in steps, where above 0, or
+        epochs: in images, where above 0: so many times the images with people.
         windows: (side in pixels, batch, share of the steps) of the windows.
         lr, weight_decay: of AdamW; the decay acts on kernels only.
         warmup_steps: the rate rises linearly over these.
+        schedule: ``cosine``, or ``steps``: a tenth after 200 / 300 and again after 260 / 300.
         final: share of ``lr`` at the end of the cosine.
         ema: decay of the moving average of the weights.
         drop_connect: rate in the backbone.
-        freeze: so many stages of the backbone, and the stem, keep their weights; 0: none.
+        freeze: so many stages of the backbone, and the stem, keep their weights and statistics;
+            0: none.
+        unfreeze_at: share of the schedule after which they are trained as well.
         seed: of weights and samples.
+        shared_norm: with several processes, normalise over the batches of all of them.
         bf16: convolutions in bfloat16.
         lite0: npz file that starts the backbone, see ``init_lite0``.
         backbone: classifier checkpoint that starts the backbone, see ``init_classifier``.
-        start: state.pt of another run whose averaged weights start this one.
+        start: state.pt or weights of another run, whose averaged weights start this one.
         holdout: share of images never trained on.
         loss, sample: see there.
         save_seconds, log_steps, holdout_seconds: how often to save, log and measure.
@@ -79,15 +91,19 @@ class TrainOptions:
     packs: tuple[tuple[str, float], ...] = ()
     hours: float = 1.0
     steps: int = 0
+    epochs: int = 0
     windows: tuple[tuple[int, int, float], ...] = ((128, 16, 1.0),)
     lr: float = 4e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 100
+    schedule: str = "cosine"
     final: float = 0.01
     ema: float = 0.999
     drop_connect: float = 0.0
     freeze: int = 0
+    unfreeze_at: float = 1.0
     seed: int = 0
+    shared_norm: bool = False
     bf16: bool = True
     lite0: str = ""
     backbone: str = ""
@@ -100,145 +116,31 @@ class TrainOptions:
     holdout_seconds: float = 600.0
 
 
-@dataclass
-class Batch:
-    """Windows as tensors. N windows; see ``sampler.Window``; P people of all windows together."""
-
-    images: torch.Tensor
-    low: torch.Tensor
-    high: torch.Tensor
-    low_mask: torch.Tensor
-    high_mask: torch.Tensor
-    tag_index: torch.Tensor
-    tag_person: torch.Tensor
-    image_of_person: torch.Tensor
+def _on_cpu(value: Any) -> Any:
+    """The same nest of dicts and lists with its tensors in ordinary memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {k: _on_cpu(v) for k, v in value.items()}
+    return [_on_cpu(v) for v in value] if isinstance(value, list) else value
 
 
-def normalise(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 RGB (N, H, W, 3) to the network's float32 (N, 3, H, W), channels last in memory."""
-    scale = 1 / (255 * np.array(STD, np.float32))
-    shift = -np.array(MEAN, np.float32) / np.array(STD, np.float32)
-    values = pictures.astype(np.float32)
-    values *= scale
-    values += shift
-    return torch.from_numpy(values).permute(0, 3, 1, 2)
+def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the options that came later at their defaults."""
+    out = {**defaults, **config}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            out[key] = {**value, **config[key]}
+    return out
 
 
-def _channels_last(maps: np.ndarray) -> torch.Tensor:
-    """(N, J, H, W) as the network lays out its outputs, float32: mixed layouts are slow."""
-    return torch.from_numpy(maps).to(torch.float32).contiguous(memory_format=torch.channels_last)
+def _differences(config: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """Options of a stored run that are not these; packs are known by their hashes, not by place."""
 
+    def value(of: dict[str, Any], key: str) -> Any:
+        return [weight for _, weight in of["packs"]] if key == "packs" else of.get(key)
 
-class _Dense(torch.autograd.Function):
-    """Nothing forward; a gradient without gaps in memory backward.
-
-    The gradient of a padded tensor is a view with gaps, on which the backward pass of batch
-    normalisation is ten times slower.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return grads[0].contiguous(memory_format=torch.channels_last)
-
-
-def _depthwise_in_float32(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        y = torch.nn.functional.conv2d(
-            x.float(), conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups
-        )
-    return y.to(x.dtype)
-
-
-def _quicken(network: torch.nn.Module) -> None:
-    """Makes training on a CPU faster; what is computed stays.
-
-    The backward pass of bfloat16 depthwise convolutions with stride 2 or 5x5 kernels takes 3 to 50
-    times as long as the same in float32: half of a whole step.
-    """
-    for module in network.modules():
-        if not isinstance(module, ConvNorm):
-            continue
-        if module.pad is not None:
-            module.register_forward_pre_hook(lambda _, inputs: (_Dense.apply(inputs[0]),))
-        conv = module.conv
-        if conv.groups > 1 and (conv.stride[0] > 1 or conv.kernel_size[0] > 3):
-            conv.forward = functools.partial(_depthwise_in_float32, conv)
-
-
-def collate(windows: Sequence[Window]) -> Batch:
-    """Stacks windows of one size."""
-    index, person, owner, people = [], [], [], 0
-    for n, window in enumerate(windows):
-        names, numbers = np.unique(window.tag_person, return_inverse=True)
-        index.append(window.tag_index + n * window.low.size)
-        person.append(numbers + people)
-        owner.append(np.full(len(names), n))
-        people += len(names)
-    return Batch(
-        normalise(np.stack([w.picture for w in windows])),
-        _channels_last(np.stack([w.low for w in windows])),
-        _channels_last(np.stack([w.high for w in windows])),
-        _channels_last(np.stack([w.low_mask for w in windows])),
-        _channels_last(np.stack([w.high_mask for w in windows])),
-        torch.from_numpy(np.concatenate(index)).long(),
-        torch.from_numpy(np.concatenate(person)).long(),
-        torch.from_numpy(np.concatenate(owner)).long(),
-    )
-
-
-def compute_losses(
-    network: torch.nn.Module, batch: Batch, options: LossOptions, bf16: bool
-) -> dict[str, torch.Tensor]:
-    """The weighted sum under ``loss`` and its parts.
-
-    ``rel4`` and ``rel2`` are the squared errors without weights, divided by those of empty maps.
-    """
-    joints = batch.low.shape[1]
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        low_all, high = network(batch.images)
-    low, tags = low_all[:, :joints].float(), low_all[:, joints:]
-    high = high.float()
-    low_loss = heatmap_loss(low, batch.low, batch.low_mask, options.peak_weight)
-    high_loss = heatmap_loss(high, batch.high, batch.high_mask, options.peak_weight)
-    pull, push = tag_loss(tags, batch.tag_index, batch.tag_person, batch.image_of_person)
-    total = options.low * low_loss + options.high * high_loss + options.tag * (pull + push)
-    parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss}
-    with torch.no_grad():
-        for name, maps, target, mask in (
-            ("rel4", low, batch.low, batch.low_mask),
-            ("rel2", high, batch.high, batch.high_mask),
-        ):
-            zero = (target**2 * mask).sum().clamp(min=1e-9)
-            parts[name] = (((maps.detach() - target) ** 2) * mask).sum() / zero
-    parts["pull"], parts["push"] = pull, push
-    return parts
-
-
-class Average:
-    """Exponential moving average of weights and statistics; its memory grows from a few steps."""
-
-    def __init__(self, network: torch.nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.count = 0
-        self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, network: torch.nn.Module) -> None:
-        """Takes the network's present weights in."""
-        self.count += 1
-        weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-        floats, new = [], []
-        for key, value in network.state_dict().items():
-            if value.is_floating_point():
-                floats.append(self.state[key])
-                new.append(value)
-            else:
-                self.state[key].copy_(value)
-        torch._foreach_lerp_(floats, new, weight)
+    return [k for k in config if k not in HABITS and value(config, k) != value(stored, k)]
 
 
 class Trainer:
@@ -248,13 +150,28 @@ class Trainer:
         options: what to do.
         folder: run folder; a run found there is continued, if it has the same options.
         change: continue with other options (schedule, data, loss), keeping weights and optimiser.
+        hardware: where to compute; a run may go on on other hardware.
     """
 
-    def __init__(self, options: TrainOptions, folder: Path, change: bool = False) -> None:
+    def __init__(
+        self,
+        options: TrainOptions,
+        folder: Path,
+        change: bool = False,
+        hardware: Hardware | None = None,
+    ) -> None:
         self.options, self.folder = options, Path(folder)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.hardware = hardware or Hardware()
+        self.device = open_device(self.hardware.device)
         if self.world > 1 and not distributed.is_initialized():
-            distributed.init_process_group("gloo")
+            # Gradients on GPUs go by NCCL, the clock and the log by gloo, which no GPU waits for.
+            gpu = self.device.type == "cuda"
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        if options.schedule not in ("cosine", "steps"):
+            raise EhrnetError(f"a schedule is 'cosine' or 'steps', not '{options.schedule}'.")
+        if not 0 <= options.freeze <= 7:
+            raise EhrnetError(f"the backbone has 7 stages, {options.freeze} cannot be frozen.")
         if not options.packs:
             raise EhrnetError("no data: give at least one pack (see 'ehrnet pack').")
         for side, batch, _ in options.windows:
@@ -277,6 +194,33 @@ class Trainer:
         self.network = EfficientHRNet(
             Variant.from_phi(options.phi), drop_connect=options.drop_connect
         )
+        state = None
+        state_file = self.folder / "state.pt"
+        if state_file.exists():
+            state = load_state(state_file)
+            stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
+            different = _differences(config, stored)
+            if different and not change:
+                if different == ["pack_sha256"]:
+                    raise EhrnetError(
+                        f"{folder} holds a run on other packs, by their hashes: give those, or say "
+                        "--change to continue with these."
+                    )
+                raise EhrnetError(
+                    f"{folder} holds a run with other options ({', '.join(different)}): choose "
+                    "another folder, or say --change to continue with the new ones."
+                )
+            self.network.load_state_dict(state["network"])
+            self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
+        elif options.start:
+            self.network.load_state_dict(self._start(Path(options.start)))
+        elif options.backbone:
+            init_from_classifier(self.network, Path(options.backbone))
+        elif options.lite0:
+            init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
+        self.network.to(self.device, memory_format=torch.channels_last)
+        if options.shared_norm and self.world > 1:
+            share_norms(self.network, self.device)
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(
@@ -287,39 +231,26 @@ class Trainer:
             lr=options.lr,
             fused=True,
         )
-        state_file = self.folder / "state.pt"
-        if state_file.exists():
-            state = load_state(state_file)
-            state["config"].setdefault("backbone", "")  # runs from before this option
-            if state["config"] != config and not change:
-                different = [k for k in config if config[k] != state["config"].get(k)]
-                raise EhrnetError(
-                    f"{folder} holds a run with other options ({', '.join(different)}): choose "
-                    "another folder, or say --change to continue with the new ones."
-                )
-            self.network.load_state_dict(state["network"])
+        if state is None:
             self.average = Average(self.network, options.ema)
-            self.average.state = state["average"]
-            self.average.count = state["average_count"]
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
-            torch.set_rng_state(state["rng"])
         else:
-            if options.start:
-                self.network.load_state_dict(load_state(Path(options.start))["average"])
-            elif options.backbone:
-                init_from_classifier(self.network, Path(options.backbone))
-            elif options.lite0:
-                init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
-            self.average = Average(self.network, options.ema)
-        self.network.to(memory_format=torch.channels_last)
-        if options.freeze:
-            for part in (
-                self.network.backbone.stem,
-                *self.network.backbone.stages[: options.freeze],
-            ):
-                part.requires_grad_(False)
-        _quicken(self.network)
+            self.average = Average(
+                self.network, options.ema, state["average"], state["average_count"]
+            )
+            self.optimiser.load_state_dict(state["optimiser"])
+        if self.device.type == "cpu":
+            quicken(self.network)
+        where = self.hardware.windows_on
+        if where not in ("auto", "device", "host"):
+            raise EhrnetError(f"windows are made on 'device' or on 'host', not on '{where}'.")
+        gpu = self.device.type == "cuda"
+        packs = [pack for pack, _ in self.packs]
+        on_device = where == "device" or (where == "auto" and gpu)
+        self.painter = Painter(packs, self.device) if on_device else None
+        self.workers = self.hardware.workers
+        if self.workers < 0:
+            share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            self.workers = max(1, min(8, share - 1)) if gpu else 0
         self.config = config
         note = {
             **config,
@@ -328,10 +259,26 @@ class Trainer:
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
+            "hardware": {
+                **asdict(self.hardware),
+                "name": torch.cuda.get_device_name(self.device)
+                if self.device.type == "cuda"
+                else platform.processor() or platform.machine(),
+            },
+            "command": sys.argv,
         }
+        self.records = Records(self.folder)
         if self.rank == 0:
+            for part in self.folder.glob(".state.pt.*.tmp"):  # of a process that was killed
+                part.unlink()
             (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
         self.held_back = held_back_people([pack for pack, _ in self.packs], options.holdout)
+
+    def _start(self, path: Path) -> dict[str, torch.Tensor]:
+        if path.suffix == ".safetensors":
+            return load_checkpoint(path, self.network.variant.name)[0]
+        weights: dict[str, torch.Tensor] = load_state(path)["average"]
+        return weights
 
     def _pictures(self, count: int) -> torch.Tensor:
         side = 192
@@ -347,62 +294,61 @@ class Trainer:
 
     def progress(self) -> float:
         """How much of the schedule is done, 0 to 1."""
+        if self.options.epochs:
+            return min(1.0, self.images / (self.options.epochs * self.sampler.epoch))
         if self.options.steps:
             return min(1.0, self.step / self.options.steps)
         return min(1.0, self.seconds / (self.options.hours * 3600))
 
     def _rate(self) -> float:
-        o = self.options
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
-        return (
-            o.lr * min(1.0, (self.step + 1) / o.warmup_steps) * (o.final + (1 - o.final) * cosine)
-        )
+        o, done = self.options, self.progress()
+        warm = min(1.0, (self.step + 1) / max(1, o.warmup_steps))
+        if o.schedule == "steps":
+            return o.lr * warm * 0.1 ** ((done >= 200 / 300) + (done >= 260 / 300))
+        cosine = 0.5 * (1 + math.cos(math.pi * done))
+        return o.lr * warm * (o.final + (1 - o.final) * cosine)
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        """Batches from the current position on, made one step ahead in a thread."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
-        stop = threading.Event()
-        start_step, start_images = self.step, self.images
+    def _train_mode(self) -> None:
+        """Training mode; what is frozen just now keeps weights, statistics and all its blocks."""
+        self.network.train()
+        if self.options.freeze:
+            frozen = self.progress() < self.options.unfreeze_at
+            backbone = self.network.backbone
+            for part in (backbone.stem, *backbone.stages[: self.options.freeze]):
+                part.requires_grad_(not frozen)
+                part.train(not frozen)
 
-        def work() -> None:
-            step, images = start_step, start_images
-            while not stop.is_set():
-                try:
-                    side, count = self._plan(step)
-                    first = images + self.rank * count
-                    item: Batch | BaseException = collate(
-                        [
-                            self.sampler.sample(first + i, side, self.options.sample)
-                            for i in range(count)
-                        ]
-                    )
-                    step, images = step + 1, images + count * self.world
-                except BaseException as error:  # handed to the training thread, which raises it
-                    item = error
-                while not stop.is_set():
-                    try:
-                        ready.put(item, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if isinstance(item, BaseException):
-                    return
+    def _jobs(self) -> Iterator[Job]:
+        """This process's part of every step from the current position on."""
+        images = self.images
+        for step in itertools.count(self.step):
+            side, count = self._plan(step)
+            yield Job(side, count, images + self.rank * count)
+            images += count * self.world
 
-        thread = threading.Thread(target=work, daemon=True, name="windows")
-        thread.start()
+    def _make(self, job: Job) -> Batch | PlanBatch:
+        """Windows, or what the device needs to draw them."""
+        numbers = range(job.first, job.first + job.count)
+        if self.painter is None:
+            return collate([self.sampler.sample(i, job.side, self.options.sample) for i in numbers])
+        plans = [self.sampler.plan(i, job.side, self.options.sample) for i in numbers]
+        return self.painter.gather(plans)
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """Batches on the device, from the current position on, prepared ahead."""
+        items = feed(self._make, self._jobs(), self.workers, self.device.type == "cuda")
         try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            for item in items:
+                on_device = item.to(self.device)
+                yield on_device if self.painter is None else self.painter(on_device)
         finally:
-            stop.set()
-            thread.join()
+            items.close()
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One update; returns the parts of the loss."""
-        self.network.train()
+        """One update; returns the parts of the loss, of this process, on the device."""
+        # What is random inside the network depends on step and process alone, like the windows.
+        torch.manual_seed(zlib.crc32(f"{self.options.seed} {self.step} {self.rank}".encode()))
+        self._train_mode()
         rate = self._rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -415,7 +361,7 @@ class Trainer:
         if self.world > 1:
             self._share()
         self.optimiser.step()
-        self.average.update(self.network)
+        self.average.update()
         self.step += 1
         self.images += len(batch.images) * self.world
         return {key: value.detach() for key, value in parts.items()}
@@ -424,8 +370,6 @@ class Trainer:
         """Averages gradients, normalisation statistics and the clock over all processes."""
         parts = [p.grad for p in self.network.parameters() if p.grad is not None]
         parts += [b for b in self.network.buffers() if b.is_floating_point()]
-        clock = torch.tensor([self.seconds])
-        parts.append(clock)
         flat = torch.cat([part.detach().flatten() for part in parts])
         distributed.all_reduce(flat)
         flat /= self.world
@@ -435,16 +379,18 @@ class Trainer:
                 count = part.numel()
                 part.copy_(flat[position : position + count].view(part.shape))
                 position += count
-        self.seconds = float(clock)
+        clock = torch.tensor([self.seconds], dtype=torch.float64)
+        distributed.all_reduce(clock)
+        self.seconds = float(clock) / self.world
 
     def state(self) -> dict[str, Any]:
-        """Everything that a continued run needs."""
+        """Everything that a continued run needs, on whatever device; tensors in ordinary memory."""
         return {
             "config": self.config,
-            "network": self.network.state_dict(),
-            "average": self.average.state,
+            "network": _on_cpu(self.network.state_dict()),
+            "average": _on_cpu(self.average.state),
             "average_count": self.average.count,
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": _on_cpu(self.optimiser.state_dict()),
             "step": self.step,
             "images": self.images,
             "seconds": self.seconds,
@@ -462,13 +408,20 @@ class Trainer:
         order = [names[id(p)] for group in self.optimiser.param_groups for p in group["params"]]
         write_compact(self.state(), order, path)
 
-    def save_weights(self, path: Path, decode: dict[str, Any], metrics: dict[str, Any]) -> None:
+    def save_weights(
+        self,
+        path: Path,
+        decode: dict[str, Any],
+        metrics: dict[str, Any],
+        input_size: int = 0,
+    ) -> None:
         """Writes the averaged weights as a checkpoint of quality ``preview``.
 
         Args:
             path: ``*.safetensors``.
             decode: decode defaults that suit them.
             metrics: what was measured with them.
+            input_size: short side of the network input that suits them; 0: the variant's own.
         """
         keep = ("lr", "weight_decay", "ema", "windows", "sample", "loss", "seed", "holdout")
         recipe = {
@@ -486,88 +439,111 @@ class Trainer:
             variant=self.network.variant.name,
             weights_name=f"{self.network.variant.name}-{self.images // 1000}k",
             quality="preview",
-            coordinates="pixel-centre",
+            coordinates="reference" if self.options.sample.published else "pixel-centre",
+            input_size=input_size,
             decode=decode,
             metrics=metrics,
             recipe=recipe,
         )
-        save_checkpoint(path, self.average.state, meta)
+        save_checkpoint(path, _on_cpu(self.average.state), meta)
 
     def averaged(self) -> EfficientHRNet:
         """A network with the averaged weights, for use."""
         network = EfficientHRNet(Variant.from_phi(self.options.phi))
         network.load_state_dict(self.average.state)
-        return network.to(memory_format=torch.channels_last).eval()
+        return network.to(self.device, memory_format=torch.channels_last).eval()
 
     def measure(self) -> dict[str, float]:
         """BoxOKS of the averaged weights on held-back people; appended to holdout.csv."""
         if not self.held_back or self.rank:
             return {}
         values = box_oks(self.averaged(), self.held_back, self.options.bf16)
-        self._append(
-            "holdout.csv",
+        self.records.add(
+            "holdout",
             {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values},
         )
         return values
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        path = self.folder / name
-        fresh = not path.exists()
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    def run(
+        self,
+        tell: Callable[[str], None] = log.info,
+        steps: int | None = None,
+        minutes: float = math.inf,
+        each: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Trains to the end of the schedule, or for ``steps`` more; saves now and then and last.
 
-    def run(self, tell: Callable[[str], None] = log.info, steps: int | None = None) -> None:
-        """Trains to the end of the schedule, or for ``steps`` more; saves now and then and last."""
+        Args:
+            tell: takes a line of text now and then.
+            steps: how many at most; None: all.
+            minutes: stop after so many.
+            each: called after every step (a progress bar).
+        """
         o = self.options
         clock = self._clock = time.monotonic()
         saved = measured = clock
-        sums: dict[str, float] = {}
-        counted = 0
-        mark, mark_images, last = clock, self.images, self.step + steps if steps else None
-        batches = self._batches()
+        sums, waited = Sums(), 0.0
+        mark, mark_images, last = clock, self.images, None if steps is None else self.step + steps
+        batches = self.batches()
         try:
-            while self.progress() < 1 and self.step != last:
-                parts = self.train_step(next(batches))
-                if not torch.isfinite(parts["loss"]):
-                    raise EhrnetError(
-                        f"the loss is not a number at step {self.step}: go on from "
-                        f"{self.folder}/state.pt with a lower learning rate."
-                    )
+            # By the clock that all processes share: they stop at the same step.
+            end = self.seconds + 60 * minutes
+            while self.progress() < 1 and self.step != last and self.seconds < end:
+                asked = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - asked
+                sums.add(self.train_step(batch))
+                each()
+                if self.step % o.log_steps == 0:
+                    row = self._means(sums, self.world)
+                    now = time.monotonic()
+                    if self.rank == 0:
+                        speed = (self.images - mark_images) / max(1e-9, now - mark)
+                        self._log(tell, row, speed, waited / max(1e-9, now - mark))
+                    sums, waited, mark, mark_images = Sums(), 0.0, now, self.images
                 now = time.monotonic()
-                counted += 1
-                for key, value in parts.items():
-                    sums[key] = sums.get(key, 0.0) + float(value)
-                if self.step % o.log_steps == 0 and self.rank == 0:
-                    row = {key: value / counted for key, value in sums.items()}
-                    speed = (self.images - mark_images) / max(1e-9, now - mark)
-                    self._append(
-                        "log.csv",
-                        {
-                            "step": self.step,
-                            "images": self.images,
-                            "seconds": round(self.seconds),
-                            "lr": self._rate(),
-                            **row,
-                            "images_per_s": speed,
-                        },
-                    )
-                    tell(
-                        f"step {self.step} images {self.images} {100 * self.progress():.1f} % "
-                        f"loss {row['loss']:.3f} rel4 {row['rel4']:.3f} rel2 {row['rel2']:.3f} "
-                        f"pull {row['pull']:.3f} push {row['push']:.3f} {speed:.1f} img/s"
-                    )
-                    sums, counted, mark, mark_images = {}, 0, now, self.images
                 if now - measured > o.holdout_seconds and self.rank == 0:
                     tell(f"held back: {self.measure()}")
                     measured = time.monotonic()
                 if now - saved > o.save_seconds:
+                    self._means(sums)
                     self.save()
                     saved = time.monotonic()
         finally:
             batches.close()
+        self._means(sums)
         self.save()
         if self.progress() >= 1 and self.rank == 0:
             tell(f"held back: {self.measure()}")
+
+    def _means(self, sums: Sums, world: int = 1) -> dict[str, float]:
+        """Means of the parts; refuses to go on, and so to save, where they are not numbers."""
+        means = sums.means(world)
+        if not all(map(math.isfinite, means.values())):
+            raise EhrnetError(
+                f"the loss is not a number before step {self.step}: go on from "
+                f"{self.folder}/state.pt with a lower learning rate."
+            )
+        return means
+
+    def _log(
+        self, tell: Callable[[str], None], row: dict[str, float], speed: float, waiting: float
+    ) -> None:
+        self.records.add(
+            "log",
+            {
+                "step": self.step,
+                "images": self.images,
+                "seconds": round(self.seconds),
+                "lr": self._rate(),
+                **row,
+                "images_per_s": speed,
+                "waiting": waiting,
+            },
+        )
+        tell(
+            f"step {self.step} images {self.images} {100 * self.progress():.1f} % "
+            f"loss {row['loss']:.3f} rel4 {row['rel4']:.3f} rel2 {row['rel2']:.3f} "
+            f"pull {row['pull']:.3f} push {row['push']:.3f} {speed:.1f} img/s, "
+            f"{100 * waiting:.0f} % waiting"
+        )

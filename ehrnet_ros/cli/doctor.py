@@ -48,6 +48,12 @@ PACKAGES: Tuple[Tuple[str, bool, str], ...] = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
     parser.add_argument("--json", action="store_true", help="a list of objects on stdout")
+    parser.add_argument(
+        "--image",
+        metavar="TOPIC",
+        help="also look whether images arrive on a topic, and if not, why and what to type; with "
+        "/compressed at its end for compressed ones",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         findings += _gpu()
         findings += _models()
         findings += _engines()
+    if args.image:
+        findings.append(_images(args.image))
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -70,6 +78,18 @@ def run(args: argparse.Namespace) -> int:
         for finding in findings:
             print(f"{finding.state:<9} {finding.name:<{width}}  {finding.text}")
     return 1 if any(finding.state == FAULT for finding in findings) else 0
+
+
+def _images(topic: str) -> Finding:
+    """What a node that takes images from this topic would see in the ROS graph."""
+    from ehrnet_ros.cli import REMEDIES
+
+    try:
+        from ehrnet_ros.health import look_for_images
+    except ImportError as error:
+        return Finding(topic, FAULT, f"cannot be looked at ({error}): {REMEDIES['rclpy']}")
+    arrive, text = look_for_images(topic)
+    return Finding(topic, OK if arrive else FAULT, text)
 
 
 def _python() -> Finding:

@@ -29,6 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-side", type=int, default=448, help="reduce longer pictures to this side (448)"
     )
+    parser.add_argument(
+        "--jpeg",
+        type=int,
+        default=0,
+        metavar="QUALITY",
+        help="store pictures as JPEG of this quality (1 to 100): a tenth of the size, for packs "
+        "that must be carried; decoded when first used",
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        metavar="N",
+        help="spread over N packs named FILE-1ofN.pack; training takes them all",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.pack")
 
 
@@ -36,8 +51,13 @@ def run(args: argparse.Namespace) -> int:
     """Writes the pack."""
     from tqdm import tqdm
 
-    from ehrnet_model.training.pack import write_pack
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.training.pack import shard_names, write_pack
 
+    if not 0 <= args.jpeg <= 100 or args.shards < 1 or args.max_side < 64:
+        raise EhrnetError(
+            "--jpeg is a quality from 1 to 100, --shards at least 1, --max-side at least 64."
+        )
     counts = write_pack(
         args.out,
         args.annotations,
@@ -46,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
         args.pseudo_set,
         args.max_side,
         progress=lambda items: tqdm(items, unit="image", file=sys.stderr),
+        jpeg=args.jpeg,
+        shards=args.shards,
     )
-    print(f"{args.out}: {counts['images']} images, {counts['people']} people")
+    names = ", ".join(map(str, shard_names(args.out, args.shards)))
+    print(f"{names}: {counts['images']} images, {counts['people']} people")
     return 0

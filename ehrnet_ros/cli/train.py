@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phi", type=int, default=-4, choices=(0, -1, -2, -3, -4))
     parser.add_argument("--pack", type=_pack, required=True, nargs="+", metavar="FILE[:WEIGHT]")
     parser.add_argument(
-        "--hours", type=float, default=1.0, help="length of the schedule in hours of training"
+        "--preset",
+        choices=("ours", "paper"),
+        default="ours",
+        help="recipe that gives every option below that is not given (ours)",
     )
+    parser.add_argument("--hours", type=float, help="length of the schedule in hours of training")
+    parser.add_argument("--steps", type=int, help="length of the schedule in steps instead")
     parser.add_argument(
-        "--steps", type=int, default=0, help="length of the schedule in steps instead"
+        "--epochs", type=int, help="length in passes over the images with people instead"
     )
-    parser.add_argument(
-        "--window", type=_window, nargs="+", default=None, metavar="SIDE:BATCH[:SHARE]"
-    )
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument(
-        "--final", type=float, default=0.01, help="share of the rate left at the end"
-    )
-    parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--holdout", type=float, default=0.03, help="share of the images never trained on"
-    )
+    parser.add_argument("--window", type=_window, nargs="+", metavar="SIDE:BATCH[:SHARE]")
+    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument("--weight-decay", type=float, help="of kernels")
+    parser.add_argument("--warmup-steps", type=int, help="steps until the rate is reached")
+    parser.add_argument("--schedule", choices=("cosine", "steps"), help="how the rate falls")
+    parser.add_argument("--final", type=float, help="share of the rate left at a cosine's end")
+    parser.add_argument("--ema", type=float, help="decay of the average of the weights")
+    parser.add_argument("--drop-connect", type=float, help="of the backbone's blocks, 0 to 1")
+    parser.add_argument("--seed", type=int, help="of weights and windows")
+    parser.add_argument("--holdout", type=float, help="share of the images never trained on")
     parser.add_argument(
         "--lite0", default="", metavar="NPZ", help="EfficientNet-Lite0 weights to start from"
     )
@@ -73,23 +77,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier to start the backbone from (made by 'ehrnet train-classifier')",
     )
     parser.add_argument(
-        "--start", default="", metavar="STATE", help="state.pt of another run to start from"
+        "--start",
+        default="",
+        metavar="FILE",
+        help="state.pt or weights (*.safetensors) of another run to start from",
     )
     parser.add_argument("--sample", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
     parser.add_argument("--loss", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
     parser.add_argument(
         "--freeze",
         type=int,
-        default=0,
         metavar="N",
-        help="keep the weights of stem and first N stages",
+        help="keep weights and statistics of the backbone's stem and first N of its 7 stages",
     )
-    parser.add_argument("--fp32", action="store_true", help="no bfloat16")
+    parser.add_argument(
+        "--unfreeze-at", type=float, metavar="SHARE", help="of the schedule; then train all"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (auto: CUDA where there is a GPU)",
+    )
+    parser.add_argument(
+        "--windows-on",
+        choices=("auto", "device", "host"),
+        default="auto",
+        help="where windows and targets are drawn: on the device, which then holds all pictures in "
+        "its memory, or on the CPU (auto: on the device if it is a GPU)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="processes that prepare windows; 0: a thread (default: 0 on a CPU, up to 8 on a GPU)",
+    )
+    parser.add_argument(
+        "--shared-norm",
+        action="store_true",
+        default=None,
+        help="under torchrun: batch normalisation over the batches of all processes",
+    )
+    parser.add_argument(
+        "--until", type=int, default=0, metavar="STEP", help="stop at this step and save"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="stop after so many minutes of training and save; the same command goes on",
+    )
+    parser.add_argument("--save-seconds", type=float, help="seconds between two saves")
+    parser.add_argument("--log-steps", type=int, help="steps between two lines of log")
+    parser.add_argument(
+        "--fp32", dest="bf16", action="store_false", default=None, help="no bfloat16"
+    )
     parser.add_argument(
         "--unpack",
         type=Path,
         metavar="FILE",
         help="start the run folder from a compact state (*.resume.safetensors)",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="of the input that suits the weights, to store with them (0: the variant's own)",
     )
     parser.add_argument(
         "--save-only",
@@ -114,60 +169,76 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     import cv2
+    from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.decode import typed_options
-    from ehrnet_model.training.losses import LossOptions
-    from ehrnet_model.training.sampler import SampleOptions
+    from ehrnet_model.inference.sizes import parse_size
+    from ehrnet_model.training.hardware import Hardware
+    from ehrnet_model.training.presets import preset
     from ehrnet_model.training.states import read_compact, save_state
-    from ehrnet_model.training.trainer import Trainer, TrainOptions
+    from ehrnet_model.training.trainer import Trainer
 
     cv2.setNumThreads(1)
     if args.backbone and (args.lite0 or args.start):
         raise EhrnetError("--backbone, --lite0 and --start each give the start: name one of them.")
 
-    def build(kind: Any, settings: list[tuple[str, float]]) -> Any:
-        names = {f.name for f in dataclasses.fields(kind)}
+    def build(start: Any, settings: list[tuple[str, float]]) -> Any:
+        names = {f.name for f in dataclasses.fields(start)}
         values: dict[str, Any] = {}
         for name, value in settings:
             if name in ("fill_min", "fill_max") and "fill" in names:
-                low, high = values.get("fill", kind().fill)
+                low, high = values.get("fill", start.fill)
                 values["fill"] = (value, high) if name == "fill_min" else (low, value)
-            elif name in names and name != "fill":
+            elif name in names and name not in ("fill", "published"):
                 values[name] = value
             else:
                 raise EhrnetError(
                     f"there is no setting '{name}'; known: {', '.join(sorted(names))}."
                 )
-        return kind(**values)
+        return dataclasses.replace(start, **values)
 
-    options = TrainOptions(
-        phi=args.phi,
+    options = preset(args.preset, args.phi)
+    given = {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(options)
+        if getattr(args, field.name, None) is not None
+    }
+    lengths = {"hours", "steps", "epochs"} & set(given)
+    if len(lengths) > 1:
+        raise EhrnetError(f"a schedule has one length: --{' or --'.join(sorted(lengths))}.")
+    if lengths:  # the recipe's own gives way
+        options = dataclasses.replace(options, hours=1.0, steps=0, epochs=0)
+    given.update(
         packs=tuple(args.pack),
-        hours=args.hours,
-        steps=args.steps,
-        windows=tuple(args.window or [(128, 16, 1.0)]),
-        lr=args.lr,
-        final=args.final,
-        ema=args.ema,
-        seed=args.seed,
-        freeze=args.freeze,
-        bf16=not args.fp32,
-        lite0=args.lite0,
-        backbone=args.backbone,
-        start=args.start,
-        holdout=args.holdout,
-        loss=build(LossOptions, args.loss),
-        sample=build(SampleOptions, args.sample),
+        windows=tuple(args.window or options.windows),
+        loss=build(options.loss, args.loss),
+        sample=build(options.sample, args.sample),
     )
+    options = dataclasses.replace(options, **given)
+    if args.short_side:
+        parse_size("square", args.short_side)
     if args.unpack is not None:
         if (args.out / "state.pt").exists():
             raise EhrnetError(f"{args.out} already holds a run: leave --unpack out to continue it.")
         args.out.mkdir(parents=True, exist_ok=True)
         save_state(read_compact(args.unpack), args.out / "state.pt")
-    trainer = Trainer(options, args.out, args.change)
+    hardware = Hardware(args.device, args.windows_on, args.workers)
+    trainer = Trainer(options, args.out, args.change, hardware)
     if not args.save_only:
-        trainer.run(lambda text: print(text, file=sys.stderr, flush=True))
+        steps = max(0, args.until - trainer.step) if args.until else None
+        # A bar where somebody watches; lines alone in a file or behind torchrun.
+        with tqdm(
+            total=100.0,
+            disable=bool(trainer.rank) or not sys.stderr.isatty(),
+            bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} to go",
+        ) as bar:
+            trainer.run(
+                lambda text: bar.write(text, file=sys.stderr),
+                steps,
+                args.minutes,
+                lambda: bar.update(100 * trainer.progress() - bar.n),
+            )
     if trainer.rank:
         return 0
     name = trainer.network.variant.name
@@ -176,6 +247,7 @@ def run(args: argparse.Namespace) -> int:
         args.out / f"{name}.safetensors",
         typed_options(args.decode),
         {"held_back": trainer.measure()},
+        args.short_side,
     )
     print(
         f"{args.out}: {trainer.step} steps, {trainer.images} images, "

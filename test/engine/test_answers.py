@@ -153,7 +153,7 @@ def test_untrained_weights_are_compared_by_candidates(h4_model: Path) -> None:
     assert verdict.keypoints > 500
     images, peaks = answers.by_size[(384, 384)]
     other = Answers(answers.weights_sha256, {(384, 384): (images[::-1], peaks)})
-    assert check_engine(open_runtime(h4_model), other, "int8").state == "differs"
+    assert check_engine(open_runtime(h4_model), other, "fp16").state == "differs"
 
 
 def test_nothing_found_is_no_verdict(model, answers) -> None:

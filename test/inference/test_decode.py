@@ -7,8 +7,11 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import (
     DecodeOptions,
     Peaks,
@@ -444,3 +447,92 @@ def test_options_survive_the_metadata() -> None:
     options = DecodeOptions(keypoint_threshold=0.2, refine=False, tag_threshold=2)
     assert DecodeOptions.from_dict(options.to_dict()) == options
     assert DecodeOptions.from_dict({"max_people": 5}, max_people=7).max_people == 7
+
+
+# A standing person, hips at 0, in units of the distance of the shoulders.
+STANDING = np.array(
+    [
+        *[(0, -2.1), (0.1, -2.2), (-0.1, -2.2), (0.25, -2.15), (-0.25, -2.15)],
+        *[(0.5, -1.5), (-0.5, -1.5), (0.8, -0.7), (-0.8, -0.7), (0.8, 0), (-0.8, 0)],
+        *[(0.35, 0), (-0.35, 0), (0.4, 1.3), (-0.4, 1.3), (0.4, 2.5), (-0.4, 2.5)],
+    ]
+)
+
+
+def people_at(places: list[tuple[float, float, float]], tags: list[float]) -> np.ndarray:
+    """Engine output for standing people at (x, y, shoulder width), with these tags."""
+    out = np.zeros((17, 30, 15), np.float32)
+    for i, ((x, y, size), tag) in enumerate(zip(places, tags)):
+        out[:, i, 0] = 0.9 - 0.1 * i
+        out[:, i, 1:3] = (STANDING * size + (x, y)).astype(np.float32)
+        out[:, i, 3] = tag
+        out[:, i, 4:6] = np.floor(out[:, i, 1:3] / 2)
+        out[:, i, 6:] = out[:, i, :1]
+    return out
+
+
+def mixed(out: np.ndarray, seed: int) -> np.ndarray:
+    """The peaks of each keypoint in another order."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rows[rng.permutation(len(rows))] for rows in out])
+
+
+def told_apart(out: np.ndarray, options: DecodeOptions) -> bool:
+    """Whether every group is one person: every peak of a person has the person's own score."""
+    peaks = Peaks.from_output(out)
+    chosen = group(peaks, options, SPANS["coco-17"])
+    scores = np.where(chosen >= 0, peaks.score[np.arange(17), np.maximum(chosen, 0)], np.nan)
+    return bool((np.nanmax(scores, 1) - np.nanmin(scores, 1) < 0.05).all() and len(chosen) < 17)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.floats(5, 60),
+    gap=st.floats(3.5, 8),
+    x=st.floats(-50, 300),
+    ratio=st.floats(0.7, 1.4),
+    seed=st.integers(0, 1000),
+)
+def test_reach_tells_people_apart_whose_tags_do_not(size, gap, x, ratio, seed) -> None:
+    places = [(x, 100.0, size), (x + gap * size, 110.0, size * ratio)]
+    out = mixed(people_at(places, [0.0, 0.01]), seed)
+    options = dataclasses.replace(EVERYBODY, reach=1.3)
+    assert told_apart(out, options)
+    chosen = group(Peaks.from_output(out), options, SPANS["coco-17"])
+    assert (chosen >= 0).sum() == 34 and len(chosen) == 2
+
+
+def test_without_reach_equal_tags_tell_nothing() -> None:
+    out = mixed(people_at([(50, 100, 20), (150, 100, 20)], [0.0, 0.0]), 3)
+    assert not told_apart(out, EVERYBODY)
+    assert told_apart(out, dataclasses.replace(EVERYBODY, reach=1.3))
+
+
+def test_reach_breaks_up_a_group_that_tags_alone_call_one_person() -> None:
+    """The face of one and the rest of another, far away: no keypoint twice, equal tags."""
+    out = people_at([(50, 100, 20), (250, 100, 20)], [0.0, 0.0])
+    out[5:, 0, 0] = 0
+    out[:5, 1, 0] = 0
+    peaks = Peaks.from_output(out)
+    assert len(group(peaks, EVERYBODY, SPANS["coco-17"])) == 1
+    chosen = group(peaks, dataclasses.replace(EVERYBODY, reach=1.8), SPANS["coco-17"])
+    assert sorted((chosen >= 0).sum(1)) == [5, 12]
+
+
+def test_reach_leaves_clear_people_alone_and_needs_a_known_skeleton() -> None:
+    out = mixed(people_at([(50, 100, 20), (120, 90, 25), (230, 110, 15)], [0, 5, 10]), 1)
+    peaks = Peaks.from_output(out)
+    plain = as_set(group(peaks, EVERYBODY))
+    options = dataclasses.replace(EVERYBODY, reach=1.8)
+    assert as_set(group(peaks, options, SPANS["coco-17"])) == plain
+    assert as_set(group(peaks, options, None)) == plain
+
+
+def test_typical_distances_are_a_table_of_one_body() -> None:
+    spans = SPANS["coco-17"]
+    flip = np.array(COCO_17.flip)
+    np.testing.assert_array_equal(spans, spans.T)
+    np.testing.assert_allclose(spans, spans[np.ix_(flip, flip)], atol=0.011)
+    assert spans[5, 6] == 1 and (spans > 0).all()
+    legs = spans[11, 13] + spans[13, 15]  # along the leg is no shorter than straight
+    assert legs >= spans[11, 15] and spans[15, 2] == spans.max()  # eye to ankle

@@ -21,7 +21,7 @@ def uniform(name, count):
 @pytest.fixture(scope="session")
 def golden():
     """Values of the published training code on deterministic inputs."""
-    return json.loads((Path(__file__).parent / "golden_training.json").read_text())
+    return json.loads((Path(__file__).parents[1] / "facts" / "golden_training.json").read_text())
 
 
 def stick_figure(height, width, seed):
@@ -72,3 +72,39 @@ def pack_file(figures):
     out = figures / "figures.pack"
     write_pack(out, figures / "figures.json", [figures])
     return out
+
+
+@pytest.fixture(scope="session")
+def rich_pack(tmp_path_factory):
+    """A pack with everything that labels can say: crowds, gaps, a teacher, sizes large and small.
+
+    Its pictures are smooth, so that a place a little off shows as a value a little off.
+    """
+    folder = tmp_path_factory.mktemp("rich")
+    rng = np.random.default_rng(4)
+    images, annotations, taught = [], [], []
+    for i, (h, w) in enumerate([(420, 310), (150, 440), (97, 61), (260, 260), (200, 300)]):
+        coarse = rng.integers(0, 256, (h // 24 + 2, w // 24 + 2, 3)).astype(np.uint8)
+        picture = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{i}.png"), picture)
+        images.append({"id": i, "file_name": f"{i}.png", "height": h, "width": w})
+        _, xy = stick_figure(h, w, i)
+        if i < 4:
+            annotations.append(annotation(xy, i, 10 * i))
+        if i == 0:
+            crowd = annotation(xy, i, 1) | {"iscrowd": 1, "bbox": [150.0, 200.0, 140.0, 120.0]}
+            annotations.append(crowd)
+            annotations.append(annotation(xy * 0.5 + 90, i, 2))
+        if i == 1:
+            images[1] |= {"all_people_labelled": False, "labelled_keypoints": list(range(5, 17))}
+            annotations[-1]["keypoints"][:15] = [0.0] * 15
+        if i == 3:
+            scores = [0.9] * 10 + [0.3] * 7
+            for n, score in enumerate((0.8, 0.1)):
+                other = annotation(xy * 0.4 + 60 + 80 * n, i, 100 + n)
+                taught.append(other | {"score": score, "keypoint_scores": scores})
+    (folder / "rich.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    teacher = {"images": [images[3], images[4]], "annotations": taught}
+    (folder / "teacher.json").write_text(json.dumps(teacher))
+    write_pack(folder / "rich.pack", folder / "rich.json", [folder], folder / "teacher.json")
+    return folder / "rich.pack"

@@ -1,4 +1,7 @@
 import json
+import struct
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -8,17 +11,10 @@ from hypothesis import strategies as st
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.training.labels import ABSENT, POSITIVE, WEAK, ImageLabels, merge
-from ehrnet_model.training.pack import Pack, write_pack
-from ehrnet_model.training.sampler import (
-    SampleOptions,
-    Sampler,
-    affine,
-    columns,
-    held_back,
-    recolour,
-    render,
-    warp,
-)
+from ehrnet_model.training.pack import Pack, shard_names, write_pack
+from ehrnet_model.training.plans import affine
+from ehrnet_model.training.sampler import SampleOptions, Sampler, colours, held_back
+from ehrnet_model.training.windows import columns, render, repaint, warp
 
 
 def person(x, y, size, number=1, v=2, **more):
@@ -65,6 +61,16 @@ def test_large_pictures_are_reduced_with_their_labels(figures, tmp_path):
         (lambda d: d["annotations"][0].update(image_id=99), "not listed"),
         (lambda d: d["annotations"][0].update(keypoints=[1, 2, 3]), "17 keypoints"),
         (lambda d: d.pop("images"), "no list 'images'"),
+        (lambda d: d["images"][1].pop("height"), "image 1 has no height"),
+        (lambda d: d["annotations"][0].pop("bbox"), "annotation 0 of 0.png has no bbox"),
+        (lambda d: d["annotations"][1].update(bbox=[1, 2, -3, 4]), "annotation 1 .* no bbox"),
+        (
+            lambda d: d["annotations"][2]["keypoints"].__setitem__(0, 400.0),
+            r"\(400, \d+\), outside",
+        ),
+        (lambda d: d["annotations"][0]["keypoints"].__setitem__(1, float("nan")), "visibility"),
+        (lambda d: d["annotations"][0]["keypoints"].__setitem__(2, 7), "visibility 0, 1 or 2"),
+        (lambda d: d["annotations"][0]["keypoints"].__setitem__(0, "left"), "lacks numbers"),
     ],
 )
 def test_broken_annotations_are_refused_and_nothing_is_written(figures, tmp_path, spoil, words):
@@ -74,6 +80,86 @@ def test_broken_annotations_are_refused_and_nothing_is_written(figures, tmp_path
     with pytest.raises(EhrnetError, match=words):
         write_pack(tmp_path / "a.pack", tmp_path / "a.json", [figures])
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_people_without_keypoints_are_packed_as_places_without_loss(figures, tmp_path):
+    data = json.loads((figures / "figures.json").read_text())
+    data["annotations"][0]["keypoints"] = []
+    del data["annotations"][1]["keypoints"]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    counts = write_pack(tmp_path / "a.pack", tmp_path / "a.json", [figures])
+    assert counts == {"images": 4, "people": 1}
+    assert [len(labels.ignore) for labels in Pack(tmp_path / "a.pack").labels] == [1, 1, 0, 0]
+
+
+def test_packs_of_jpegs_hold_nearly_the_same_in_less(rich_pack, tmp_path):
+    folder = rich_pack.parent
+    out = tmp_path / "r.pack"
+    write_pack(out, folder / "rich.json", [folder], folder / "teacher.json", jpeg=90, shards=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r-1of2.pack", "r-2of2.pack"]
+    whole, parts = Pack(rich_pack), [Pack(p) for p in shard_names(out, 2)]
+    assert sum(p.path.stat().st_size for p in parts) < rich_pack.stat().st_size / 5
+    assert [len(part) for part in parts] == [3, 2]
+    for i in range(5):
+        part, j = parts[i % 2], i // 2
+        assert part.records[j]["file_name"] == whole.records[i]["file_name"]
+        np.testing.assert_array_equal(part.labels[j].keypoints, whole.labels[i].keypoints)
+        apart = part.picture(j).astype(int) - whole.picture(i)
+        assert np.abs(apart).mean() < 4 and not part.picture(j).flags.writeable
+
+
+def test_damaged_jpegs_in_a_pack_are_named(figures, tmp_path):
+    write_pack(tmp_path / "a.pack", figures / "figures.json", [figures], jpeg=80)
+    raw = bytearray((tmp_path / "a.pack").read_bytes())
+    record = Pack(tmp_path / "a.pack").records[2]
+    raw[record["offset"] : record["offset"] + 40] = bytes(40)
+    (tmp_path / "a.pack").write_bytes(raw)
+    with pytest.raises(EhrnetError, match="2.png does not decode: the pack is damaged"):
+        Pack(tmp_path / "a.pack").picture(0)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda d: d["images"][0].update(height=4000, bytes=4000 * 120 * 3),
+        lambda d: d["images"][1]["boxes"].append([0, 0, 5, 5]),
+        lambda d: d["images"][2].pop("keypoints"),
+        lambda d: d.pop("images"),
+    ],
+)
+def test_packs_whose_index_fits_nothing_are_refused(pack_file, tmp_path, spoil):
+    raw = pack_file.read_bytes()
+    _, start, _ = struct.unpack("<8sQQ", raw[:24])
+    index = json.loads(raw[start:])
+    spoil(index)
+    text = json.dumps(index).encode()
+    head = struct.pack("<8sQQ", b"EHRPACK1", start, len(text))
+    (tmp_path / "a.pack").write_bytes(head + raw[24:start] + text)
+    with pytest.raises(EhrnetError, match="a.pack is not a pack"):
+        Pack(tmp_path / "a.pack")
+
+
+def test_a_full_disk_leaves_no_pack_and_the_old_one_as_it_was(figures, tmp_path):
+    """In a process whose files may not grow beyond 50 kB, as on a full disk."""
+    out = tmp_path / "a.pack"
+    out.write_bytes(b"the old one")
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from ehrnet_ros.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["pack", "--annotations", str(figures / "figures.json"), "--images", str(figures)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "-o", str(out)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "could not be written" in done.stderr, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pack"]
+    assert out.read_bytes() == b"the old one"
 
 
 def test_damaged_packs_and_json_are_refused(figures, pack_file, tmp_path):
@@ -218,7 +304,7 @@ def test_held_back_images_are_never_drawn(pack_file):
 
 def test_colours_change_but_stay_pictures(pack_file):
     picture = Pack(pack_file).picture(0)
-    out = recolour(picture, np.random.default_rng(0), SampleOptions(grey=1.0))
+    out = repaint(picture, *colours(np.random.default_rng(0), SampleOptions(grey=1.0)))
     assert out.dtype == np.uint8 and out.shape == picture.shape
     np.testing.assert_array_equal(out[..., 0], out[..., 1])
 

@@ -5,8 +5,19 @@ import numpy as np
 import pytest
 import torch
 
+from ehrnet_model.skeleton import COCO_17
+from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.losses import heatmap_loss, tag_loss
-from ehrnet_model.training.targets import heatmaps, loss_mask, tag_places, to_cells, to_pixels
+from ehrnet_model.training.plans import published_affine
+from ehrnet_model.training.targets import (
+    heatmaps,
+    loss_mask,
+    loss_plane,
+    tag_places,
+    to_cells,
+    to_pixels,
+)
+from ehrnet_model.training.windows import move
 
 _spec = importlib.util.spec_from_file_location("_figures", Path(__file__).with_name("conftest.py"))
 _figures = importlib.util.module_from_spec(_spec)
@@ -103,11 +114,54 @@ def test_mask_leaves_out_what_is_unknown_and_keeps_what_is_known():
     cells = np.array([[[10.0, 10], [20, 10], [25, 25]]])
     states = np.array([[1, -1, 0]])
     box = np.array([[8.0, 8], [30, 8], [30, 30], [8, 30]])
-    mask = loss_mask(cells, states, [], None, [2], (32, 32))
+    mask = loss_mask(cells, states, loss_plane([], None, None, (32, 32)), [2])
     assert mask[0].all()
     assert mask[1, 10, 20] == 0 and mask[1, 10, 5] == 1
     assert not mask[2].any()
-    mask = loss_mask(cells, states, [box], None, [], (32, 32))
+    mask = loss_mask(cells, states, loss_plane([box], None, None, (32, 32)), [])
     assert mask[0, 10, 10] == 1 and mask[0, 28, 28] == 0 and mask[0, 2, 2] == 1
-    mask = loss_mask(cells, states, [], [box], [], (32, 32))
+    mask = loss_mask(cells, states, loss_plane([], [box], None, (32, 32)), [])
     assert mask[2, 20, 20] == 1 and mask[2, 2, 2] == 0
+    assert not loss_plane([], None, box - 100, (32, 32)).any()
+    frame = loss_plane([box + 5], None, box, (32, 32))
+    assert frame[10, 10] == 1 and frame[2, 2] == 0 and frame[20, 20] == 0
+
+
+def test_published_windows_are_cut_by_the_published_matrices(golden):
+    for case in golden["train_affine"]:
+        matrix = published_affine(
+            case["image_hw"], case["aug_scale"], case["rot_deg"], case["translate"], case["out"]
+        )
+        np.testing.assert_allclose(matrix, case["matrix"], rtol=1e-8, atol=1e-7)
+        arguments = (case[k] for k in ("image_hw", "aug_scale", "rot_deg", "translate", "out"))
+        mirrored = published_affine(*arguments, mirror=True)
+        point = np.array([37.0, 91.0, 1.0])
+        x, y = matrix @ point
+        np.testing.assert_allclose(mirrored @ point, [case["out"] - 1 - x, y])
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("stride", [2, 4])
+def test_published_cells_are_those_of_the_matrix_of_their_resolution(golden, stride, mirror):
+    """One matrix per resolution, flipped there, cut down to whole cells."""
+    case = golden["train_affine"][3]
+    arguments = case["image_hw"], case["aug_scale"], case["rot_deg"], case["translate"]
+    (small,) = (
+        np.array(other["matrix"])
+        for other in golden["train_affine"][3:6]
+        if other["out"] == 512 // stride
+    )
+    keypoints = np.zeros((1, 17, 3), np.float32)
+    keypoints[0, :, :2] = np.random.default_rng(0).uniform(250, 380, (17, 2))
+    keypoints[0, :, 2] = POSITIVE
+    none = np.zeros((0, 4), np.float32)
+    labels = ImageLabels(keypoints, np.ones((1, 4)), np.ones(1), np.ones(1, bool), none)
+    matrix = published_affine(*arguments, 512, mirror)
+    marks = move(labels, case["image_hw"], matrix, mirror, published=True)
+    want = keypoints[0, :, :2] @ small[:, :2].T + small[:, 2]
+    if mirror:
+        want[:, 0] = 512 // stride - 1 - want[:, 0]
+        want = want[list(COCO_17.flip)]
+    np.testing.assert_array_equal(marks.places(stride)[0], np.floor(want))
+    inside = marks.plane(stride, (512 // stride, 512 // stride))
+    assert 0.5 < inside.mean() < 1  # turned by 17.5 degrees, corners of the window see padding

@@ -7,11 +7,12 @@ import torch
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.checkpoint import load_network
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
+from ehrnet_model.training.batches import collate
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, read_compact, save_state
-from ehrnet_model.training.trainer import Trainer, TrainOptions, collate
+from ehrnet_model.training.trainer import Trainer, TrainOptions
 from ehrnet_model.variants import Variant
 
 STILL = SampleOptions(background=0.0, mosaic=0.0, rotate=0.0, colour=0.0, grey=0.0, group=0.0)
@@ -32,7 +33,7 @@ def small(pack_file, **more):
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(pack_file, tmp_path):
-    options = small(pack_file)
+    options = small(pack_file, drop_connect=0.3)
     Trainer(options, tmp_path / "whole").run()
     Trainer(options, tmp_path / "parts").run(steps=3)
     Trainer(options, tmp_path / "parts").run()
@@ -75,10 +76,27 @@ def test_weights_of_a_run_are_a_checkpoint(pack_file, tmp_path):
     assert meta.quality == "preview" and meta.decode == {"tag_threshold": 0.5}
     for name, value in trainer.average.state.items():
         torch.testing.assert_close(network.state_dict()[name], value)
+    start = small(pack_file, start=str(tmp_path / "w.safetensors"))
+    other = Trainer(start, tmp_path / "other")
+    assert other.step == 0
+    for name, value in trainer.average.state.items():
+        torch.testing.assert_close(other.network.state_dict()[name], value)
+    other.run(minutes=1e-6)  # one step tells that the time is up
+    assert other.step == 1 and load_state(tmp_path / "other/state.pt")["step"] == 1
+    with pytest.raises(EhrnetError, match="H-3 is wanted"):
+        Trainer(dataclasses.replace(start, phi=-3), tmp_path / "third")
 
 
-def test_a_folder_of_another_run_is_refused(pack_file, tmp_path):
+def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
     Trainer(small(pack_file), tmp_path).run(steps=1)
+    elsewhere = tmp_path / "moved.pack"
+    elsewhere.write_bytes(pack_file.read_bytes())
+    assert Trainer(small(elsewhere), tmp_path).step == 1
+    elsewhere.write_bytes(rich_pack.read_bytes())
+    with pytest.raises(EhrnetError, match="a run on other packs"):
+        Trainer(small(elsewhere), tmp_path)
+    with pytest.raises(EhrnetError, match=r"other options \(packs\)"):
+        Trainer(small(pack_file, packs=((str(pack_file), 0.5),)), tmp_path)
     with pytest.raises(EhrnetError, match="lr"):
         Trainer(small(pack_file, lr=1e-3), tmp_path)
     changed = Trainer(small(pack_file, lr=1e-3), tmp_path, change=True)

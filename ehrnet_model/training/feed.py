@@ -1,0 +1,103 @@
+"""Items made ahead of their use: in a thread, or in several processes, always in order."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch of one process: windows ``first`` to ``first + count - 1``, ``side`` pixels."""
+
+    side: int
+    count: int
+    first: int
+
+
+def feed(
+    make: Callable[[Job], Any], jobs: Iterator[Job], workers: int, pin: bool
+) -> Generator[Any, None, None]:
+    """What ``make`` makes of each job, in the order of the jobs.
+
+    Args:
+        make: called in a thread or in forked processes: it must not touch a GPU.
+        jobs: without end.
+        workers: how many processes; 0: one thread of this process.
+        pin: put the items, which have ``pin_memory``, into memory a GPU can copy from.
+    """
+    return _processes(make, jobs, workers, pin) if workers else _thread(make, jobs, pin)
+
+
+def _thread(
+    make: Callable[[Job], Any], jobs: Iterator[Job], pin: bool
+) -> Generator[Any, None, None]:
+    ready: queue.Queue[Any] = queue.Queue(maxsize=2)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                item = make(next(jobs))
+                item = item.pin_memory() if pin else item
+            except BaseException as error:  # handed to the thread that takes, which raises it
+                item = error
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.5)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, BaseException):
+                return
+
+    thread = threading.Thread(target=work, daemon=True, name="windows")
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _Made(torch.utils.data.Dataset):
+    """A data set whose indices are jobs."""
+
+    def __init__(self, make: Callable[[Job], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, job: Job) -> Any:
+        return self.make(job)
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _processes(
+    make: Callable[[Job], Any], jobs: Iterator[Job], workers: int, pin: bool
+) -> Generator[Any, None, None]:
+    import cv2
+
+    # A forked process inherits OpenCV's pool without its threads and would wait for them for ever.
+    cv2.setNumThreads(1)
+    loader = torch.utils.data.DataLoader(
+        _Made(make),
+        batch_size=None,
+        sampler=jobs,
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=pin,
+        # Forked, so that all share the packs in memory.
+        multiprocessing_context="fork",
+    )
+    yield from loader

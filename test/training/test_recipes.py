@@ -1,0 +1,184 @@
+"""What the options of a run do: recipes, schedules, frozen parts, decay, records."""
+
+import csv
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.network.checkpoint import load_network
+from ehrnet_model.training.batches import collate
+from ehrnet_model.training.losses import LossOptions
+from ehrnet_model.training.pack import Pack
+from ehrnet_model.training.presets import preset
+from ehrnet_model.training.records import Records
+from ehrnet_model.training.sampler import SampleOptions, Sampler
+from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.variants import Variant
+from ehrnet_ros.cli import main
+
+
+def small(pack_file, **more):
+    return TrainOptions(
+        **{
+            "packs": ((str(pack_file), 1.0),),
+            "steps": 4,
+            "windows": ((64, 2, 1.0),),
+            "warmup_steps": 0,
+            "holdout": 0.0,
+            "bf16": False,
+            **more,
+        }
+    )
+
+
+def batch_of(trainer):
+    options = trainer.options.sample
+    return collate([trainer.sampler.sample(i, 64, options) for i in range(2)])
+
+
+def test_the_paper_preset_is_the_published_recipe():
+    for phi in (0, -1, -2, -3, -4):
+        options = preset("paper", phi)
+        side, batch, _ = options.windows[0]
+        assert side == Variant.from_phi(phi).input_size and batch >= 1
+        assert (options.lr, options.weight_decay, options.ema) == (1e-3, 0.0, 0.0)
+        assert (options.epochs, options.schedule, options.warmup_steps) == (300, "steps", 0)
+        assert options.loss == LossOptions(1.0, 1.0, 1.0, 0.0, 1e-3)
+    assert preset("ours", -3) == TrainOptions(phi=-3)
+    with pytest.raises(EhrnetError, match="no preset 'mine'"):
+        preset("mine", -4)
+
+
+def test_the_published_schedule_falls_at_200_and_260_of_300_epochs(pack_file, tmp_path):
+    options = dataclasses.replace(
+        preset("paper", -4), packs=((str(pack_file), 1.0),), windows=((64, 1, 1.0),), holdout=0.0
+    )
+    trainer = Trainer(options, tmp_path)
+    assert trainer.sampler.epoch == 3  # three of the four pictures show somebody
+    rates = {}
+    for epoch in (0, 199, 200, 259, 260, 299):
+        trainer.images = 3 * epoch
+        rates[epoch] = trainer._rate()
+    want = {0: 1e-3, 199: 1e-3, 200: 1e-4, 259: 1e-4, 260: 1e-5, 299: 1e-5}
+    assert rates == pytest.approx(want)
+    trainer.images = 900
+    assert trainer.progress() == 1.0
+    trainer.images = 0
+    trainer.run(steps=1)
+    for name, value in trainer.average.state.items():  # without memory: the weights themselves
+        torch.testing.assert_close(value, trainer.network.state_dict()[name])
+    trainer.save_weights(tmp_path / "w.safetensors", {}, {})
+    assert load_network(tmp_path / "w.safetensors", "H-4")[1].coordinates == "reference"
+
+
+def test_published_windows_show_each_picture_once_per_epoch(rich_pack, pack_file):
+    packs = [Pack(rich_pack), Pack(pack_file)]
+    sampler = Sampler([(pack, 1.0) for pack in packs], holdout=0.0)
+    options = SampleOptions(published=True)
+    seen = [sampler.plan(i, 64, options).scenes[0] for i in range(3 * sampler.epoch)]
+    epochs = [
+        [(s.pack, s.image) for s in seen[i : i + sampler.epoch]]
+        for i in range(0, len(seen), sampler.epoch)
+    ]
+    people = {(n, i) for n, p in enumerate(packs) for i, x in enumerate(p.labels) if len(x.boxes)}
+    assert all(set(epoch) == people and len(epoch) == len(people) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    # The same wherever one begins.
+    again = Sampler([(pack, 1.0) for pack in packs], holdout=0.0).plan(len(people) + 1, 64, options)
+    assert (again.scenes[0].matrix == seen[len(people) + 1].matrix).all()
+
+
+def test_frozen_parts_keep_weights_and_statistics_until_they_are_unfrozen(pack_file, tmp_path):
+    trainer = Trainer(small(pack_file, freeze=2, unfreeze_at=0.5, drop_connect=0.2), tmp_path)
+    batch, backbone = batch_of(trainer), trainer.network.backbone
+
+    def copy():
+        return {k: v.clone() for k, v in trainer.network.state_dict().items()}
+
+    def changed(before):
+        return {k for k, v in trainer.network.state_dict().items() if not torch.equal(v, before[k])}
+
+    frozen = {f"backbone.stem.{k}" for k in backbone.stem.state_dict()}
+    for stage in (0, 1):
+        frozen |= {f"backbone.stages.{stage}.{k}" for k in backbone.stages[stage].state_dict()}
+    start = copy()
+    for _ in range(2):
+        trainer.train_step(batch)
+    assert not changed(start) & frozen
+    assert set(start) - changed(start) - frozen == set()
+    middle = copy()
+    trainer.train_step(batch)
+    assert frozen <= changed(middle)
+
+
+def test_weight_decay_shrinks_kernels_and_nothing_else(pack_file, tmp_path):
+    """Without a gradient, AdamW leaves of a kernel 1 - lr * decay a step."""
+    options = small(pack_file, weight_decay=0.5, lr=0.1, final=1.0, loss=LossOptions(scale=0.0))
+    trainer = Trainer(options, tmp_path)
+    before = {k: v.detach().clone() for k, v in trainer.network.named_parameters()}
+    trainer.train_step(batch_of(trainer))
+    for name, value in trainer.network.named_parameters():
+        factor = 0.95 if value.ndim > 1 else 1.0
+        torch.testing.assert_close(value.detach(), factor * before[name], rtol=1e-6, atol=1e-9)
+    assert sum(p.ndim > 1 for p in trainer.network.parameters()) > 50
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"schedule": "line"}, "'cosine' or 'steps', not 'line'"),
+        ({"freeze": 8}, "7 stages, 8 cannot"),
+    ],
+)
+def test_wrong_options_are_refused(pack_file, tmp_path, wrong, words):
+    with pytest.raises(EhrnetError, match=words):
+        Trainer(small(pack_file, **wrong), tmp_path)
+
+
+def test_records_are_there_as_csv_and_for_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    records = Records(tmp_path)
+    for step in (10, 20):
+        records.add("log", {"step": step, "loss": 1.0 / step})
+    records.add("holdout", {"step": 20, "box_oks": 0.25})
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert rows == [{"step": "10", "loss": "0.1"}, {"step": "20", "loss": "0.05"}]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, round(e.value, 6)) for e in events.Scalars("log/loss")] == [
+        (10, 0.1),
+        (20, 0.05),
+    ]
+    assert [e.value for e in events.Scalars("holdout/box_oks")] == [0.25]
+
+
+def test_without_tensorboard_it_is_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    records = Records(tmp_path)
+    for step in range(3):
+        records.add("log", {"step": step, "loss": 0.5})
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    assert [r.message for r in caplog.records if "TensorBoard" in r.message] == [
+        "TensorBoard is not here (pip install tensorboard): CSV files only."
+    ]
+
+
+def test_the_command_fills_a_preset_with_what_is_given(pack_file, tmp_path, capsys):
+    where = ["train", "--device", "cpu", "--pack", str(pack_file), "--out", str(tmp_path / "run")]
+    words = ["--preset", "paper", "--steps", "1", "--window", "64:1", "--holdout", "0"]
+    assert main([*where, *words, "--loss", "tag=0.01"]) == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["steps"], config["epochs"], config["lr"], config["bf16"]) == (1, 0, 1e-3, False)
+    assert (config["schedule"], config["sample"]["published"]) == ("steps", True)
+    assert (config["loss"]["tag"], config["loss"]["scale"]) == (0.01, 1.0)
+    assert config["windows"] == [[64, 1, 1.0]] and config["hardware"]["device"] == "cpu"
+    assert main([*where, "--steps", "3", "--hours", "1"]) == 2
+    assert "one length: --hours or --steps" in capsys.readouterr().err
+    assert main([*where, "--sample", "published=1"]) == 2
+    assert "no setting 'published'" in capsys.readouterr().err

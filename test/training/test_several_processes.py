@@ -1,0 +1,90 @@
+"""Real processes: torchrun, and a run that is killed."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ehrnet_model.training.states import load_state
+
+TRAIN = ["-m", "ehrnet_ros.cli", "train", "--device", "cpu", "--holdout", "0", "--fp32"]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def train(folder, pack, *arguments, processes=1):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), *TRAIN]
+    command += ["--pack", str(pack), "--out", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    return list(csv.DictReader((folder / "log.csv").open()))
+
+
+def test_two_processes_learn_what_one_learns_from_the_same_batches(rich_pack, tmp_path):
+    """Normalised over both batches, so that nothing but the order of sums is different."""
+    arguments = ["--steps", "4", "--lr", "1e-3", "--log-steps", "1"]
+    one = train(tmp_path / "one", rich_pack, *arguments, "--window", "64:4")
+    two = train(
+        tmp_path / "two", rich_pack, *arguments, "--window", "64:2", "--shared-norm", processes=2
+    )
+    assert [row["images"] for row in one] == [row["images"] for row in two] != []
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "low", "high", "pull", "push"):
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=2e-3), (a["step"], name)
+    assert abs(float(one[0]["loss"]) / float(one[-1]["loss"]) - 1) > 0.02  # the curve moves
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(pack_file, tmp_path):
+    """SIGKILL between two saves: what came after the last one is done again, bit for bit."""
+    arguments = ["--steps", "9", "--log-steps", "1", "--window", "64:2", "96:1"]
+    whole = train(tmp_path / "whole", pack_file, *arguments)
+    folder = tmp_path / "killed"
+    command = [sys.executable, *TRAIN, "--pack", str(pack_file), "--out", str(folder), *arguments]
+    with subprocess.Popen(
+        [*command, "--save-seconds", "0.7"], env=environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.startswith("step 5 ") or (folder / "state.pt").exists():
+                break
+        for line in process.stderr:  # one step more, so that there is something to lose
+            if line.startswith("step "):
+                break
+        process.kill()
+    saved = load_state(folder / "state.pt")["step"] if (folder / "state.pt").exists() else 0
+    assert process.returncode == -9 and saved < 9
+    (folder / ".state.pt.1.tmp").write_bytes(b"half a state, of a process killed while writing")
+    again = train(folder, pack_file, *arguments)[-(9 - saved) :]
+    assert [row["step"] for row in again] == [row["step"] for row in whole[saved:]]
+    for a, b in zip(again, whole[saved:], strict=True):
+        assert {k: a[k] for k in ("images", "lr", "loss", "pull")} == {
+            k: b[k] for k in ("images", "lr", "loss", "pull")
+        }
+    first, second = (load_state(tmp_path / name / "state.pt") for name in ("whole", "killed"))
+    for key, value in first["average"].items():
+        torch.testing.assert_close(second["average"][key], value, rtol=0, atol=0)
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_full_disk_keeps_the_previous_state(tmp_path):
+    """In a process whose files may not grow beyond a megabyte, as on a full disk."""
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from ehrnet_model.training.states import save_state\n"
+        "path = Path(sys.argv[1])\n"
+        "save_state({'step': 1, 'weights': torch.zeros(1000)}, path)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "save_state({'step': 2, 'weights': torch.zeros(10**6)}, path)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "state.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert "EhrnetError" in done.stderr and "previous state is untouched" in done.stderr
+    assert load_state(tmp_path / "state.pt")["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
