@@ -137,15 +137,12 @@ class Bench:
         self.processes.append(process)
         return process
 
-    def kill(self, process: Any) -> float:
-        """SIGKILL; the MB that it left in /dev/shm, which go at the end."""
-        files = shared_memory(process.pid)
+    def kill(self, process: Any) -> None:
+        """SIGKILL; what it leaves in /dev/shm goes at the end."""
+        self.files |= {f for f in shared_memory(process.pid) if "port" not in f}
         process.kill()
         process.wait() if isinstance(process, subprocess.Popen) else process.join()
         self.processes.remove(process)
-        left = {f for f in files if "port" not in f and os.path.exists(f)} - shared_memory("self")
-        self.files |= left
-        return sum(os.stat(f).st_blocks * 512 for f in left) / 1e6
 
     def end(self, process: subprocess.Popen) -> str:
         """SIGINT; exit code and whether there was a traceback, as one word."""
@@ -171,11 +168,10 @@ class Bench:
                 found[key] = float(value)
         return found
 
-    def close(self) -> None:
-        """Ends what still runs and takes away what killed processes left in /dev/shm."""
-        for process in list(self.processes):
-            self.kill(process)
-        for file in self.files:
+    def tidy(self) -> None:
+        """Takes away what killed processes left in /dev/shm, once nobody uses it."""
+        pids = (path.name for path in Path("/proc").iterdir() if path.name.isdigit())
+        for file in self.files.difference(*(shared_memory(pid) for pid in pids)):
             for name in (file, file + "_el"):
                 with contextlib.suppress(OSError):
                     os.unlink(name)
@@ -223,9 +219,11 @@ def bench(args: argparse.Namespace, folder: Path) -> Iterator[Bench]:
     try:
         yield this
     finally:
-        this.close()
+        for process in list(this.processes):
+            this.kill(process)
         listener.destroy_node()
         rclpy.try_shutdown()
+        this.tidy()
 
 
 def overload(this: Bench) -> list[dict[str, Any]]:
@@ -309,8 +307,7 @@ def endurance(this: Bench) -> list[dict[str, Any]]:
 def cameras(this: Bench) -> list[dict[str, Any]]:
     """The camera is killed and started again, again and again."""
     node = this.node(size=this.args.small, threads=1)
-    waits, left = [], 0.0
-    memory = 0.0
+    waits, memory = [], 0.0
     for number in range(this.args.kills):
         name = f"camera{number}"
         begun = time.monotonic()
@@ -319,7 +316,7 @@ def cameras(this: Bench) -> list[dict[str, Any]]:
             waits.append(time.monotonic() - begun)
         this.answers.clear()
         alive(node)
-        left += this.kill(process)
+        this.kill(process)
         if number == this.args.kills // 10:
             memory = resident_mb(node.pid)
     row = {
@@ -329,7 +326,6 @@ def cameras(this: Bench) -> list[dict[str, Any]]:
         "max": round(max(waits), 2),
         "memory MB": memory,
         "at the end MB": resident_mb(node.pid),
-        "left in /dev/shm by the killed MB": round(left, 1),
         "exit": this.end(node),
     }
     return [row]
@@ -339,14 +335,14 @@ def restarts(this: Bench) -> list[dict[str, Any]]:
     """The node is killed while images flow, and started again: is anything old answered?"""
     this.camera("camera", 30.0)
     node = this.node(size=this.args.small, threads=1)
-    waits, left, stale, twice, back = [], 0.0, 0, 0, 0
+    waits, stale, twice, back = [], 0, 0, 0
 
     def newest() -> int:
         return int(this.answers[-1][1].split()[1]) if this.answers else 0
 
     for _ in range(this.args.restarts):
         this.until(lambda: len(this.answers) > 10)
-        left += this.kill(node)
+        this.kill(node)
         this.spin(0.3)  # what was on its way
         seen = {a[1] for a in this.answers}
         last, died = newest(), time.monotonic()
@@ -368,7 +364,6 @@ def restarts(this: Bench) -> list[dict[str, Any]]:
         "answered twice": twice,
         "after s, median": round(float(np.median(waits)), 2),
         "max": round(max(waits), 2),
-        "left in /dev/shm by the killed MB": round(left, 1),
         "exit": this.end(node),
     }
     return [row]
