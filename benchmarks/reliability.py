@@ -170,7 +170,9 @@ class Bench:
 
     def tidy(self) -> None:
         """Takes away what killed processes left in /dev/shm, once nobody uses it."""
-        pids = (path.name for path in Path("/proc").iterdir() if path.name.isdigit())
+        # This process, which has shut down, may have them mapped still.
+        numbers = (path.name for path in Path("/proc").iterdir() if path.name.isdigit())
+        pids = [number for number in numbers if number != str(os.getpid())]
         for file in self.files.difference(*(shared_memory(pid) for pid in pids)):
             for name in (file, file + "_el"):
                 with contextlib.suppress(OSError):
