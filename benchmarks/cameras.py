@@ -128,7 +128,7 @@ def main() -> None:
         ]
     print_table(rows)
     write_json(args.json, "cameras", rows)
-    heading = f"{args.rate:g} Hz each, H{args.phi}, input {args.size}"
+    heading = f"{args.rate:g} Hz each, phi {args.phi}, input {args.size}"
     write_page(args.page, "Several cameras, one engine", ABOUT, {heading: rows})
 
 
