@@ -343,7 +343,7 @@ def _padding() -> str:
             bare, eight = (total(floor(found, board, align=align)) for align in (1, 8))
             cells.append(f"{plain:.2f} / {bare:.2f} / {eight:.2f}")
         rows.append((name, " ".join(map(str, VARIANTS[name].branch_widths)), *cells))
-    head = ("", "widths", "to 8: MACs / bytes", "to 16", "to 32")
+    head: tuple[str, ...] = ("", "widths", "to 8: MACs / bytes", "to 16", "to 32")
     head += tuple(f"{b.name}, ms: cores / ideal / padded to 8" for b in (XAVIER, BOARDS[3]))
     return table(head, rows)
 
