@@ -56,7 +56,7 @@ def row(name: str, found: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None) -> str:
+def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: str) -> str:
     """The text."""
     recipe = info.extra.get("recipe", {})
     kind = {
@@ -92,9 +92,11 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None) -> str:
         said = ", ".join(f"{k} {v:.3f}" for k, v in measures.items())
         lines += [
             "",
-            f"Decode options were chosen on {tuned['images']} images held back from training and "
-            f"{tuned['person_free_images']} person-free ones: {said}.",
+            f"`ehrnet tune` on {tuned['images']} images held back from training and "
+            f"{tuned['person_free_images']} person-free ones, display set: {said}.",
         ]
+    if note:
+        lines += ["", note]
     if recipe:
         lines += ["", "## Recipe", "", "```json", json.dumps(recipe, indent=1), "```"]
     lines += [
@@ -112,6 +114,7 @@ def main() -> int:
     parser.add_argument("--evaluations", type=Path, nargs="*", default=[])
     parser.add_argument("--names", nargs="*", default=[], help="of the evaluations, in that order")
     parser.add_argument("--tuned", type=Path)
+    parser.add_argument("--note", default="", help="a sentence below the figures")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     try:
@@ -121,7 +124,7 @@ def main() -> int:
             for name, path in zip(args.names, args.evaluations, strict=True)
         ]
         tuned = None if args.tuned is None else load(args.tuned, info)
-        args.out.write_text(card(info, rows, tuned))
+        args.out.write_text(card(info, rows, tuned, args.note))
     except EhrnetError as error:
         print(f"model_card: {error}", file=sys.stderr)
         return 2
