@@ -87,14 +87,16 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
         "stored in the model, for robots.",
     ]
     if tuned is not None:
-        shown = tuned["display"]
-        measures = {k: v for k, v in shown.items() if k != "decode"}
-        said = ", ".join(f"{k} {v:.3f}" for k, v in measures.items())
         lines += [
             "",
             f"`ehrnet tune` on {tuned['images']} images held back from training and "
-            f"{tuned['person_free_images']} person-free ones, display set: {said}.",
+            f"{tuned['person_free_images']} person-free ones:",
+            "",
         ]
+        for name, called in (("start", "as shipped"), ("display", "its display set")):
+            measures = {k: v for k, v in tuned[name].items() if k != "decode"}
+            said = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in measures.items())
+            lines.append(f"* {called}: {said}")
     if note:
         lines += ["", note]
     if recipe:
