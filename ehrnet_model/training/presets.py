@@ -33,6 +33,7 @@ def preset(name: str, phi: int) -> TrainOptions:
         phi=phi,
         epochs=300,
         windows=((Variant.from_phi(phi).input_size, _PUBLISHED_BATCH[phi], 1.0),),
+        optimiser="adamw",
         lr=1e-3,
         weight_decay=0.0,
         warmup_steps=0,

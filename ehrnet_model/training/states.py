@@ -1,7 +1,7 @@
 """Training states on disk: the full one of a run folder, and a compact one to carry away.
 
 The full state (``state.pt``) continues a run exactly. The compact one is a safetensors file with
-Adam's moments in bfloat16 and everything else of the state in its metadata: small enough to keep
+the optimiser's moments in bfloat16 and everything else of the state in its metadata: small enough to keep
 beside the weights, and what it rounds is forgotten within some tens of steps.
 """
 
@@ -19,6 +19,7 @@ import torch
 from ehrnet_model.errors import EhrnetError
 
 _KEY = "ehrnet_training_state"
+_MOMENTS = {"exp_avg", "exp_avg_sq", "momentum"}
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
@@ -82,7 +83,7 @@ def write_compact(state: dict[str, Any], names: Sequence[str], path: Path) -> No
     for index, moments in state["optimiser"]["state"].items():
         name = names[index]
         steps[name] = float(moments["step"])
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in _MOMENTS & moments.keys():
             tensors[f"{key}.{name}"] = moments[key].to(torch.bfloat16).contiguous()
     rest = {k: state[k] for k in ("config", "average_count", "step", "images", "seconds")}
     rest.update(
@@ -122,10 +123,10 @@ def read_compact(path: Path) -> dict[str, Any]:
     moments = {}
     for index, name in enumerate(rest["names"]):
         if name in rest["steps"]:
+            keys = [key for key in _MOMENTS if f"{key}.{name}" in tensors]
             moments[index] = {
                 "step": torch.tensor(rest["steps"][name]),
-                "exp_avg": tensors[f"exp_avg.{name}"].float(),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].float(),
+                **{key: tensors[f"{key}.{name}"].float() for key in keys},
             }
     return {
         "config": rest["config"],

@@ -41,6 +41,7 @@ from ehrnet_model.training.holdout import box_oks, held_back_people
 from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions, compute_losses
+from ehrnet_model.training.muon import Muon, kernels_for_muon
 from ehrnet_model.training.norms import share_norms
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.painter import Painter, PlanBatch
@@ -67,7 +68,8 @@ class TrainOptions:
         steps: in steps, where above 0, or
         epochs: in images, where above 0: so many times the images with people.
         windows: (side in pixels, batch, share of the steps) of the windows.
-        lr, weight_decay: of AdamW; the decay acts on kernels only.
+        optimiser: ``muon``, for the kernels that mix channels, beside AdamW; or ``adamw`` alone.
+        lr, weight_decay: of both; the decay acts on kernels only.
         warmup_steps: the rate rises linearly over these.
         schedule: ``cosine``, or ``steps``: a tenth after 200 / 300 and again after 260 / 300.
         final: share of ``lr`` at the end of the cosine.
@@ -93,6 +95,7 @@ class TrainOptions:
     steps: int = 0
     epochs: int = 0
     windows: tuple[tuple[int, int, float], ...] = ((128, 16, 1.0),)
+    optimiser: str = "muon"
     lr: float = 4e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 100
@@ -127,7 +130,7 @@ def _on_cpu(value: Any) -> Any:
 
 def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration with the options that came later at their defaults."""
-    out = {**defaults, **config}
+    out = {**defaults, "optimiser": "adamw", **config}  # AdamW was all there was
     for key, value in defaults.items():
         if isinstance(value, dict) and isinstance(config.get(key), dict):
             out[key] = {**value, **config[key]}
@@ -149,7 +152,8 @@ class Trainer:
     Args:
         options: what to do.
         folder: run folder; a run found there is continued, if it has the same options.
-        change: continue with other options (schedule, data, loss), keeping weights and optimiser.
+        change: continue with other options (schedule, data, loss), keeping weights and, where it is
+            the same kind, the optimiser's state.
         hardware: where to compute; a run may go on on other hardware.
     """
 
@@ -168,6 +172,8 @@ class Trainer:
             # Gradients on GPUs go by NCCL, the clock and the log by gloo, which no GPU waits for.
             gpu = self.device.type == "cuda"
             distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        if options.optimiser not in ("muon", "adamw"):
+            raise EhrnetError(f"an optimiser is 'muon' or 'adamw', not '{options.optimiser}'.")
         if options.schedule not in ("cosine", "steps"):
             raise EhrnetError(f"a schedule is 'cosine' or 'steps', not '{options.schedule}'.")
         if not 0 <= options.freeze <= 7:
@@ -221,23 +227,15 @@ class Trainer:
         self.network.to(self.device, memory_format=torch.channels_last)
         if options.shared_norm and self.world > 1:
             share_norms(self.network, self.device)
-        kernels = [p for p in self.network.parameters() if p.ndim > 1]
-        others = [p for p in self.network.parameters() if p.ndim <= 1]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": kernels, "weight_decay": options.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=options.lr,
-            fused=True,
-        )
+        self.optimiser = self._optimiser()
         if state is None:
             self.average = Average(self.network, options.ema)
         else:
             self.average = Average(
                 self.network, options.ema, state["average"], state["average_count"]
             )
-            self.optimiser.load_state_dict(state["optimiser"])
+            if stored["optimiser"] == options.optimiser:
+                self.optimiser.load_state_dict(state["optimiser"])
         if self.device.type == "cpu":
             quicken(self.network)
         where = self.hardware.windows_on
@@ -273,6 +271,22 @@ class Trainer:
                 part.unlink()
             (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
         self.held_back = held_back_people([pack for pack, _ in self.packs], options.holdout)
+
+    def _optimiser(self) -> Muon:
+        """Groups: kernels for Muon, other kernels, and what has no decay."""
+        o, network = self.options, self.network
+        heads = (network.head_low, network.head_high)
+        mixing = kernels_for_muon(network, heads) if o.optimiser == "muon" else []
+        known = {id(p) for p in mixing}
+        kernels = [p for p in network.parameters() if p.ndim > 1 and id(p) not in known]
+        others = [p for p in network.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": kernels, "weight_decay": o.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        if mixing:
+            groups.append({"params": mixing, "weight_decay": o.weight_decay, "orthogonal": True})
+        return Muon(groups, lr=o.lr)
 
     def _start(self, path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
@@ -423,7 +437,17 @@ class Trainer:
             metrics: what was measured with them.
             input_size: short side of the network input that suits them; 0: the variant's own.
         """
-        keep = ("lr", "weight_decay", "ema", "windows", "sample", "loss", "seed", "holdout")
+        keep = (
+            "optimiser",
+            "lr",
+            "weight_decay",
+            "ema",
+            "windows",
+            "sample",
+            "loss",
+            "seed",
+            "holdout",
+        )
         recipe = {
             "images_seen": self.images,
             "steps": self.step,

@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=int, help="length in passes over the images with people instead"
     )
     parser.add_argument("--window", type=_window, nargs="+", metavar="SIDE:BATCH[:SHARE]")
+    parser.add_argument(
+        "--optimiser", choices=("muon", "adamw"), help="of the kernels that mix channels (muon)"
+    )
     parser.add_argument("--lr", type=float, help="learning rate")
     parser.add_argument("--weight-decay", type=float, help="of kernels")
     parser.add_argument("--warmup-steps", type=int, help="steps until the rate is reached")
