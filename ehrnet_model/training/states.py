@@ -1,8 +1,8 @@
 """Training states on disk: the full one of a run folder, and a compact one to carry away.
 
 The full state (``state.pt``) continues a run exactly. The compact one is a safetensors file with
-the optimiser's moments in bfloat16 and everything else of the state in its metadata: small enough to keep
-beside the weights, and what it rounds is forgotten within some tens of steps.
+the optimiser's moments in bfloat16 and everything else of the state in its metadata: small enough
+to keep beside the weights, and what it rounds is forgotten within some tens of steps.
 """
 
 from __future__ import annotations
