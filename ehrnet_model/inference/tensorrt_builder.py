@@ -31,7 +31,7 @@ from ehrnet_model.inference.tensorrt_runtime import (
 WORKSPACE_BYTES = 1 << 30
 OPTIMISATION_LEVEL = 3
 # Raised when this file changes what it tells TensorRT.
-_REVISION = 1
+_REVISION = 2
 
 
 class TensorRTBuilder:
@@ -233,7 +233,9 @@ def _monitor(trt: Any, report: Report) -> Any:
 def _allow_precision(trt: Any, network: Any, config: Any, precision: str) -> None:
     """TensorRT 8: a precision is allowed for all layers and forbidden for those named so."""
     builder_flag = trt.BuilderFlag
-    config.set_flag(builder_flag.FP16 if precision == "fp16" else builder_flag.INT8)
+    config.set_flag(builder_flag.FP16)
+    if precision == "int8":  # float16 around the quantised layers
+        config.set_flag(builder_flag.INT8)
     config.set_flag(builder_flag.OBEY_PRECISION_CONSTRAINTS)
     for index in range(network.num_layers):
         layer = network.get_layer(index)

@@ -7,6 +7,11 @@ their last bits otherwise; the averaging of the two heatmaps and everything behi
 neighbours become equal and the sub-pixel fit goes wrong; and global average pooling, whose sums
 over a whole map do not fit into float16.
 
+INT8 is float16 with quantised convolutions in it: memory decides a small network's time on a GPU, so
+what is not quantised must not stay float32 (docs/performance.md). Quantisation itself, and the
+convolution between, speak float32, the only type that ONNX's Q/DQ had before opset 19; TensorRT
+makes one INT8 layer of them, and of the casts around them.
+
 float16 is a pass of its own: the converters of onnxconverter-common and ONNX Runtime put a pair of
 casts around every node that is kept, so that values between two kept nodes still pass through
 float16. INT8 is ONNX Runtime's static quantisation with what TensorRT takes: symmetric, per-channel
@@ -16,7 +21,7 @@ weights, biases left in float.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +53,12 @@ def name_nodes(graph: Any) -> None:
             node.name = FP32_PREFIX + node.name.lstrip("/")
 
 
-def to_fp16(model: Any) -> None:
+def to_fp16(model: Any, float32: Collection[str] = ()) -> None:
     """Computes the network in float16, in place; one cast wherever a value crosses the border.
+
+    Args:
+        model: the float32 graph; nodes named FP32_PREFIX are left alone,
+        float32: and so are those of these names.
 
     Raises:
         EhrnetError: a weight is too large for float16.
@@ -62,10 +71,15 @@ def to_fp16(model: Any) -> None:
     kinds = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input]}
     kinds.update({v.name: v.type.tensor_type.elem_type for v in inferred.output})
     weights = {t.name: t for t in graph.initializer}
+    kept_nodes = set(float32)
+
+    def inside(node: Any) -> bool:
+        return not node.name.startswith(FP32_PREFIX) and node.name not in kept_nodes
+
     lowered = {
         name
         for node in graph.node
-        if not node.name.startswith(FP32_PREFIX)
+        if inside(node)
         for name in node.output
         if kinds.get(name) == TensorProto.FLOAT
     }
@@ -83,9 +97,8 @@ def to_fp16(model: Any) -> None:
         return casts[name, kind]
 
     for node in graph.node:
-        inside = not node.name.startswith(FP32_PREFIX)
         for i, name in enumerate(node.input):
-            if not inside:
+            if not inside(node):
                 if name in lowered:
                     node.input[i] = cast(name, TensorProto.FLOAT)
             elif name in weights:
@@ -95,7 +108,7 @@ def to_fp16(model: Any) -> None:
                     node.input[i] = halves[name].name
             elif name not in lowered and kinds.get(name) == TensorProto.FLOAT:
                 node.input[i] = cast(name, TensorProto.FLOAT16)
-        if inside and node.op_type == "Cast":
+        if inside(node) and node.op_type == "Cast":
             for attribute in node.attribute:
                 if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                     attribute.i = TensorProto.FLOAT16
@@ -109,10 +122,10 @@ def to_fp16(model: Any) -> None:
 
 
 def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
-    """The model with quantised convolutions, calibrated on pictures.
+    """The model in float16 with quantised convolutions, calibrated on pictures.
 
     Quantised are the convolutions of the branches (of a network without branches: all but depthwise
-    ones and the heads) with their inputs, weights per channel; the rest stays float32.
+    ones and the heads) with their inputs, weights per channel.
 
     Args:
         model: the float32 graph.
@@ -169,7 +182,19 @@ def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
     del quantised.metadata_props[:]
     for domain in [d for d in quantised.opset_import if d.domain not in ("", "ai.onnx")]:
         quantised.opset_import.remove(domain)
+    to_fp16(quantised, _quantising(quantised.graph))
     return quantised
+
+
+def _quantising(graph: Any) -> set[str]:
+    """Names of the quantising nodes and of the convolutions they feed."""
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    made = {name for node in graph.node if node.op_type == pairs[1] for name in node.output}
+    return {
+        node.name
+        for node in graph.node
+        if node.op_type in pairs or (node.op_type == "Conv" and node.input[0] in made)
+    }
 
 
 def quantised_nodes(graph: Any) -> list[str]:

@@ -123,6 +123,22 @@ def test_quantisation_is_what_tensorrt_takes(int8_model) -> None:
             assert node.output[0] in entering, "only what a convolution reads is quantised"
 
 
+def test_around_quantised_convolutions_everything_is_float16(int8_model) -> None:
+    graph, kinds = graph_of(int8_model)
+    makers = {name: node for node in graph.node for name in node.output}
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    for node in graph.node:
+        if node.name.startswith("fp32/") or node.op_type in pairs:
+            continue
+        feeding = makers.get(node.input[0])
+        quantised = feeding is not None and feeding.op_type == "DequantizeLinear"
+        lifted = node.op_type == "Cast" and kinds[node.output[0]] == FLOAT
+        if node.op_type == "Conv" and quantised:
+            assert kinds[node.output[0]] == FLOAT
+        elif not lifted:
+            assert kinds[node.output[0]] == HALF, node.name
+
+
 def test_backbone_heads_and_deconvolution_stay_float(int8_model, h4_model) -> None:
     chosen = quantised_nodes(onnx.load(str(h4_model)).graph)
     assert len(chosen) == 52
