@@ -83,9 +83,9 @@ BOARDS = (
 )
 XAVIER = BOARDS[0]
 
+_EXPORTED = "exported int8"
 # Bytes of a value, by mode; of what is not quantised where some of it is.
-_REST = {"fp16": 2, "int8": 1, "exported int8": 4, "int8 in fp16": 2}
-_MIXED = ("exported int8", "int8 in fp16")
+_REST = {"fp16": 2, "int8": 1, _EXPORTED: 2}
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,14 @@ def floor(
         found: the kernels of one image.
         board: the peaks.
         mode: ``fp16``; ``int8``, everything in 8 bits; ``exported int8``, what `ehrnet export
-            --precision int8` lowers: the branches, between 32-bit floats; ``int8 in fp16``, the
-            branches between 16-bit floats.
+            --precision int8` lowers: the branches, between 16-bit floats.
         align: channels are padded to a multiple of it.
         cores_only: no tensor cores.
     """
     rest = _REST[mode]
 
     def width(kernel: Kernel) -> int:
-        branch = mode in _MIXED and kernel.convolves and ".branches." in kernel.place
+        branch = mode == _EXPORTED and kernel.convolves and ".branches." in kernel.place
         return 1 if branch else rest
 
     costs = []
@@ -433,17 +432,13 @@ def _findings() -> str:
         "gains nothing that the engine would not do; widths that are multiples of 8 from the start "
         "would."
     )
-    ratios: dict[str, list[float]] = {}
-    for mode in _MIXED:
-        ratios[mode] = sorted(
-            total(floor(of_variant(n), XAVIER, mode)) / total(floor(of_variant(n), XAVIER))
-            for n in VARIANTS
-        )
-    as_is, mended = ratios.values()
+    ratios = sorted(
+        total(floor(of_variant(n), XAVIER, _EXPORTED)) / total(floor(of_variant(n), XAVIER))
+        for n in VARIANTS
+    )
     lines.append(
-        "The INT8 graph as exported keeps 32-bit floats outside of the branches: its floor on the "
-        f"Xavier NX is {as_is[0]:.1f} to {as_is[-1]:.1f} times FP16's. With a 16-bit rest it would "
-        f"be {mended[0]:.2f} to {mended[-1]:.2f} times FP16's."
+        "The INT8 graph as exported keeps 16-bit floats outside of the branches: its floor on the "
+        f"Xavier NX is {ratios[0]:.2f} to {ratios[-1]:.2f} times FP16's."
     )
     return "\n".join(f"* {line}" for line in lines)
 
@@ -484,9 +479,8 @@ one sum and its activations, pointwise operations run together, concatenation is
 ## Floors
 
 Milliseconds per image, fused (images per second). *int8*: everything in 8 bits. *exported int8*:
-what `ehrnet export --precision int8` writes, branches in 8 bits and the rest in 32-bit floats, as a
-strongly typed engine takes it (with TF32 where there is). *int8 in fp16*: the same branches in a
-16-bit rest, which export does not write.
+what `ehrnet export --precision int8` writes, branches in 8 bits and the rest in 16-bit floats, where the
+engine makes one layer of a quantised convolution and the casts around it.
 
 {_floors()}
 

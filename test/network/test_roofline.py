@@ -63,13 +63,13 @@ def test_time_of_one_kernel(fused, roofline):
 
 
 def test_quantised_branches_read_bytes_between_floats(fused, roofline):
-    """In the exported INT8 graph a block's sum stays in 32-bit floats."""
+    """In the exported INT8 graph a block's sum stays in 16-bit floats."""
     place = "stages.0.fusions.0.branches.0.0.second.conv"
     costs = roofline.floor(fused, roofline.XAVIER, "exported int8")
     (cost,) = [c for c in costs if c.kernel.place == place]
     area, parameters = 14 * 96 * 96, 14 * 14 * 9 + 14
-    # reads: 8 bits into the convolution, 32 into the sum; writes both for the next block
-    assert cost.memory_ms == pytest.approx(((1 + 4 + 1 + 4) * area + parameters) / 59.7e9 * 1e3)
+    # reads: 8 bits into the convolution, 16 into the sum; writes both for the next block
+    assert cost.memory_ms == pytest.approx(((1 + 2 + 1 + 2) * area + parameters) / 59.7e9 * 1e3)
 
 
 def test_an_unknown_operation_is_not_counted_as_nothing():
