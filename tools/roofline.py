@@ -479,8 +479,8 @@ one sum and its activations, pointwise operations run together, concatenation is
 ## Floors
 
 Milliseconds per image, fused (images per second). *int8*: everything in 8 bits. *exported int8*:
-what `ehrnet export --precision int8` writes, branches in 8 bits and the rest in 16-bit floats, where the
-engine makes one layer of a quantised convolution and the casts around it.
+what `ehrnet export --precision int8` writes, branches in 8 bits and the rest in 16-bit floats, if
+the engine makes one layer of a quantised convolution and the casts around it.
 
 {_floors()}
 

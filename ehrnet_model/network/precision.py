@@ -7,10 +7,10 @@ their last bits otherwise; the averaging of the two heatmaps and everything behi
 neighbours become equal and the sub-pixel fit goes wrong; and global average pooling, whose sums
 over a whole map do not fit into float16.
 
-INT8 is float16 with quantised convolutions in it: memory decides a small network's time on a GPU, so
-what is not quantised must not stay float32 (docs/performance.md). Quantisation itself, and the
-convolution between, speak float32, the only type that ONNX's Q/DQ had before opset 19; TensorRT
-makes one INT8 layer of them, and of the casts around them.
+INT8 is float16 with quantised convolutions in it: memory decides a small network's time on a GPU,
+so what is not quantised must not stay float32 (docs/performance.md). Quantisation itself, and the
+convolution between, speak float32, the only type that ONNX's Q/DQ had before opset 19; TensorRT is
+meant to make one INT8 layer of them and the casts around them.
 
 float16 is a pass of its own: the converters of onnxconverter-common and ONNX Runtime put a pair of
 casts around every node that is kept, so that values between two kept nodes still pass through
