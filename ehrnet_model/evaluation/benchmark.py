@@ -21,10 +21,11 @@ import numpy as np
 import ehrnet_model
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.power import PowerMeter
+from ehrnet_model.inference import onnx_runtime
 from ehrnet_model.inference.atomic import write_atomically
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import user_folder
-from ehrnet_model.inference.runtime import RUNTIMES, ModelInfo, model_info, open_runtime
+from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
 from ehrnet_model.inference.sizes import parse_size
 
 # The first images pay for memory and plans.
@@ -138,8 +139,8 @@ def measure(
 
 def installed_runtimes() -> List[str]:
     """The runtimes whose package is here and that read an ONNX file; TensorRT's may lack a GPU."""
-    names = [name for name in RUNTIMES if name not in ("auto", "torch")]
-    return [name for name in names if importlib.util.find_spec(name) is not None]
+    others = [name for name in ("openvino", "tensorrt") if importlib.util.find_spec(name)]
+    return onnx_runtime.installed() + others
 
 
 def model_files(model: Path) -> List[Path]:

@@ -1,9 +1,14 @@
-"""Runtime on ONNX Runtime: the default on every machine. The only file importing onnxruntime."""
+"""Runtime on ONNX Runtime: the default on every machine. The only file importing onnxruntime.
+
+Its execution providers for NVIDIA's GPUs are runtimes of their own here, since they are chosen by
+name and never replaced by another. **They have never run on a GPU**; what tests see is how they are
+refused without one.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -18,17 +23,27 @@ from ehrnet_model.inference.runtime import (
     model_info,
 )
 
+PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+}
+"""ONNX Runtime's own name for each runtime of this file."""
+
 
 class OnnxRuntime:
-    """An ONNX file on the CPU, float32.
+    """An ONNX file in the precision of its graph.
 
     Args:
         model: file written by ``ehrnet export``.
-        size_hw: pins height and width (multiples of 32), or None for any.
+        size_hw: pins height and width (multiples of 32), or None for any. With
+            ``onnxruntime-tensorrt`` every new size and batch costs minutes.
         threads: default two, see default_threads.
+        name: one of PROVIDERS.
 
     Raises:
-        EhrnetError: onnxruntime is not installed, or the file is not one of ours.
+        EhrnetError: onnxruntime or the provider is not installed, the provider finds no GPU, or the
+            file is not one of ours.
     """
 
     def __init__(
@@ -36,17 +51,19 @@ class OnnxRuntime:
         model: Path,
         size_hw: Optional[Tuple[int, int]] = None,
         threads: Optional[int] = None,
+        name: str = "onnxruntime",
     ) -> None:
-        self.name = "onnxruntime"
+        self.name = name
         self.size_hw = None if size_hw is None else check_size(size_hw)
         self.info = model_info(model)
-        try:
-            import onnxruntime
-        except Exception as error:
+        onnxruntime = _import()
+        provider = PROVIDERS[name]
+        if provider not in onnxruntime.get_available_providers():
             raise EhrnetError(
-                f"runtime onnxruntime is not available: {error}; install it with "
-                "`pip install onnxruntime`."
-            ) from None
+                f"runtime {name} is not available: the installed onnxruntime "
+                f"{onnxruntime.__version__} has no {provider}; install onnxruntime-gpu instead, or "
+                "use runtime onnxruntime."
+            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or default_threads()
@@ -62,13 +79,21 @@ class OnnxRuntime:
                 options.add_free_dimension_override_by_name(axis, size)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(model), options, providers=["CPUExecutionProvider"]
+                str(model), options, providers=_providers(name, self.info.precision)
             )
         except Exception as error:
             raise EhrnetError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {model}: {error}; export the "
                 "model again or use another version."
             ) from None
+        # Where a provider fails, ONNX Runtime goes on with the next one.
+        if self._session.get_providers()[0] != provider:
+            raise EhrnetError(
+                f"runtime {name} is not available: {provider} found no GPU, or not the CUDA and "
+                f"cuDNN that onnxruntime {onnxruntime.__version__} was built for; see its messages "
+                "above, or use runtime onnxruntime."
+            )
+        self._session.disable_fallback()
         names = [i.name for i in self._session.get_inputs()]
         if names != [INPUT_NAME] or OUTPUT_NAME not in [
             o.name for o in self._session.get_outputs()
@@ -81,15 +106,57 @@ class OnnxRuntime:
         """uint8 (N, H, W, 3) BGR -> float32 (N, J, 30, 15). Raises EhrnetError if it cannot."""
         images = check_images(images, self.size_hw)
         if self._session is None:
-            raise EhrnetError("this onnxruntime engine was closed: open the model again.")
+            raise EhrnetError(f"this {self.name} engine was closed: open the model again.")
         try:
             (peaks,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
         except Exception as error:
             raise EhrnetError(
-                f"onnxruntime failed on images of shape {images.shape}: {error}"
+                f"{self.name} failed on images of shape {images.shape}: {error}"
             ) from None
         return check_peaks(peaks, len(images), self.info, self.name)
 
     def close(self) -> None:
         """Frees the session."""
         self._session = None
+
+
+def installed() -> List[str]:
+    """Which of PROVIDERS the installed onnxruntime has; a GPU may still be missing."""
+    try:
+        available = _import().get_available_providers()
+    except EhrnetError:
+        return []
+    return [name for name, provider in PROVIDERS.items() if provider in available]
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except Exception as error:
+        raise EhrnetError(
+            f"runtime onnxruntime is not available: {error}; install it with "
+            "`pip install onnxruntime`."
+        ) from None
+    return onnxruntime
+
+
+def _providers(name: str, precision: str) -> List[Any]:
+    """What a session is asked for: the provider with its options, then who takes the rest."""
+    if name == "onnxruntime":
+        return [PROVIDERS[name]]
+    # With TF32 float32 would silently have float16's ten bits of mantissa.
+    cuda = (PROVIDERS["onnxruntime-cuda"], {"use_tf32": "0"})
+    if name == "onnxruntime-cuda":
+        return [cuda, PROVIDERS["onnxruntime"]]
+    from ehrnet_model.inference.engine import engine_folder
+
+    folder = str(engine_folder() / "onnxruntime")
+    options: Dict[str, str] = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+        "trt_fp16_enable": "0" if precision == "fp32" else "1",
+        "trt_int8_enable": "1" if precision == "int8" else "0",
+    }
+    return [(PROVIDERS[name], options), cuda, PROVIDERS["onnxruntime"]]

@@ -104,7 +104,15 @@ class Runtime(Protocol):
         ...
 
 
-RUNTIMES = ("auto", "onnxruntime", "openvino", "tensorrt", "torch")
+RUNTIMES = (
+    "auto",
+    "onnxruntime",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "openvino",
+    "tensorrt",
+    "torch",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +168,7 @@ def open_runtime(
         return OpenVinoRuntime(model, size_hw, threads)
     from ehrnet_model.inference.onnx_runtime import OnnxRuntime
 
-    return OnnxRuntime(model, size_hw, threads)
+    return OnnxRuntime(model, size_hw, threads, runtime)
 
 
 def model_info(path: Path) -> ModelInfo:

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phi", type=int, default=-4, help="0 (H0) to -4 (H-4), default -4")
     parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
     parser.add_argument(
-        "--runtime", default="auto", help="auto, onnxruntime, openvino, tensorrt or torch"
+        "--runtime",
+        default="auto",
+        help="auto, onnxruntime (-cuda, -tensorrt), openvino, tensorrt or torch",
     )
     parser.add_argument(
         "--size", default="auto", help="network input: auto, square, 4:3, 16:9 or HxW"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference import onnx_runtime
 from ehrnet_model.inference import runtime as border
 from ehrnet_model.inference.onnx_file import read_metadata
 from ehrnet_model.inference.parity import compare_peaks
@@ -319,3 +320,15 @@ def test_inference_needs_neither_torch_nor_onnx(dots_model) -> None:
     )
     assert done.stdout.strip() == "(1, 17, 30, 15)", done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_a_provider_without_package_or_gpu_is_refused_not_replaced(name, h4_model) -> None:
+    pytest.importorskip("onnxruntime")
+    if name in onnx_runtime.installed():
+        reason = "found no GPU, or not the CUDA"
+    else:
+        reason = "has no .*ExecutionProvider; install onnxruntime-gpu"
+    with pytest.raises(EhrnetError, match=f"runtime {name} is not available: .*{reason}"):
+        open_runtime(h4_model, name).close()
+        pytest.skip("there is a GPU")
