@@ -8,7 +8,7 @@ never run on a GPU in this project's tests.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ LIBRARIES = (
 )
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 _STREAM_NON_BLOCKING = 1
+# Other threads may allocate memory while this one captures.
+_CAPTURE_THIS_THREAD = 1
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 _pointer = ctypes.c_void_p
@@ -42,6 +44,12 @@ _ARGUMENTS = {
     "cudaStreamCreateWithFlags": (_out_pointer, ctypes.c_uint),
     "cudaStreamSynchronize": (_pointer,),
     "cudaStreamDestroy": (_pointer,),
+    "cudaStreamBeginCapture": (_pointer, ctypes.c_int),
+    "cudaStreamEndCapture": (_pointer, _out_pointer),
+    "cudaGraphInstantiateWithFlags": (_out_pointer, _pointer, ctypes.c_ulonglong),
+    "cudaGraphDestroy": (_pointer,),
+    "cudaGraphLaunch": (_pointer, _pointer),
+    "cudaGraphExecDestroy": (_pointer,),
 }
 
 
@@ -109,6 +117,34 @@ class Cuda:
     def destroy_stream(self, stream: int) -> None:
         """Gives a stream back."""
         self._call("cudaStreamDestroy", stream)
+
+    def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
+        """What ``enqueue`` puts into the stream, as a graph that starts with one call.
+
+        Nothing of it runs. The stream is as before, also when this raises EhrnetError.
+        """
+        graph, made = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cudaStreamBeginCapture", stream, _CAPTURE_THIS_THREAD)
+        try:
+            enqueue()
+        except EhrnetError:
+            self._library.cudaStreamEndCapture(stream, ctypes.byref(graph))
+            self._library.cudaGraphDestroy(graph)
+            raise
+        self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
+        try:
+            self._call("cudaGraphInstantiateWithFlags", ctypes.byref(made), graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
+        return made.value or 0
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Starts a captured graph."""
+        self._call("cudaGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: int) -> None:
+        """Gives a captured graph back."""
+        self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)

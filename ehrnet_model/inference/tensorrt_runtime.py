@@ -44,6 +44,10 @@ _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 class TensorRTRuntime:
     """An engine on GPU 0: one upload of uint8 pixels, one download of peaks.
 
+    A small network's kernels are shorter than it takes to start them one by one, so the second
+    image of a shape records all of it as a CUDA graph, which the later ones start with one call.
+    What cannot be recorded is started as before.
+
     Args:
         plan: the serialised engine.
         info: its description, engine.py.
@@ -66,7 +70,8 @@ class TensorRTRuntime:
         self._context = self._engine = self._runtime = None
         self._input: Optional[Buffer] = None
         self._output: Optional[Buffer] = None
-        self._stream = 0
+        self._stream = self._graph = 0
+        self._runs = 0
         trt = import_tensorrt()
         self._cuda = Cuda()
         here = platform(trt, self._cuda)
@@ -147,12 +152,30 @@ class TensorRTRuntime:
             self._prepare(images.shape)
         assert self._input is not None and self._output is not None
         np.copyto(self._input.host, images)
-        self._input.upload(self._stream)
-        if not self._context.execute_async_v3(self._stream):
-            raise EhrnetError("TensorRT could not start the engine: see its messages in the log.")
-        self._output.download(self._stream)
+        self._runs += 1
+        if self._runs == 2:  # the first run is where TensorRT sets itself up
+            self._record()
+        if self._graph:
+            self._cuda.launch(self._graph, self._stream)
+        else:
+            self._enqueue()
         self._cuda.synchronize(self._stream)
         return check_peaks(self._output.host.copy(), len(images), self.info, self.name)
+
+    def _enqueue(self) -> None:
+        """Puts upload, engine and download into the stream."""
+        assert self._input is not None and self._output is not None
+        context: Any = self._context
+        self._input.upload(self._stream)
+        if not context.execute_async_v3(self._stream):
+            raise EhrnetError("TensorRT could not start the engine: see its messages in the log.")
+        self._output.download(self._stream)
+
+    def _record(self) -> None:
+        try:
+            self._graph = self._cuda.capture(self._stream, self._enqueue)
+        except EhrnetError as error:
+            _log.info("the engine's kernels are started one by one, not as a CUDA graph: %s", error)
 
     def close(self) -> None:
         """Frees buffers, context, engine and runtime, in the order TensorRT wants."""
@@ -183,6 +206,10 @@ class TensorRTRuntime:
             )
 
     def _free_buffers(self) -> None:
+        """Also the graph, which holds their addresses."""
+        if self._graph:
+            self._cuda.destroy_graph(self._graph)
+        self._graph = self._runs = 0
         for buffer in (self._input, self._output):
             if buffer is not None:
                 buffer.free()

@@ -1,0 +1,122 @@
+"""The order of calls around an engine, on a stand-in for the CUDA runtime: no GPU is in it."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorrt_facts import ANSWERS, VERSIONS, interface
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference import cuda, tensorrt_runtime
+from ehrnet_model.inference.engine import EngineInfo, EngineSpec, Platform
+from ehrnet_model.inference.parity import UNCHECKED, Verdict
+from ehrnet_model.inference.runtime import ModelInfo
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source = Path(__file__).parents[1] / "support" / "stand_in_cudart.c"
+    out = tmp_path_factory.mktemp("cudart") / "libcudart.so"
+    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(out)]
+    subprocess.run(command, check=True)
+    return out
+
+
+@pytest.fixture
+def counts(library: Path):
+    """Reads and sets the stand-in's counters; all memory must be back at the end."""
+    loaded = ctypes.CDLL(str(library))
+
+    def value(name: str) -> ctypes.c_int:
+        return ctypes.c_int.in_dll(loaded, name)
+
+    for name in ("copies_made", "graphs_launched", "refuse_capture"):
+        value(name).value = 0
+    yield value
+    for name in ("graphs_alive", "streams_alive", "memory_alive"):
+        assert value(name).value == 0, name
+
+
+@pytest.fixture(params=VERSIONS)
+def engine(request, library, counts, monkeypatch):
+    """Opens engines of one TensorRT version's interface; its engine answers with zeros."""
+    trt = interface(request.param)
+    shape = ("IExecutionContext", "get_tensor_shape")
+    monkeypatch.setitem(ANSWERS, shape, lambda name: (1, 17, 30, 15))
+    monkeypatch.setattr(tensorrt_runtime, "import_tensorrt", lambda: trt)
+    monkeypatch.setattr(tensorrt_runtime, "Cuda", lambda: cuda.Cuda(str(library)))
+    monkeypatch.setattr(cuda.Cuda, "device_name", lambda self: "stand-in")
+    spec = EngineSpec("0" * 64, "fp32", SIZE, 1, Platform(request.param, "stand-in", "8.7"))
+    info = EngineInfo(
+        spec=spec,
+        model=ModelInfo(variant="H-4", phi=-4, quality="random", input_size=64),
+        onnx="m.onnx",
+        sha256="",
+        built="",
+        seconds=0.0,
+        layers={},
+        verdict=Verdict(UNCHECKED, "nothing computes here"),
+    )
+    opened = tensorrt_runtime.TensorRTRuntime(b"plan", info, "the engine")
+    yield opened, trt
+    opened.close()
+
+
+def image(value: int) -> np.ndarray:
+    return np.full((1, *SIZE, 3), value, np.uint8)
+
+
+def uploaded(runtime: tensorrt_runtime.TensorRTRuntime) -> np.ndarray:
+    """What the stand-in's device memory holds."""
+    buffer = runtime._input
+    assert buffer is not None
+    return np.frombuffer((ctypes.c_uint8 * buffer.nbytes).from_address(buffer.device), np.uint8)
+
+
+def test_from_the_second_image_on_a_graph_does_it_all(engine, counts) -> None:
+    runtime, trt = engine
+    for number, launches in ((1, 0), (2, 1), (3, 2)):
+        assert (runtime(image(number)) == 0).all()
+        assert (uploaded(runtime) == number).all(), "the newest image is on the device"
+        assert counts("graphs_launched").value == launches
+        assert counts("copies_made").value == 2 * number, "one up and one down an image"
+    started = [c for c in trt.calls if c == ("IExecutionContext", "execute_async_v3")]
+    assert len(started) == 2, "once to run, once to record"
+
+
+def test_what_cannot_be_recorded_runs_as_before(engine, counts, caplog) -> None:
+    runtime, trt = engine
+    counts("refuse_capture").value = 1
+    with caplog.at_level(logging.INFO):
+        for number in (1, 2, 3):
+            runtime(image(number))
+            assert (uploaded(runtime) == number).all()
+    assert counts("graphs_launched").value == 0
+    assert counts("copies_made").value == 6
+    told = [r.getMessage() for r in caplog.records if "one by one" in r.getMessage()]
+    assert len(told) == 1 and "cudaStreamBeginCapture failed with error 900" in told[0]
+
+
+def test_an_engine_that_refuses_while_recording_leaves_no_graph(
+    engine, counts, monkeypatch
+) -> None:
+    runtime, _ = engine
+    runtime(image(1))
+    start = ("IExecutionContext", "execute_async_v3")
+    monkeypatch.setitem(ANSWERS, start, lambda stream: False)
+    with pytest.raises(EhrnetError, match="could not start the engine"):
+        runtime(image(2))
+    monkeypatch.delitem(ANSWERS, start)
+    assert (runtime(image(3)) == 0).all()
+    assert counts("graphs_launched").value == counts("graphs_alive").value == 0
