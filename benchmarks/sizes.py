@@ -1,4 +1,4 @@
-"""One set of weights at several input sizes: H-2 as Intel publishes it, beside H-3 and H-4, by cost.
+"""One set of weights at several input sizes: H-2 as Intel publishes it, beside H-3 and H-4.
 
     python -m benchmarks.sizes [--runtime onnxruntime] [--rounds 20] [--page FILE]
 
