@@ -137,13 +137,39 @@ def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
     return out
 
 
+def _history(start: Path) -> dict[str, Any]:
+    """How the weights that a run starts from were made, themselves started from others perhaps."""
+    if start.suffix == ".safetensors":
+        meta = load_checkpoint(start)[1]
+        kept = ("images_seen", "hours", "backbone")
+        return {
+            "weights_name": meta.weights_name,
+            **{key: meta.recipe[key] for key in kept if key in meta.recipe},
+        }
+    state = load_state(start)
+    past = state["config"].get("started_from") or {"backbone": _backbone(state["config"])}
+    return {
+        "weights_name": start.name,
+        "images_seen": state["images"] + past.get("images_seen", 0),
+        "hours": round(state["seconds"] / 3600 + past.get("hours", 0), 2),
+        "backbone": past.get("backbone", "random"),
+    }
+
+
+def _backbone(config: dict[str, Any]) -> str:
+    if config["backbone"]:
+        return f"classifier {Path(config['backbone']).name}"
+    return "slices of EfficientNet-Lite0 (ImageNet)" if config["lite0"] else "random"
+
+
 def _differences(config: dict[str, Any], stored: dict[str, Any]) -> list[str]:
     """Options of a stored run that are not these; packs are known by their hashes, not by place."""
 
     def value(of: dict[str, Any], key: str) -> Any:
         return [weight for _, weight in of["packs"]] if key == "packs" else of.get(key)
 
-    return [k for k in config if k not in HABITS and value(config, k) != value(stored, k)]
+    free = (*HABITS, "started_from")
+    return [k for k in config if k not in free and value(config, k) != value(stored, k)]
 
 
 class Trainer:
@@ -216,6 +242,7 @@ class Trainer:
                     f"{folder} holds a run with other options ({', '.join(different)}): choose "
                     "another folder, or say --change to continue with the new ones."
                 )
+            config["started_from"] = stored.get("started_from")
             self.network.load_state_dict(state["network"])
             self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
         elif options.start:
@@ -224,6 +251,8 @@ class Trainer:
             init_from_classifier(self.network, Path(options.backbone))
         elif options.lite0:
             init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
+        if config.get("started_from") is None:
+            config["started_from"] = _history(Path(options.start)) if options.start else {}
         self.network.to(self.device, memory_format=torch.channels_last)
         if options.shared_norm and self.world > 1:
             share_norms(self.network, self.device)
@@ -448,20 +477,23 @@ class Trainer:
             "seed",
             "holdout",
         )
+        past = self.config["started_from"]
+        images = self.images + past.get("images_seen", 0)
         recipe = {
-            "images_seen": self.images,
-            "steps": self.step,
-            "hours": round(self.seconds / 3600, 2),
-            "backbone": f"classifier {Path(self.options.backbone).name}"
-            if self.options.backbone
-            else "slices of EfficientNet-Lite0 (ImageNet)"
-            if self.options.lite0
-            else "random",
-            "last_options": {key: self.config[key] for key in keep},
+            "images_seen": images,
+            "hours": round(self.seconds / 3600 + past.get("hours", 0), 2),
+            "backbone": past.get("backbone", "random") if past else _backbone(self.config),
+            "last_run": {
+                "started_from": past.get("weights_name", ""),
+                "images_seen": self.images,
+                "steps": self.step,
+                "hours": round(self.seconds / 3600, 2),
+                "options": {key: self.config[key] for key in keep},
+            },
         }
         meta = CheckpointMeta(
             variant=self.network.variant.name,
-            weights_name=f"{self.network.variant.name}-{self.images // 1000}k",
+            weights_name=f"{self.network.variant.name}-{images // 1000}k",
             quality="preview",
             coordinates="reference" if self.options.sample.published else "pixel-centre",
             input_size=input_size,

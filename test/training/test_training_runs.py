@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.network.checkpoint import load_network
+from ehrnet_model.network.checkpoint import load_checkpoint, load_network
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.batches import collate
 from ehrnet_model.training.init_lite0 import init_from_lite0
@@ -85,6 +85,25 @@ def test_weights_of_a_run_are_a_checkpoint(pack_file, tmp_path):
     assert other.step == 1 and load_state(tmp_path / "other/state.pt")["step"] == 1
     with pytest.raises(EhrnetError, match="H-3 is wanted"):
         Trainer(dataclasses.replace(start, phi=-3), tmp_path / "third")
+
+
+def test_a_recipe_counts_what_came_before(pack_file, tmp_path):
+    first = Trainer(small(pack_file), tmp_path / "a")
+    first.run(steps=2)
+    first.save_weights(tmp_path / "a.safetensors", {}, {})
+    options = small(pack_file, start=str(tmp_path / "a.safetensors"))
+    Trainer(options, tmp_path / "b").run(steps=3)
+    (tmp_path / "a.safetensors").unlink()  # the run knows by now
+    second = Trainer(options, tmp_path / "b")
+    second.save_weights(tmp_path / "b.safetensors", {}, {})
+    recipe = load_checkpoint(tmp_path / "b.safetensors")[1].recipe
+    assert recipe["images_seen"] == first.images + second.images
+    assert recipe["backbone"] == "random"
+    assert recipe["last_run"]["images_seen"] == second.images
+    assert recipe["last_run"]["started_from"] == "H-4-0k"
+    from_state = small(pack_file, start=str(tmp_path / "b/state.pt"))
+    third = Trainer(from_state, tmp_path / "c")
+    assert third.config["started_from"]["images_seen"] == recipe["images_seen"]
 
 
 def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
