@@ -44,9 +44,9 @@ _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 class TensorRTRuntime:
     """An engine on GPU 0: one upload of uint8 pixels, one download of peaks.
 
-    A small network's kernels are shorter than it takes to start them one by one, so the second
-    image of a shape records all of it as a CUDA graph, which the later ones start with one call.
-    What cannot be recorded is started as before.
+    A small network's kernels are shorter than it takes to start them one by one, so behind the
+    first image of a shape all of it is recorded as a CUDA graph, which the later ones start with
+    one call. What cannot be recorded is started as before.
 
     Args:
         plan: the serialised engine.
@@ -71,7 +71,6 @@ class TensorRTRuntime:
         self._input: Optional[Buffer] = None
         self._output: Optional[Buffer] = None
         self._stream = self._graph = 0
-        self._runs = 0
         trt = import_tensorrt()
         self._cuda = Cuda()
         here = platform(trt, self._cuda)
@@ -148,19 +147,20 @@ class TensorRTRuntime:
                 f"this TensorRT engine takes up to {self._max_batch} images at once, not "
                 f"{len(images)}: build it with a larger batch."
             )
-        if self._input is None or self._input.host.shape != images.shape:
+        first = self._input is None or self._input.host.shape != images.shape
+        if first:
             self._prepare(images.shape)
         assert self._input is not None and self._output is not None
         np.copyto(self._input.host, images)
-        self._runs += 1
-        if self._runs == 2:  # the first run is where TensorRT sets itself up
-            self._record()
         if self._graph:
             self._cuda.launch(self._graph, self._stream)
         else:
             self._enqueue()
         self._cuda.synchronize(self._stream)
-        return check_peaks(self._output.host.copy(), len(images), self.info, self.name)
+        peaks = self._output.host.copy()
+        if first:
+            self._record()
+        return check_peaks(peaks, len(images), self.info, self.name)
 
     def _enqueue(self) -> None:
         """Puts upload, engine and download into the stream."""
@@ -209,7 +209,7 @@ class TensorRTRuntime:
         """Also the graph, which holds their addresses."""
         if self._graph:
             self._cuda.destroy_graph(self._graph)
-        self._graph = self._runs = 0
+        self._graph = 0
         for buffer in (self._input, self._output):
             if buffer is not None:
                 buffer.free()
