@@ -178,17 +178,18 @@ class Buffer:
         self.host = np.frombuffer(memory, dtype).reshape(shape)
         self.device = self._device.value or 0
 
-    def upload(self, stream: int) -> None:
-        """Starts the copy from host to device."""
-        self._cuda._call(
-            "cudaMemcpyAsync", self._device, self._host, self.nbytes, _HOST_TO_DEVICE, stream
-        )
+    def upload(self, rows: int, stream: int) -> None:
+        """Starts the copy of the first rows from host to device."""
+        size = self._bytes(rows)
+        self._cuda._call("cudaMemcpyAsync", self._device, self._host, size, _HOST_TO_DEVICE, stream)
 
-    def download(self, stream: int) -> None:
-        """Starts the copy from device to host."""
-        self._cuda._call(
-            "cudaMemcpyAsync", self._host, self._device, self.nbytes, _DEVICE_TO_HOST, stream
-        )
+    def download(self, rows: int, stream: int) -> None:
+        """Starts the copy of the first rows from device to host."""
+        size = self._bytes(rows)
+        self._cuda._call("cudaMemcpyAsync", self._host, self._device, size, _DEVICE_TO_HOST, stream)
+
+    def _bytes(self, rows: int) -> int:
+        return self.nbytes // len(self.host) * rows
 
     def free(self) -> None:
         """Both memories are gone afterwards; ``host`` must not be touched."""

@@ -38,15 +38,19 @@ from ehrnet_model.inference.runtime import (
 
 _log = logging.getLogger(__name__)
 
+RECORD_AFTER = 4
+"""Cameras that come and go change the number from batch to batch, and recording takes as long as
+some images."""
+
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 
 
 class TensorRTRuntime:
     """An engine on GPU 0: one upload of uint8 pixels, one download of peaks.
 
-    A small network's kernels are shorter than it takes to start them one by one, so behind the
-    first image of a shape all of it is recorded as a CUDA graph, which the later ones start with
-    one call. What cannot be recorded is started as before.
+    A small network's kernels are shorter than it takes to start them one by one, so once
+    RECORD_AFTER batches in a row had the same number of images, all of it is recorded as a CUDA
+    graph, which the later ones start with one call. What cannot be recorded is started as before.
 
     Args:
         plan: the serialised engine.
@@ -71,6 +75,7 @@ class TensorRTRuntime:
         self._input: Optional[Buffer] = None
         self._output: Optional[Buffer] = None
         self._stream = self._graph = 0
+        self._batch = self._in_a_row = 0
         trt = import_tensorrt()
         self._cuda = Cuda()
         here = platform(trt, self._cuda)
@@ -104,6 +109,11 @@ class TensorRTRuntime:
                 "smaller variant."
             )
         self._stream = self._cuda.create_stream()
+        try:
+            self._prepare()
+        except EhrnetError:
+            self.close()
+            raise
         _log.info("engine %s of %s: %s", where, info.built, info.verdict)
 
     @classmethod
@@ -147,18 +157,18 @@ class TensorRTRuntime:
                 f"this TensorRT engine takes up to {self._max_batch} images at once, not "
                 f"{len(images)}: build it with a larger batch."
             )
-        first = self._input is None or self._input.host.shape != images.shape
-        if first:
-            self._prepare(images.shape)
         assert self._input is not None and self._output is not None
-        np.copyto(self._input.host, images)
+        if len(images) != self._batch:
+            self._take(images.shape)
+        self._input.host[: len(images)] = images
         if self._graph:
             self._cuda.launch(self._graph, self._stream)
         else:
             self._enqueue()
         self._cuda.synchronize(self._stream)
-        peaks = self._output.host.copy()
-        if first:
+        peaks = self._output.host[: len(images)].copy()
+        self._in_a_row += 1
+        if self._in_a_row == RECORD_AFTER:
             self._record()
         return check_peaks(peaks, len(images), self.info, self.name)
 
@@ -166,10 +176,10 @@ class TensorRTRuntime:
         """Puts upload, engine and download into the stream."""
         assert self._input is not None and self._output is not None
         context: Any = self._context
-        self._input.upload(self._stream)
+        self._input.upload(self._batch, self._stream)
         if not context.execute_async_v3(self._stream):
             raise EhrnetError("TensorRT could not start the engine: see its messages in the log.")
-        self._output.download(self._stream)
+        self._output.download(self._batch, self._stream)
 
     def _record(self) -> None:
         try:
@@ -178,8 +188,12 @@ class TensorRTRuntime:
             _log.info("the engine's kernels are started one by one, not as a CUDA graph: %s", error)
 
     def close(self) -> None:
-        """Frees buffers, context, engine and runtime, in the order TensorRT wants."""
-        self._free_buffers()
+        """Frees graph, buffers, context, engine and runtime, in the order TensorRT wants."""
+        self._drop_graph()
+        for buffer in (self._input, self._output):
+            if buffer is not None:
+                buffer.free()
+        self._input = self._output = None
         self._context = None
         self._engine = None
         self._runtime = None
@@ -187,33 +201,37 @@ class TensorRTRuntime:
             self._cuda.destroy_stream(self._stream)
             self._stream = 0
 
-    def _prepare(self, shape: Tuple[int, ...]) -> None:
-        self._free_buffers()
-        self._input = Buffer(self._cuda, shape, np.uint8)
-        peaks = (shape[0], self.info.skeleton.num_keypoints, MAX_PEAKS, PEAK_CHANNELS)
-        self._output = Buffer(self._cuda, peaks, np.float32)
+    def _drop_graph(self) -> None:
+        if self._graph:
+            self._cuda.destroy_graph(self._graph)
+            self._graph = 0
+
+    def _peaks(self, batch: int) -> Tuple[int, ...]:
+        return batch, self.info.skeleton.num_keypoints, MAX_PEAKS, PEAK_CHANNELS
+
+    def _prepare(self) -> None:
+        """Memory for the largest batch."""
+        assert self.size_hw is not None
+        self._input = Buffer(self._cuda, (self._max_batch, *self.size_hw, 3), np.uint8)
+        self._output = Buffer(self._cuda, self._peaks(self._max_batch), np.float32)
         context: Any = self._context
-        accepted = (
-            context.set_input_shape(INPUT_NAME, shape)
-            and tuple(context.get_tensor_shape(OUTPUT_NAME)) == peaks
-            and context.set_tensor_address(INPUT_NAME, self._input.device)
+        if not (
+            context.set_tensor_address(INPUT_NAME, self._input.device)
             and context.set_tensor_address(OUTPUT_NAME, self._output.device)
-        )
-        if not accepted:
-            self._free_buffers()
+        ):
+            raise EhrnetError("the TensorRT engine does not take its buffers: build it again.")
+
+    def _take(self, shape: Tuple[int, ...]) -> None:
+        """From now on batches have this shape; a graph of another one is void."""
+        self._drop_graph()
+        self._batch = self._in_a_row = 0
+        context: Any = self._context
+        accepted = context.set_input_shape(INPUT_NAME, shape)
+        if not accepted or tuple(context.get_tensor_shape(OUTPUT_NAME)) != self._peaks(shape[0]):
             raise EhrnetError(
                 f"the TensorRT engine does not take images of shape {tuple(shape)}: build it again."
             )
-
-    def _free_buffers(self) -> None:
-        """Also the graph, which holds their addresses."""
-        if self._graph:
-            self._cuda.destroy_graph(self._graph)
-        self._graph = 0
-        for buffer in (self._input, self._output):
-            if buffer is not None:
-                buffer.free()
-        self._input = self._output = None
+        self._batch = shape[0]
 
 
 def platform(trt: Any, cuda: Cuda) -> Platform:

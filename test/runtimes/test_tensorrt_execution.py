@@ -17,8 +17,9 @@ from ehrnet_model.inference import cuda, tensorrt_runtime
 from ehrnet_model.inference.engine import EngineInfo, EngineSpec, Platform
 from ehrnet_model.inference.parity import UNCHECKED, Verdict
 from ehrnet_model.inference.runtime import ModelInfo
+from ehrnet_model.inference.tensorrt_runtime import RECORD_AFTER
 
-SIZE = (64, 96)
+SIZE, BATCH = (64, 96), 3
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +53,20 @@ def counts(library: Path):
 def engine(request, library, counts, monkeypatch):
     """Opens engines of one TensorRT version's interface; its engine answers with zeros."""
     trt = interface(request.param)
-    shape = ("IExecutionContext", "get_tensor_shape")
-    monkeypatch.setitem(ANSWERS, shape, lambda name: (1, 17, 30, 15))
+    batch = [0]
+
+    def set_input_shape(name, shape):
+        batch[0] = shape[0]
+        return True
+
+    monkeypatch.setitem(ANSWERS, ("IExecutionContext", "set_input_shape"), set_input_shape)
+    monkeypatch.setitem(
+        ANSWERS, ("IExecutionContext", "get_tensor_shape"), lambda name: (batch[0], 17, 30, 15)
+    )
     monkeypatch.setattr(tensorrt_runtime, "import_tensorrt", lambda: trt)
     monkeypatch.setattr(tensorrt_runtime, "Cuda", lambda: cuda.Cuda(str(library)))
     monkeypatch.setattr(cuda.Cuda, "device_name", lambda self: "stand-in")
-    spec = EngineSpec("0" * 64, "fp32", SIZE, 1, Platform(request.param, "stand-in", "8.7"))
+    spec = EngineSpec("0" * 64, "fp32", SIZE, BATCH, Platform(request.param, "stand-in", "8.7"))
     info = EngineInfo(
         spec=spec,
         model=ModelInfo(variant="H-4", phi=-4, quality="random", input_size=64),
@@ -73,49 +82,68 @@ def engine(request, library, counts, monkeypatch):
     opened.close()
 
 
-def image(value: int) -> np.ndarray:
-    return np.full((1, *SIZE, 3), value, np.uint8)
+def images(value: int, batch: int = 1) -> np.ndarray:
+    return np.full((batch, *SIZE, 3), value, np.uint8)
 
 
-def uploaded(runtime: tensorrt_runtime.TensorRTRuntime) -> np.ndarray:
-    """What the stand-in's device memory holds."""
+def uploaded(runtime: tensorrt_runtime.TensorRTRuntime) -> list[int]:
+    """The one value of each picture in the stand-in's device memory."""
     buffer = runtime._input
     assert buffer is not None
-    return np.frombuffer((ctypes.c_uint8 * buffer.nbytes).from_address(buffer.device), np.uint8)
+    memory = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer.device)
+    pictures = np.frombuffer(memory, np.uint8).reshape(BATCH, -1)
+    assert (pictures == pictures[:, :1]).all()
+    return pictures[:, 0].tolist()
 
 
-def test_after_the_first_image_a_graph_does_it_all(engine, counts) -> None:
+def test_after_some_images_a_graph_does_it_all(engine, counts) -> None:
     runtime, trt = engine
-    for number, launches in ((1, 0), (2, 1), (3, 2)):
-        assert (runtime(image(number)) == 0).all()
-        assert (uploaded(runtime) == number).all(), "the newest image is on the device"
-        assert counts("graphs_launched").value == launches
+    for number in range(1, RECORD_AFTER + 4):
+        assert (runtime(images(number)) == 0).all()
+        assert uploaded(runtime)[0] == number, "the newest image is on the device"
+        assert counts("graphs_launched").value == max(0, number - RECORD_AFTER)
         assert counts("copies_made").value == 2 * number, "one up and one down an image"
     started = [c for c in trt.calls if c == ("IExecutionContext", "execute_async_v3")]
-    assert len(started) == 2, "once to run, once to record"
+    assert len(started) == RECORD_AFTER + 1, "once more to record"
+
+
+def test_batches_of_changing_size_go_without_and_touch_only_their_rows(engine, counts) -> None:
+    runtime, _ = engine
+    expected = [0, 0, 0]
+    for number, batch in enumerate((1, 3, 2, 1, 2, 3, 1, 2), 1):
+        assert runtime(images(number, batch)).shape[0] == batch
+        expected[:batch] = [number] * batch
+        assert uploaded(runtime) == expected
+    assert counts("graphs_launched").value == counts("graphs_alive").value == 0
+    for number in range(RECORD_AFTER + 2):
+        runtime(images(number, 2))
+    assert counts("graphs_launched").value == 3 and counts("graphs_alive").value == 1
+    runtime(images(9, 3))
+    assert counts("graphs_alive").value == 0, "a graph is of one batch size"
+    with pytest.raises(EhrnetError, match="up to 3 images at once, not 4"):
+        runtime(images(1, 4))
 
 
 def test_what_cannot_be_recorded_runs_as_before(engine, counts, caplog) -> None:
     runtime, trt = engine
     counts("refuse_capture").value = 1
     with caplog.at_level(logging.INFO):
-        for number in (1, 2, 3):
-            runtime(image(number))
-            assert (uploaded(runtime) == number).all()
+        for number in range(1, RECORD_AFTER + 3):
+            runtime(images(number))
+            assert uploaded(runtime)[0] == number
     assert counts("graphs_launched").value == 0
-    assert counts("copies_made").value == 6
     told = [r.getMessage() for r in caplog.records if "one by one" in r.getMessage()]
     assert len(told) == 1 and "cudaStreamBeginCapture failed with error 900" in told[0]
 
 
 def test_an_engine_that_refuses_while_recording_leaves_no_graph(engine, counts, monkeypatch):
     runtime, _ = engine
-    answers = iter((True, False, True, False))  # runs, is not recorded, runs, refuses
+    answers = iter([True] * RECORD_AFTER + [False, True, False])  # not recorded, runs, refuses
     start = ("IExecutionContext", "execute_async_v3")
     monkeypatch.setitem(ANSWERS, start, lambda stream: next(answers))
-    for number in (1, 2):
-        assert (runtime(image(number)) == 0).all()
-        assert (uploaded(runtime) == number).all()
+    for number in range(RECORD_AFTER + 1):
+        runtime(images(number))
+        assert uploaded(runtime)[0] == number
     assert counts("graphs_launched").value == counts("graphs_alive").value == 0
     with pytest.raises(EhrnetError, match="could not start the engine"):
-        runtime(image(3))
+        runtime(images(3))
