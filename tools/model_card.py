@@ -93,10 +93,15 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
             f"{tuned['person_free_images']} person-free ones:",
             "",
         ]
-        for name, called in (("start", "as shipped"), ("display", "its display set")):
+        for name, called in (
+            ("start", "where it began"),
+            ("ap", "for AP"),
+            ("display", "for robots"),
+        ):
             measures = {k: v for k, v in tuned[name].items() if k != "decode"}
             said = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in measures.items())
-            lines.append(f"* {called}: {said}")
+            shipped = tuned[name]["decode"] == info.decode
+            lines.append(f"* {called}{' (as shipped)' if shipped else ''}: {said}")
     if note:
         lines += ["", note]
     if recipe:
