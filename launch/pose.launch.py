@@ -52,7 +52,16 @@ PARAMETERS = {
     "model": (str, None, "path of a model file, instead of the one found by phi"),
     "runtime": (
         str,
-        ["", "auto", "onnxruntime", "openvino", "tensorrt", "torch"],
+        [
+            "",
+            "auto",
+            "onnxruntime",
+            "onnxruntime-cuda",
+            "onnxruntime-tensorrt",
+            "openvino",
+            "tensorrt",
+            "torch",
+        ],
         "what computes the network",
     ),
     "size": (
