@@ -521,8 +521,10 @@ the ideal of no padding, padded to 8 on tensor cores.
 
 Another family, its branch widths rounded to the nearest multiple of 8 (H0's are already). It needs
 weights of its own: to be worth shipping beside the paper's, these must reach the paper's AP at the
-same size within what two trainings differ by, and the gain must be measured on a board. Floors
-here with both padded to 8, as tensor cores see them:
+same size within what two trainings differ by, and the gain must be measured on a board; on CPU
+runtimes [it was](widths.md): H-3 is 27 to 29 % faster, H-4 and H-2 are 3 % faster to 11 % slower.
+Padding the paper's widths instead, which computes the same, gave 2 % at best and cost up to 38 %.
+Floors here with both padded to 8, as tensor cores see them:
 
 {_aligned()}
 
