@@ -83,7 +83,7 @@ def write_compact(state: dict[str, Any], names: Sequence[str], path: Path) -> No
     for index, moments in state["optimiser"]["state"].items():
         name = names[index]
         steps[name] = float(moments["step"])
-        for key in _MOMENTS & moments.keys():
+        for key in sorted(_MOMENTS & moments.keys()):
             tensors[f"{key}.{name}"] = moments[key].to(torch.bfloat16).contiguous()
     rest = {k: state[k] for k in ("config", "average_count", "step", "images", "seconds")}
     rest.update(

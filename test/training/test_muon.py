@@ -1,4 +1,4 @@
-"""The optimiser against linear algebra, PyTorch's own Muon, and itself in two processes."""
+"""The optimiser against linear algebra and PyTorch's own Muon and AdamW."""
 
 import numpy as np
 import pytest
