@@ -1,7 +1,10 @@
 """Writes a model's card beside it: what it is, what it was made of, what was measured with it.
 
 python tools/model_card.py MODEL.onnx --evaluations E.json [E.json ...] --names NAME [NAME ...]
-    --tuned T.json -o MODEL.md
+    --tuned T.json [--sizes S.json ...] -o MODEL.md
+
+With ``--sizes`` the AP of these evaluations, each at one input size, is written beside the model as
+well, where `ehrnet benchmark` looks for it.
 
 Every figure comes from files that `ehrnet` wrote: the model's own metadata, `ehrnet evaluate
 --json` and `ehrnet tune --json`. Files about other weights are refused.
@@ -121,6 +124,7 @@ def main() -> int:
     parser.add_argument("--evaluations", type=Path, nargs="*", default=[])
     parser.add_argument("--names", nargs="*", default=[], help="of the evaluations, in that order")
     parser.add_argument("--tuned", type=Path)
+    parser.add_argument("--sizes", type=Path, nargs="*", default=[])
     parser.add_argument("--note", default="", help="a sentence below the figures")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
@@ -132,6 +136,12 @@ def main() -> int:
         ]
         tuned = None if args.tuned is None else load(args.tuned, info)
         args.out.write_text(card(info, rows, tuned, args.note))
+        if args.sizes:
+            kept = ("weights_sha256", "precision", "input_sizes", "mirror", "scales", "decode")
+            found = [load(path, info) for path in args.sizes]
+            shipped = [{key: f[key] for key in (*kept, "images", "AP", "AP50")} for f in found]
+            beside = args.out.with_name(f"{args.out.stem}.evaluations.json")
+            beside.write_text(json.dumps(shipped, indent=1) + "\n")
     except EhrnetError as error:
         print(f"model_card: {error}", file=sys.stderr)
         return 2

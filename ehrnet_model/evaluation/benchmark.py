@@ -149,31 +149,42 @@ def model_files(model: Path) -> List[Path]:
     return [model, *(file for file in lower if file.is_file())]
 
 
+def shipped_evaluation(model: Path) -> List[Path]:
+    """The evaluations that came with a model, ``H-4.evaluations.json`` beside ``H-4.fp16.onnx``."""
+    beside = model.with_name(f"{model.name.split('.')[0]}.evaluations.json")
+    return [beside] if beside.is_file() else []
+
+
 def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optional[float]:
     """AP in percent of a model from files that ``ehrnet evaluate --json`` wrote.
 
     Only one of the same weights, precision and size, without mirror and further scales, counts:
     speed and accuracy of different settings do not belong in one row. So it has to be made with
-    the same ``--size``.
+    the same ``--size``. The first that fits is taken.
+
+    Args:
+        evaluations: files with one result each, or a list of them.
+        info: of the model.
+        size: as in ``measure``.
 
     Raises:
         EhrnetError: a file is none of these.
     """
-    size_hw = parse_size(size, info.input_size)
+    wanted = "{}x{}".format(*parse_size(size, info.input_size))
     for file in evaluations:
         try:
-            measures = json.loads(Path(file).read_text())
-            found = (str(measures["weights_sha256"]), str(measures.get("precision", "fp32")))
-            single = not measures.get("mirror") and measures.get("scales", [1]) == [1]
-            sizes = measures["input_sizes"]
-            ap = measures["AP"]
+            read = json.loads(Path(file).read_text())
+            for measures in read or [{}] if isinstance(read, list) else [read]:
+                found = (str(measures["weights_sha256"]), str(measures.get("precision", "fp32")))
+                single = not measures.get("mirror") and measures.get("scales", [1]) == [1]
+                same = measures["input_sizes"] == [wanted] and single
+                ap = measures["AP"]
+                if same and ap is not None and found == (info.weights_sha256, info.precision):
+                    return round(float(ap) * 100, 2)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EhrnetError(
                 f"{file} is not a result of `ehrnet evaluate --json` ({error!r}): make it again."
             ) from None
-        same = sizes == ["{}x{}".format(*size_hw)] and single
-        if same and ap is not None and found == (info.weights_sha256, info.precision):
-            return round(float(ap) * 100, 2)
     return None
 
 

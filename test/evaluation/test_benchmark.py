@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import time
@@ -13,6 +14,7 @@ import pytest
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation import benchmark
 from ehrnet_model.evaluation.power import PowerMeter
+from ehrnet_model.inference.models import PACKAGE_FOLDER
 from ehrnet_model.inference.runtime import model_info
 from ehrnet_ros.cli import benchmark as command
 
@@ -112,6 +114,20 @@ def test_efficiency_is_ap_times_frames_per_second_and_watt(home, tmp_path, monke
     assert square["fps_per_watt"] == pytest.approx(square["fps"] / 15, rel=0.01)
     assert square["ae"] == pytest.approx(64.8 * square["fps"] / 15, rel=0.01)
     assert (other["ap"], other["ae"]) == (None, None), "the AP is of another size"
+
+
+def test_the_shipped_model_brings_its_ap() -> None:
+    model = PACKAGE_FOLDER / "H-4.onnx"
+    known, info = benchmark.shipped_evaluation(model), model_info(model)
+    found = [
+        benchmark.known_ap(known, dataclasses.replace(info, precision=precision), size)
+        for precision in ("fp32", "fp16", "int8")
+        for size in ("square", "4:3", "16:9")
+    ]
+    assert all(ap is not None and 1 < ap < 100 for ap in found), found
+    assert benchmark.known_ap(known, info, "96x64") is None
+    assert benchmark.known_ap(known, dataclasses.replace(info, weights_sha256="0"), "4:3") is None
+    assert benchmark.shipped_evaluation(model.with_name("H0.onnx")) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"AP": 1}'])
