@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="JSON",
-        help="results of `ehrnet evaluate --json`, for AP and Æ, before those that came with the model",
+        help="results of `ehrnet evaluate --json`, for AP and Æ, before those the model came with",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write here instead of where phi:=auto looks"
