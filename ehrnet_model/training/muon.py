@@ -2,8 +2,8 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the averaged gradient
 of a kernel, seen as a matrix of outputs x (inputs * height * width), by the nearest matrix whose
-singular values are all near one, so that rare directions are learnt as fast as frequent ones. At
-equal windows it reached in half of them what AdamW did (docs/training.md). ``torch.optim.Muon``
+singular values are all near one, so that rare directions are learnt as fast as frequent ones. In
+a short run it reached with half the windows what AdamW did (docs/training.md). ``torch.optim.Muon``
 takes matrices only, one after the other and on one process.
 """
 
