@@ -23,6 +23,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.power import PowerMeter
 from ehrnet_model.inference import onnx_runtime
 from ehrnet_model.inference.atomic import write_atomically
+from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import user_folder
 from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
@@ -158,9 +159,9 @@ def shipped_evaluation(model: Path) -> List[Path]:
 def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optional[float]:
     """AP in percent of a model from files that ``ehrnet evaluate --json`` wrote.
 
-    Only one of the same weights, precision and size, without mirror and further scales, counts:
-    speed and accuracy of different settings do not belong in one row. So it has to be made with
-    the same ``--size``. The first that fits is taken.
+    Only one of the same weights, precision, size and decode options, without mirror and further
+    scales, counts: speed and accuracy of different settings do not belong in one row. So it has to
+    be made with the same ``--size``. The first that fits is taken.
 
     Args:
         evaluations: files with one result each, or a list of them.
@@ -171,6 +172,7 @@ def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optiona
         EhrnetError: a file is none of these.
     """
     wanted = "{}x{}".format(*parse_size(size, info.input_size))
+    decode = DecodeOptions.from_dict(info.decode).to_dict()
     for file in evaluations:
         try:
             read = json.loads(Path(file).read_text())
@@ -178,6 +180,7 @@ def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optiona
                 found = (str(measures["weights_sha256"]), str(measures.get("precision", "fp32")))
                 single = not measures.get("mirror") and measures.get("scales", [1]) == [1]
                 same = measures["input_sizes"] == [wanted] and single
+                same = same and measures.get("decode", decode) == decode
                 ap = measures["AP"]
                 if same and ap is not None and found == (info.weights_sha256, info.precision):
                     return round(float(ap) * 100, 2)
