@@ -4,8 +4,8 @@ python tools/model_card.py MODEL.onnx --evaluations E.json [E.json ...] --names 
     --tuned T.json [--sizes S.json ...] -o MODEL.md
 
 With ``--sizes`` the AP of these evaluations, each at one input size, is written beside the model as
-well, where `ehrnet benchmark` looks for it. None of INT8 belongs there: whoever exports such a graph
-calibrates it on other pictures.
+well, where `ehrnet benchmark` looks for it. None of INT8 belongs there: whoever exports such a
+graph calibrates it on other pictures.
 
 Every figure comes from files that `ehrnet` wrote: the model's own metadata, `ehrnet evaluate
 --json` and `ehrnet tune --json`. Files about other weights are refused.
