@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,10 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free, read_json
-from ehrnet_model.evaluation.pictures import ImageFiles
-from ehrnet_model.evaluation.sizes import size_for
+from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.held_back import held_back
-from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
-from ehrnet_model.inference.letterbox import Letterbox
-from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import ModelInfo, Runtime
+from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.runtime import ModelInfo
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
 _log = logging.getLogger(__name__)
@@ -59,25 +56,6 @@ _PERSON_OKS, _KEYPOINT_OKS = 0.3, 0.5
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the network said about one image.
-
-    Attributes:
-        image_id: of the image in its annotations.
-        peaks: see there.
-        box: how the image lay in the network's input.
-    """
-
-    image_id: Any
-    peaks: Peaks
-    box: Letterbox
-
-    def people(self, options: DecodeOptions, skeleton: SkeletonInfo = COCO_17) -> Poses:
-        """The people that these options make of it."""
-        return decode(self.peaks, options, skeleton, self.box)
-
-
-@dataclass(frozen=True)
 class Choice:
     """Options and what they gave. ``measures``: see ``tune``."""
 
@@ -85,33 +63,8 @@ class Choice:
     measures: dict[str, float]
 
 
-def see(
-    runtime: Runtime, images: Iterable[dict[str, Any]], files: ImageFiles, size: str = "best"
-) -> list[Seen]:
-    """Runs the network once on every image.
-
-    Args:
-        runtime: any engine; its fixed size wins.
-        images: records with ``id`` and ``file_name``.
-        files: where the pictures are.
-        size: see ``size_for``.
-
-    Raises:
-        EhrnetError: an image is missing or does not decode, or the engine fails.
-    """
-    seen = []
-    for image in images:
-        picture = files.decode(image["file_name"])
-        image_hw = picture.shape[0], picture.shape[1]
-        size_hw = runtime.size_hw or size_for(size, image_hw, runtime.info.input_size)
-        box = Letterbox.fit(image_hw, size_hw)
-        output = runtime(np.ascontiguousarray(box.apply(picture)[None, ..., ::-1]))
-        seen.append(Seen(image["id"], Peaks.from_output(output[0]), box))
-    return seen
-
-
 def choosing_part(annotations: dict[str, Any], share: float) -> dict[str, Any]:
-    """The images held back from training on which thresholds can be chosen.
+    """The images held back from training on which options can be chosen.
 
     Images that label only some of the keypoints are left out, since nobody in them is labelled as
     COCO labels people.

@@ -21,7 +21,8 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.assignment import best_pairs
 from ehrnet_model.inference.letterbox import Letterbox
-from ehrnet_model.inference.options import check_options, option
+from ehrnet_model.inference.options import check_options, numbers, option
+from ehrnet_model.inference.person_score import TERMS, expected_similarity, terms
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import NMS_RADIUS, PEAK_CHANNELS
 from ehrnet_model.skeleton import SkeletonInfo
@@ -43,9 +44,7 @@ class DecodeOptions:
     keypoint_threshold: float = option(
         0.1, 0.0, 1.0, "Peaks of the heatmap below this are not keypoints."
     )
-    person_threshold: float = option(
-        0.05, 0.0, 1.0, "People scoring below this (mean over all keypoints) are left out."
-    )
+    person_threshold: float = option(0.05, 0.0, 1.0, "People scoring below this are left out.")
     tag_threshold: float = option(
         1.0, 0.0, 100.0, "Largest distance of a keypoint's tag from its person's mean tag."
     )
@@ -70,6 +69,11 @@ class DecodeOptions:
         1.0,
         "People more similar (OKS) to a better one than this are doubles; 1 keeps all.",
     )
+    person_score: Tuple[float, ...] = numbers(
+        (0, TERMS),
+        "Coefficients of a person's score, see person_score.py; none: the score is the mean of its "
+        "keypoints' scores, absent ones counting as 0.",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -85,11 +89,13 @@ class DecodeOptions:
                 f"decode option {unknown[0]!r} does not exist: use one of "
                 f"{', '.join(sorted(known))}."
             )
+        if isinstance(values.get("person_score"), list):  # as JSON has it
+            values["person_score"] = tuple(values["person_score"])
         return DecodeOptions(**values)
 
     def to_dict(self) -> Dict[str, Any]:
-        """The fields as stored in a model's metadata."""
-        return dataclasses.asdict(self)
+        """The fields as stored in a model's metadata, in types that JSON keeps."""
+        return {**dataclasses.asdict(self), "person_score": list(self.person_score)}
 
 
 def typed_options(pairs: Iterable[Tuple[str, float]]) -> Dict[str, Any]:
@@ -99,6 +105,7 @@ def typed_options(pairs: Iterable[Tuple[str, float]]) -> Dict[str, Any]:
         EhrnetError: an unknown name or an impossible value.
     """
     kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
+    del kinds["person_score"]  # no number
     values = {name: kinds.get(name, float)(value) for name, value in pairs}
     DecodeOptions.from_dict(values)
     return values
@@ -158,27 +165,34 @@ def decode(
     box: Letterbox,
 ) -> Poses:
     """The people of one image, best first, in pixels of the image that ``box`` fitted."""
-    chosen = group(peaks, options, SPANS.get(skeleton.name))
+    spans = SPANS.get(skeleton.name)
+    chosen = group(peaks, options, spans)
     if not len(chosen):
         return Poses.empty(len(peaks.score))
     score = _take(peaks.score, chosen)
     person_score = score.mean(1)
-    count = (chosen >= 0).sum(1)
-    kept = (person_score >= options.person_threshold) & (count >= options.min_keypoints)
+    kept = (chosen >= 0).sum(1) >= options.min_keypoints
+    expect = spans is not None and len(options.person_score) > 0
+    if not expect:
+        kept &= person_score >= options.person_threshold
     order = np.flatnonzero(kept)[np.argsort(-person_score[kept], kind="stable")]
     chosen, person_score = chosen[order], person_score[order]
     if options.refine:
         chosen = refine(peaks, chosen, options)
-    xy = box.undo(_take(peaks.xy, chosen))
-    score = _take(peaks.score, chosen)
+    xy, score = _take(peaks.xy, chosen), _take(peaks.score, chosen)
+    std = _peak_width(_take(peaks.patch, chosen)) * _HALF_SIZE_STRIDE
+    if expect:
+        assert spans is not None
+        person_score = expected_similarity(terms(xy, score, std, spans), options.person_score)
+        order = np.argsort(-person_score, kind="stable")
+        order = order[person_score[order] >= options.person_threshold]
+        xy, score, std, person_score = xy[order], score[order], std[order], person_score[order]
+    xy, std = box.undo(xy), std / box.scale
     if options.nms_oks < 1:
         unique = oks_nms(xy, score > 0, skeleton, options.nms_oks)
-        chosen, person_score = chosen[unique], person_score[unique]
-        xy, score = xy[unique], score[unique]
+        xy, score, std, person_score = xy[unique], score[unique], std[unique], person_score[unique]
     limit = options.max_people
-    xy, score, chosen = xy[:limit], score[:limit], chosen[:limit]
-    std = _peak_width(_take(peaks.patch, chosen)) * _HALF_SIZE_STRIDE / box.scale
-    return Poses.build(xy, score, std, person_score[:limit])
+    return Poses.build(xy[:limit], score[:limit], std[:limit], person_score[:limit])
 
 
 def group(peaks: Peaks, options: DecodeOptions, spans: Optional[np.ndarray] = None) -> np.ndarray:

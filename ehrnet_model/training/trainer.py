@@ -36,6 +36,7 @@ from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.averages import Average, Sums
 from ehrnet_model.training.batches import Batch, collate, normalise
 from ehrnet_model.training.feed import Job, feed
+from ehrnet_model.training.grow import grow
 from ehrnet_model.training.hardware import Hardware, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people
 from ehrnet_model.training.init_classifier import init_from_classifier
@@ -48,7 +49,7 @@ from ehrnet_model.training.painter import Painter, PlanBatch
 from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.states import load_state, save_state, write_compact
-from ehrnet_model.variants import Variant
+from ehrnet_model.variants import VARIANTS, Variant, pose_variant
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ class TrainOptions:
         bf16: convolutions in bfloat16.
         lite0: npz file that starts the backbone, see ``init_lite0``.
         backbone: classifier checkpoint that starts the backbone, see ``init_classifier``.
-        start: state.pt or weights of another run, whose averaged weights start this one.
+        start: state.pt or weights of another run, whose averaged weights start this one; those of
+            a smaller variant are grown, see ``grow``.
         holdout: share of images never trained on.
         loss, sample: see there.
         save_seconds, log_steps, holdout_seconds: how often to save, log and measure.
@@ -246,7 +248,7 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
         elif options.start:
-            self.network.load_state_dict(self._start(Path(options.start)))
+            self._start(Path(options.start))
         elif options.backbone:
             init_from_classifier(self.network, Path(options.backbone))
         elif options.lite0:
@@ -317,11 +319,24 @@ class Trainer:
             groups.append({"params": mixing, "weight_decay": o.weight_decay, "orthogonal": True})
         return Muon(groups, lr=o.lr)
 
-    def _start(self, path: Path) -> dict[str, torch.Tensor]:
+    def _start(self, path: Path) -> None:
+        """Weights of another run; those of a smaller variant are grown."""
+        mine = self.network.variant
         if path.suffix == ".safetensors":
-            return load_checkpoint(path, self.network.variant.name)[0]
-        weights: dict[str, torch.Tensor] = load_state(path)["average"]
-        return weights
+            weights, meta = load_checkpoint(path)
+            theirs = pose_variant(meta.variant)
+        else:
+            state = load_state(path)
+            weights, theirs = state["average"], Variant.from_phi(state["config"]["phi"])
+        if theirs.name == mine.name:
+            self.network.load_state_dict(weights)
+        elif theirs.name in VARIANTS and theirs.phi < mine.phi:
+            grow(self.network, theirs, weights)
+        else:
+            raise EhrnetError(
+                f"{path} holds weights of {theirs.name}, from which {mine.name} cannot start: give "
+                f"some of {mine.name} or of a smaller variant."
+            )
 
     def _pictures(self, count: int) -> torch.Tensor:
         side = 192

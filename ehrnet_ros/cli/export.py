@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="NAME=NUMBER",
-        help="decode options to store instead of the weights' own (`ehrnet tune` finds them)",
+        help="decode options to store instead of the weights' own",
     )
     parser.add_argument(
         "--short-side",
@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="pictures with people: the first ones become the inputs that engines are checked "
         "with; int8 is calibrated on them",
+    )
+    parser.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="JSON",
+        help="take the options for use and the person score that `ehrnet tune --json` wrote",
     )
     parser.add_argument(
         "--size",
@@ -91,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(
             "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
         ) from None
+    from ehrnet_model.evaluation.tune import tuned_options
     from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.network.export import STORED_INPUTS, export_onnx
     from ehrnet_model.network.pictures import read_pictures
@@ -107,7 +114,10 @@ def run(args: argparse.Namespace) -> int:
                 f"or give --phi {info.phi}."
             )
     count = CALIBRATION_PICTURES if args.precision == "int8" else STORED_INPUTS
-    info = replace(info, decode={**info.decode, **decode})
+    stored = info.decode
+    if args.tuned is not None:
+        stored = tuned_options(args.tuned, "display", info)
+    info = replace(info, decode={**stored, **decode})
     if args.short_side is not None:
         parse_size("square", args.short_side)
         info = replace(info, input_size=args.short_side)

@@ -163,6 +163,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode defaults to store with the weights",
     )
     parser.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="JSON",
+        help="decode defaults and person score to store with the weights, as `ehrnet tune --json` "
+        "wrote them",
+    )
+    parser.add_argument(
         "--change", action="store_true", help="go on with other options than the run's"
     )
 
@@ -175,8 +182,11 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.evaluation.tune import tuned_options
     from ehrnet_model.inference.decode import typed_options
+    from ehrnet_model.inference.runtime import ModelInfo
     from ehrnet_model.inference.sizes import parse_size
+    from ehrnet_model.network.checkpoint import weights_sha256
     from ehrnet_model.training.hardware import Hardware
     from ehrnet_model.training.presets import preset
     from ehrnet_model.training.states import read_compact, save_state
@@ -245,10 +255,15 @@ def run(args: argparse.Namespace) -> int:
     if trainer.rank:
         return 0
     name = trainer.network.variant.name
+    decode = typed_options(args.decode)
+    if args.tuned is not None:
+        hash_now = weights_sha256(trainer.average.state)
+        info = ModelInfo(name, options.phi, weights_sha256=hash_now)
+        decode = {**tuned_options(args.tuned, "display", info), **decode}
     trainer.save_compact(args.out / f"{name}.resume.safetensors")
     trainer.save_weights(
         args.out / f"{name}.safetensors",
-        typed_options(args.decode),
+        decode,
         {"held_back": trainer.measure()},
         args.short_side,
     )

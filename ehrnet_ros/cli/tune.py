@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 HELP = "choose decode options for a model by measuring on images held back from training"
 
@@ -46,7 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="people found per person-free image must stay below this (default 0.1)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only N person-free images")
+    parser.add_argument(
+        "--score-share",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="share of the images, trained on or not, that the person score is fitted to, beside "
+        "the other person-free ones (default 0.25); 0: keep the model's",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=150,
+        metavar="N",
+        help="person-free images to choose by, held-back ones first (default 150)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write both sets here")
 
 
@@ -55,13 +71,14 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import load_annotations, write_json
+    from ehrnet_model.evaluation.coco import KeypointTruth, load_annotations, write_json
     from ehrnet_model.evaluation.pictures import ImageFiles
+    from ehrnet_model.evaluation.rescore import fit_person_score
+    from ehrnet_model.evaluation.seen import see
     from ehrnet_model.evaluation.tune import (
         choosing_part,
         held_back_first,
         person_free_images,
-        see,
         tune,
     )
     from ehrnet_model.held_back import held_back
@@ -69,11 +86,13 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import open_runtime
 
-    if not 0 < args.held_back <= 1 or args.stray <= 0 or (args.limit or 1) < 1:
+    if not 0 < args.held_back <= 1 or args.stray <= 0 or args.limit < 1:
         raise EhrnetError(
             "--held-back is a share above 0 and up to 1, --stray a number above 0, --limit 1 or "
             "more."
         )
+    if not 0 <= args.score_share <= 1:
+        raise EhrnetError("--score-share is a share between 0 and 1.")
     annotations = load_annotations(args.annotations, truth=True)
     part = choosing_part(annotations, args.held_back)
     empty = person_free_images(annotations)
@@ -81,23 +100,40 @@ def run(args: argparse.Namespace) -> int:
         known = {image["id"] for image in empty}
         more = person_free_images(load_annotations(args.person_free))
         empty += [image for image in more if image["id"] not in known]
-    empty = held_back_first(empty, args.held_back, args.limit)
+    everywhere_free, empty = empty, held_back_first(empty, args.held_back, args.limit)
+    fitted: list[dict[str, Any]] = []
+    if args.score_share:
+        # Options are chosen on images that the score does not know, where there are others.
+        chosen = {image["id"] for image in (*part["images"], *empty)}
+        inhabited_too = choosing_part(annotations, args.score_share)["images"]
+        fitted = [image for image in inhabited_too if image["id"] not in chosen] or part["images"]
+        known = {image["id"] for image in fitted} | chosen
+        fitted = fitted + [image for image in everywhere_free if image["id"] not in known]
     unseen = sum(held_back(image["id"], args.held_back) for image in empty)
     if not empty:
         print("no person-free images: only the set for AP is chosen", file=sys.stderr)
     files = ImageFiles(args.images)
-    files.require(image["file_name"] for image in [*part["images"], *empty])
+    files.require(image["file_name"] for image in [*part["images"], *empty, *fitted])
     model = find_model(args.phi, None if args.model is None else str(args.model))
     runtime_name = args.runtime
     if runtime_name == "auto" and model.suffix == ".safetensors":
         runtime_name = "torch"
     runtime = open_runtime(model, runtime_name)
     try:
-        shown = tqdm([*part["images"], *empty], unit="image", file=sys.stderr)
+        shown = tqdm([*part["images"], *empty, *fitted], unit="image", file=sys.stderr)
         seen = see(runtime, shown, files, args.size)
     finally:
         runtime.close()
-    inhabited = len(part["images"])
+    inhabited, visited = len(part["images"]), len(part["images"]) + len(empty)
+    start = DecodeOptions.from_dict(runtime.info.decode)
+    if fitted:
+        truth = KeypointTruth(annotations)
+        try:
+            score = fit_person_score(seen[visited:], truth, start, runtime.info.skeleton)
+            start = replace(start, person_score=score)
+        except EhrnetError as error:
+            print(f"the person score stays as it is: {error}", file=sys.stderr)
+            fitted = []
     with tqdm(unit="setting", file=sys.stderr) as bar:
 
         def progress(text: str) -> None:
@@ -107,8 +143,8 @@ def run(args: argparse.Namespace) -> int:
         choices = tune(
             seen[:inhabited],
             part,
-            seen[inhabited:],
-            DecodeOptions.from_dict(runtime.info.decode),
+            seen[inhabited:visited],
+            start,
             args.stray,
             args.held_back,
             runtime.info.skeleton,
@@ -126,6 +162,7 @@ def run(args: argparse.Namespace) -> int:
                 "images": inhabited,
                 "person_free_images": len(empty),
                 "person_free_images_held_back": unseen,
+                "person_score_images": len(fitted),
                 **{
                     name: {"decode": choice.options.to_dict(), **choice.measures}
                     for name, choice in choices.items()
@@ -139,9 +176,12 @@ def run(args: argparse.Namespace) -> int:
     for name, choice in choices.items():
         parts = [f"{key} {value:.3f}" for key, value in choice.measures.items()]
         print(f"{name:8s} {', '.join(parts)}")
-    for name, use in (("ap", "comparing: ehrnet evaluate"), ("display", "use: ehrnet export")):
-        if name in choices:
-            values = choices[name].options.to_dict().items()
-            words = [f"{key}={float(value):g}" for key, value in values]
-            print(f"for {use} --decode {' '.join(words)}")
+    for name, choice in choices.items():
+        values = choice.options.to_dict()
+        del values["person_score"]  # nothing to read
+        print(f"{name:8s} {' '.join(f'{key}={float(value):g}' for key, value in values.items())}")
+    if args.json is not None:
+        print(f"to compare: ehrnet evaluate --tuned {args.json}")
+        if "display" in choices:
+            print(f"to use: ehrnet export --tuned {args.json}")
     return 0

@@ -13,6 +13,7 @@ import pytest
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free, load_annotations
 from ehrnet_model.evaluation.pictures import ImageFiles
+from ehrnet_model.evaluation.seen import see
 from ehrnet_model.evaluation.tune import (
     choosing_part,
     climb,
@@ -20,7 +21,6 @@ from ehrnet_model.evaluation.tune import (
     keypoint_f1,
     person_free_images,
     quiet,
-    see,
 )
 from ehrnet_model.held_back import held_back
 from ehrnet_model.inference.decode import DecodeOptions
@@ -183,9 +183,11 @@ def test_tuned_options_find_people_and_no_ghosts(tempting, dots_model, tmp_path,
     assert tuned["display"]["false_positives_per_person_free_image"] == 0
     assert tuned["display"]["keypoint_f1"] == pytest.approx(1)
     assert 0.3 < tuned["display"]["decode"]["person_threshold"] < 0.9
-    # The printed lines are arguments of the other verbs, and mean the same there.
-    lines = [line for line in capsys.readouterr().out.splitlines() if "--decode" in line]
-    words = lines[1].split("--decode ")[1].split()
+    said = capsys.readouterr()
+    assert "the person score stays as it is" in said.err  # two people are too few
+    # The printed settings are arguments of the other verbs, and mean the same there.
+    lines = [line for line in said.out.splitlines() if line.startswith("display  keypoint_thr")]
+    words = lines[0].split()[1:]
     measures = tmp_path / "measures.json"
     command(
         "evaluate", *data, "--model", dots_model, "--json", measures, "--size", "square",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peaks import output
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
@@ -29,22 +30,6 @@ SAME = Letterbox.fit((384, 512), (384, 512))
 # Keypoints are handed to people in this order: head and torso first.
 ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
 EVERYBODY = DecodeOptions(person_threshold=0.0, min_keypoints=1, max_people=1000, nms_oks=1.0)
-
-
-def output(*peaks: tuple[int, float, float, float, float], width: float = 2.0) -> np.ndarray:
-    """Engine output (17, 30, 15) holding peaks (keypoint, x, y, score, tag), best first.
-
-    Each peak is a Gaussian of the given standard deviation in cells.
-    """
-    out = np.zeros((17, 30, 15), np.float32)
-    used = [0] * 17
-    dy, dx = np.mgrid[-1:2, -1:2]
-    bell = np.exp(-(dx**2 + dy**2) / (2 * width**2)).ravel()
-    for k, x, y, score, tag in sorted(peaks, key=lambda p: -p[3]):
-        cell = np.round((x - 0.5) / 2), np.round((y - 0.5) / 2)
-        out[k, used[k]] = [score, x, y, tag, *cell, *(score * bell)]
-        used[k] += 1
-    return out
 
 
 def crowd(

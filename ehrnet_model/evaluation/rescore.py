@@ -1,0 +1,142 @@
+"""Fits the person score (``inference.person_score``) to images whose people are known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation.coco import KeypointTruth
+from ehrnet_model.evaluation.seen import Seen
+from ehrnet_model.inference.anatomy import SPANS
+from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.person_score import terms
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.skeleton import COCO_17, SkeletonInfo
+
+# The score must hold whichever of these are set later. All make people of the same peaks, so that
+# one person comes several times.
+_VARIED = [
+    {"keypoint_threshold": threshold, "reach": reach}
+    for threshold in (0.2, 0.3, 0.4, 0.5)
+    for reach in (0.0, 1.8)
+]
+# Fewer than this say nothing about 36 coefficients.
+_LEAST_PEOPLE = 200
+_RIDGE = 4.0
+# Below this a found person is not the true one it is nearest to.
+_SOMEBODY = 0.1
+
+
+def fit_person_score(
+    seen: Sequence[Seen],
+    truth: KeypointTruth,
+    options: DecodeOptions,
+    skeleton: SkeletonInfo = COCO_17,
+) -> tuple[float, ...]:
+    """Coefficients for ``DecodeOptions.person_score``.
+
+    Args:
+        seen: what the network said about images of ``truth``.
+        truth: who is in them.
+        options: how people are made of it; thresholds and reach are varied.
+        skeleton: of the model.
+
+    Raises:
+        EhrnetError: too few people are found, or the skeleton has no typical distances.
+    """
+    if skeleton.name not in SPANS:
+        raise EhrnetError(f"typical distances of skeleton {skeleton.name!r} are not known.")
+    known, unlabelled = _by_image(truth)
+    rows, values = [], []
+    everybody = dataclasses.replace(options, person_threshold=0.0, person_score=())
+    for changes in _VARIED:
+        varied = DecodeOptions.from_dict(everybody.to_dict(), **changes)
+        for image in seen:
+            poses = image.people(varied, skeleton)
+            similarity = _similarity(poses, known.get(image.image_id, []), skeleton)
+            excused = _inside(poses, unlabelled.get(image.image_id, []))
+            kept = (similarity >= _SOMEBODY) | ~excused
+            scale = image.box.scale
+            row = terms(
+                np.nan_to_num(poses.xy) * scale,
+                poses.score,
+                poses.std * scale,
+                SPANS[skeleton.name],
+            )
+            rows.append(row[kept])
+            values.append(similarity[kept])
+    features, wanted = np.concatenate(rows), np.concatenate(values)
+    if len(features) < _LEAST_PEOPLE * len(_VARIED):
+        raise EhrnetError(
+            f"a person score cannot be fitted to {len(features) // len(_VARIED)} found people: "
+            f"give images in which {_LEAST_PEOPLE} are found or more."
+        )
+    return tuple(round(float(v), 4) for v in logistic(features, wanted, _RIDGE * len(_VARIED)))
+
+
+def logistic(rows: np.ndarray, wanted: np.ndarray, ridge: float) -> np.ndarray:
+    """Coefficients c that make ``wanted`` likeliest under 1 / (1 + exp(-rows c)).
+
+    Newton's method; the problem is convex.
+
+    Args:
+        rows: (N, F).
+        wanted: (N,) between 0 and 1.
+        ridge: half of it times the squared coefficients is added to the negative log-likelihood.
+
+    Returns:
+        (F,) float64.
+    """
+    out = np.zeros(rows.shape[1])
+    for _ in range(100):
+        guess = 1 / (1 + np.exp(-np.clip(rows @ out, -50, 50)))
+        slope = rows.T @ (guess - wanted) + ridge * out
+        curvature = (rows * (guess * (1 - guess))[:, None]).T @ rows + ridge * np.eye(len(out))
+        step = np.linalg.solve(curvature, slope)
+        out -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    return out
+
+
+def _by_image(truth: KeypointTruth) -> tuple[dict, dict]:  # type: ignore[type-arg]
+    """People with keypoints, (J, 3) and area; and boxes of crowds and of people without any."""
+    known: dict[object, list[tuple[np.ndarray, float]]] = {}
+    unlabelled: dict[object, list[np.ndarray]] = {}
+    for person in truth.people:
+        if person["iscrowd"] or not person["num_keypoints"]:
+            box = np.array(person.get("bbox") or [0, 0, 0, 0], float)
+            unlabelled.setdefault(person["image_id"], []).append(box)
+        else:
+            keypoints = np.array(person["keypoints"], float).reshape(-1, 3)
+            area = max(float(person.get("area") or 0), 1.0)
+            known.setdefault(person["image_id"], []).append((keypoints, area))
+    return known, unlabelled
+
+
+def _similarity(
+    poses: Poses, people: list[tuple[np.ndarray, float]], skeleton: SkeletonInfo
+) -> np.ndarray:
+    """(P,) the largest OKS to any of the people, as COCO counts it."""
+    best = np.zeros(len(poses))
+    variance = (2 * np.asarray(skeleton.sigmas)) ** 2
+    # COCO takes a keypoint that was not reported as one at 0, 0: far away.
+    xy = np.nan_to_num(poses.xy)
+    for keypoints, area in people:
+        labelled = keypoints[:, 2] > 0
+        squared = ((xy - keypoints[:, :2]) ** 2).sum(2) / (2 * variance * area)
+        best = np.maximum(best, np.exp(-squared)[:, labelled].mean(1))
+    return best
+
+
+def _inside(poses: Poses, boxes: list[np.ndarray]) -> np.ndarray:
+    """(P,) bool: most of the keypoints lie in one of the boxes (x, y, width, height)."""
+    inside = np.zeros(len(poses), bool)
+    present = poses.score > 0
+    for x, y, width, height in boxes:
+        within = (poses.xy >= [x, y]) & (poses.xy <= [x + width, y + height])
+        inside |= (within.all(2) & present).sum(1) > 0.5 * present.sum(1)
+    return inside

@@ -1,0 +1,82 @@
+"""How good a found person is: the similarity (COCO's OKS) to a true person that is to be expected.
+
+The mean of the keypoints' scores says how sure the network is of each spot, but not whether the
+spots make a person. A logistic function of a few measures of the skeleton, and of their products,
+says that better; rescoring people is known from Geng et al. 2021 (arXiv 2104.02300, section 3.2),
+who train a small network for it. Its coefficients are fitted by ``ehrnet tune`` and stored with the
+weights. P people, J keypoints.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from ehrnet_model.skeleton import COCO_17
+
+_MEASURES = 7
+TERMS = 1 + _MEASURES + _MEASURES * (_MEASURES + 1) // 2
+"""Coefficients of the function: constant, measures, products of two measures."""
+
+# A peak without curvature has no width: as uncertain as this, in pixels of the network input.
+_UNKNOWN_PX = 20.0
+_VARIANCE = (2 * np.array(COCO_17.sigmas)) ** 2
+
+
+def terms(xy: np.ndarray, score: np.ndarray, std: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """What the score is a function of.
+
+    Args:
+        xy: (P, J, 2) positions in pixels of the network input; the size of people there matters,
+            since networks know some sizes better than others. Any values where absent.
+        score: (P, J) of the keypoints, 0 where absent.
+        std: (P, J) standard deviation of the positions in the same pixels, NaN where unknown.
+        spans: (J, J) typical distances of keypoints, see ``anatomy``.
+
+    Returns:
+        (P, TERMS) float64, each between about -3 and 3 or a product of two such.
+    """
+    people, num_keypoints = score.shape
+    found = score > 0
+    count = np.maximum(found.sum(1), 1)
+    xy = np.where(found[..., None], xy, np.nan).astype(np.float64)
+    if not people:
+        return np.zeros((0, TERMS))
+    low = np.where(found[..., None], xy, np.inf).min(1)
+    high = np.where(found[..., None], xy, -np.inf).max(1)
+    width, height = np.where(found.any(1), (high - low).T, 0.0)
+    area = np.maximum(width * height, 1.0)[:, None]
+    blur = np.where(np.isfinite(std), std, _UNKNOWN_PX).astype(np.float64) ** 2
+    variance = _VARIANCE if num_keypoints == len(_VARIANCE) else np.full(num_keypoints, 0.01)
+    # Of a spot that is right, what its blur leaves of the similarity.
+    sharp = (score * variance * area / (variance * area + blur)).sum(1) / num_keypoints
+    # How well the distances fit one size of person.
+    upper = np.triu_indices(num_keypoints, 1)
+    ratio = np.hypot(*(xy[:, upper[0]] - xy[:, upper[1]]).transpose(2, 0, 1)) / spans[upper]
+    ratio = np.where(np.isfinite(ratio), np.maximum(ratio, 1e-3), np.nan)
+    ratio[np.isnan(ratio).all(1)] = 1.0
+    spread = np.nanstd(np.log(ratio), axis=1)
+    stretch = np.nanmax(ratio, axis=1) / np.nanmedian(ratio, axis=1)
+    measures = np.stack(
+        [
+            score.sum(1) / num_keypoints,
+            count / num_keypoints,
+            np.sort(score, axis=1)[:, -3:].mean(1),
+            sharp,
+            np.log((np.maximum(width, height) + 1) / 64),
+            spread,
+            np.log(stretch),
+        ],
+        axis=1,
+    )
+    measures = np.clip(measures, -3, 3)
+    rows, columns = np.triu_indices(_MEASURES)
+    products = measures[:, rows] * measures[:, columns]
+    return np.concatenate([np.ones((people, 1)), measures, products], axis=1)
+
+
+def expected_similarity(terms_of: np.ndarray, coefficients: Sequence[float]) -> np.ndarray:
+    """(P,) float32, between 0 and 1, from (P, TERMS) and TERMS coefficients."""
+    logit = np.clip(terms_of @ np.asarray(coefficients), -50, 50)
+    return np.asarray(1 / (1 + np.exp(-logit)), np.float32)

@@ -1,0 +1,101 @@
+"""Fitting the person score: against SciPy, and on a scene in which only the skeleton tells."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import dots
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation.coco import KeypointTruth
+from ehrnet_model.evaluation.rescore import fit_person_score, logistic
+from ehrnet_model.evaluation.seen import Seen
+from ehrnet_model.inference.decode import DecodeOptions, Peaks
+from ehrnet_model.inference.letterbox import Letterbox
+
+
+def test_the_logistic_fit_is_that_of_a_general_minimiser():
+    rng = np.random.default_rng(3)
+    rows = np.c_[np.ones(400), rng.normal(size=(400, 4))]
+    wanted = np.clip(1 / (1 + np.exp(-rows @ [0.3, 1, -2, 0.5, 0])) + rng.normal(0, 0.1, 400), 0, 1)
+
+    def cost(c):
+        logit = rows @ c
+        return (np.logaddexp(0, logit) - wanted * logit).sum() + 2.0 / 2 * (c**2).sum()
+
+    expected = minimize(cost, np.zeros(5), tol=1e-12).x
+    assert logistic(rows, wanted, 2.0) == pytest.approx(expected, abs=1e-4)
+
+
+def scene(number, rng):
+    """One person, and one whose limbs are anybody's; peaks of both alike. Who is first is chance.
+
+    Returns:
+        what a network would say, and the true person's keypoints in the picture (2x the input).
+    """
+    out = np.zeros((17, 30, 15), np.float32)
+    dy, dx = np.mgrid[-1:2, -1:2]
+    bell = np.exp(-(dx**2 + dy**2) / 8).ravel()
+    height = rng.uniform(60, 120)
+    true = dots.figure((80, 100), height)
+    false = dots.figure((230, 100), height)[rng.permutation(17)]
+    for place, (tag, xy) in enumerate(sorted([(0, true), (9, false)], key=lambda _: rng.random())):
+        for j in range(17):
+            score = rng.uniform(0.5, 1)
+            out[j, place] = [score, *xy[j], tag, *np.round((xy[j] - 0.5) / 2), *(score * bell)]
+    box = Letterbox.fit((400, 640), (200, 320))
+    return Seen(number, Peaks.from_output(out), box), box.undo(true)
+
+
+def test_a_fitted_score_tells_people_from_jumbles():
+    rng = np.random.default_rng(0)
+    seen, people = [], []
+    for number in range(1, 301):
+        image, xy = scene(number, rng)
+        low, high = xy.min(0), xy.max(0)
+        people.append(
+            {
+                "image_id": number,
+                "bbox": [*low.tolist(), *(high - low).tolist()],
+                "area": float((high - low).prod()) * 0.6,
+                "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
+            }
+        )
+        seen.append(image)
+    truth = KeypointTruth({"images": [{"id": n} for n in range(1, 301)], "annotations": people})
+    start = DecodeOptions()
+    fitted = dataclasses.replace(start, person_score=fit_person_score(seen[:200], truth, start))
+    unseen = KeypointTruth(
+        {"images": [{"id": n} for n in range(201, 301)], "annotations": people[200:]}
+    )
+
+    def ap(options):
+        results = [r for s in seen[200:] for r in s.people(options).to_coco(s.image_id)]
+        return unseen.average_precision(results)["AP"]
+
+    assert ap(start) < 0.7  # whose peaks are higher is chance
+    assert ap(fitted) > 0.99
+    # It is the similarity that is to be expected: near 1 for the one, near 0 for the other.
+    scores = np.concatenate([s.people(fitted).person_score for s in seen[200:]])
+    assert len(scores) >= 100
+    pairs = [s.people(dataclasses.replace(fitted, person_threshold=0)) for s in seen[200:]]
+    assert np.mean([p.person_score[0] for p in pairs]) > 0.9
+    assert np.mean([p.person_score[1] for p in pairs]) < 0.1
+    with pytest.raises(EhrnetError, match="give images in which 200"):
+        fit_person_score(seen[:20], truth, start)
+
+
+def test_people_without_labels_teach_nothing():
+    """The jumble lies in the box of somebody without keypoints: it may be right."""
+    rng = np.random.default_rng(1)
+    seen, people = [], []
+    for number in range(1, 301):
+        image, _ = scene(number, rng)
+        seen.append(image)
+        people.append({"image_id": number, "bbox": [0, 0, 640, 400], "keypoints": [0] * 51})
+    truth = KeypointTruth({"images": [{"id": n} for n in range(1, 301)], "annotations": people})
+    with pytest.raises(EhrnetError, match="fitted to 0 found people"):
+        fit_person_score(seen, truth, DecodeOptions())
