@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
@@ -30,7 +30,7 @@ from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import SetBool
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.estimator import Inferred, PoseEstimator
 from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.runtime import ModelInfo, model_info
@@ -299,24 +299,30 @@ class PoseNode(LifecycleNode):
         response.message = "Images are taken." if self._enabled else "No images are taken."
         return response
 
-    # In the worker's thread
+    # In the worker's threads: the engine's, and the second one for what comes after
 
-    def _process(self, estimator: PoseEstimator, items: List[Tuple[Any, _Taken]]) -> None:
-        """From image messages of different cameras to all messages that follow from them."""
+    def _process(
+        self, estimator: PoseEstimator, items: List[Tuple[Any, _Taken]]
+    ) -> Optional[Callable[[], None]]:
+        """Image messages of different cameras through the engine; returns what is left to do."""
         settings = self._settings
         seen = [picture for camera, taken in items for picture in self._read(camera, taken)]
         try:
             options = parameters.decode_options(settings, estimator.runtime.info.decode)
         except EhrnetError as error:
             self._on_failure(seen, str(error))
-            return
+            return None
         estimator.options = options
+        inferred = []
         while seen:
             # Those of one network input go through the engine together.
             first = estimator.input_size(seen[0].picture.array.shape[:2])
             alike = [s for s in seen if estimator.input_size(s.picture.array.shape[:2]) == first]
             seen = [s for s in seen if s not in alike]
-            self._estimate(estimator, alike, settings)
+            answer = self._infer(estimator, alike)
+            if answer is not None:
+                inferred.append((alike, answer))
+        return lambda: self._finish(inferred, settings)
 
     def _read(self, camera: Camera, taken: _Taken) -> List[_Seen]:
         """The image of a message; none, with a complaint, where there is no image in it."""
@@ -336,28 +342,40 @@ class PoseNode(LifecycleNode):
             self.get_logger().warning(f"Image dropped: {why}")
         return []
 
-    def _estimate(
-        self, estimator: PoseEstimator, seen: List[_Seen], settings: parameters.Settings
-    ) -> None:
+    def _infer(self, estimator: PoseEstimator, seen: List[_Seen]) -> Optional[Inferred]:
         try:
             for one in seen:
                 image_hw = one.picture.array.shape[0], one.picture.array.shape[1]
                 if image_hw != one.camera.image_hw:
                     self._on_image_size(estimator, one.camera, image_hw)
-            results = estimator.estimate_batch(
+            return estimator.infer(
                 [one.picture.array for one in seen], [one.picture.order == "rgb" for one in seen]
             )
         except EhrnetError as error:
             self._on_failure(seen, str(error))
-            return
         except Exception as error:  # an engine may raise anything; the node outlives it
             self._on_failure(seen, f"{type(error).__name__}: {error}", traceback.format_exc())
-            return
-        for one, (poses, timings) in zip(seen, results):
+        return None
+
+    def _finish(
+        self, inferred: List[Tuple[List[_Seen], Inferred]], settings: parameters.Settings
+    ) -> None:
+        """From the engine's answers to all messages that follow from them."""
+        for seen, answer in inferred:
             try:
-                self._publish(one, poses, timings, settings)
-            except Exception as error:  # of whatever is on the other side; the next image may pass
-                self._on_failure([one], f"{type(error).__name__}: {error}", traceback.format_exc())
+                results = answer.people()
+            except EhrnetError as error:
+                self._on_failure(seen, str(error))
+                continue
+            except Exception as error:  # what an engine gives may be anything, too
+                self._on_failure(seen, f"{type(error).__name__}: {error}", traceback.format_exc())
+                continue
+            for one, (poses, timings) in zip(seen, results):
+                try:
+                    self._publish(one, poses, timings, settings)
+                except Exception as error:  # whatever is on the other side; the next may pass
+                    text = f"{type(error).__name__}: {error}"
+                    self._on_failure([one], text, traceback.format_exc())
 
     def _publish(
         self, one: _Seen, poses: Poses, timings: Timings, settings: parameters.Settings

@@ -1,10 +1,15 @@
-"""The thread that owns an engine from creation to release, so that nobody else waits for it."""
+"""The thread that owns an engine from creation to release, so that nobody else waits for it.
+
+A second thread does what comes after the engine. So two frames are on their way at once: while one
+is decoded and published, the engine already has the next.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 import traceback
+from queue import SimpleQueue
 from typing import Any, Callable, Hashable, List, Optional, Tuple
 
 from ehrnet_model.errors import EhrnetError
@@ -18,8 +23,9 @@ class EngineWorker:
 
     Args:
         open_engine: makes the engine, seconds of work; raises EhrnetError where it cannot.
-        handle: called in the thread with the engine and the (sender, item) pairs taken; may not
-            raise.
+        handle: called in the thread with the engine and the (sender, item) pairs taken. Returns
+            what is left to do without the engine, or None; that is called in the second thread, in
+            order, one at a time. Neither may raise.
         release: frees the engine, in the same thread.
         on_change: called in the thread after the state became ready or failed.
         after: a worker to wait for first, so that two engines are never in memory at once.
@@ -39,7 +45,7 @@ class EngineWorker:
     def __init__(
         self,
         open_engine: Callable[[], Any],
-        handle: Callable[[Any, List[Tuple[Hashable, Any]]], None],
+        handle: Callable[[Any, List[Tuple[Hashable, Any]]], Optional[Callable[[], None]]],
         release: Callable[[Any], None],
         on_change: Callable[[], None],
         after: Optional[EngineWorker] = None,
@@ -85,14 +91,18 @@ class EngineWorker:
             self._change(FAILED)
             return
         self.seconds = time.monotonic() - begun
+        second = _Second()
         try:
             self._change(READY)
             while True:
                 items = self.frames.take(self._batch)
                 if not items:
                     break
-                self._handle(engine, items)
+                rest = self._handle(engine, items)
+                if rest is not None:
+                    second.give(rest)
         finally:
+            second.end()
             self._release(engine)
             self.engine = engine = None
             self._change(CLOSED)
@@ -101,3 +111,33 @@ class EngineWorker:
         self.state, self.since = state, time.monotonic()
         if state in (READY, FAILED) and not self.frames.closed:
             self._on_change()
+
+
+class _Second:
+    """A thread that does one thing after the other; whoever gives it one waits for the last."""
+
+    def __init__(self) -> None:
+        self._free = threading.Semaphore()
+        self._given: SimpleQueue[Optional[Callable[[], None]]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="after engine", daemon=True)
+        self._thread.start()
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Waits until everything given before is done, not for this."""
+        self._free.acquire()
+        self._given.put(work)
+
+    def end(self) -> None:
+        """Waits for what was given, and ends the thread."""
+        self._given.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            work = self._given.get()
+            if work is None:
+                return
+            try:
+                work()
+            finally:
+                self._free.release()

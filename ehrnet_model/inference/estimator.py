@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
 
 import cv2
@@ -14,6 +15,41 @@ from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.inference.sizes import best_named_size, parse_size
+from ehrnet_model.skeleton import SkeletonInfo
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What the engine said about images that went through it together; people are yet to be made.
+
+    Attributes:
+        peaks: (N, J, 30, 15) float32, see runtime.py.
+        boxes: how each image lay in the network's input.
+        options: how peaks become people.
+        skeleton: of the model.
+        letterbox_ms, engine_ms: what both took, for each image.
+    """
+
+    peaks: np.ndarray
+    boxes: Sequence[Letterbox]
+    options: DecodeOptions
+    skeleton: SkeletonInfo
+    letterbox_ms: float
+    engine_ms: float
+
+    def people(self) -> List[Tuple[Poses, Timings]]:
+        """The people of each image and what each stage took; needs no engine, any thread may.
+
+        Raises:
+            EhrnetError: the engine gave values that are not finite.
+        """
+        results = []
+        for box, peaks in zip(self.boxes, self.peaks):
+            begun = time.perf_counter()
+            people = decode(Peaks.from_output(peaks), self.options, self.skeleton, box)
+            decode_ms = (time.perf_counter() - begun) * 1000.0
+            results.append((people, Timings(self.letterbox_ms, self.engine_ms, decode_ms)))
+        return results
 
 
 class PoseEstimator:
@@ -57,12 +93,20 @@ class PoseEstimator:
     ) -> List[Tuple[Poses, Timings]]:
         """The same for several images in one go of the engine, each stage's time shared out.
 
+        Arguments and errors: those of ``infer`` and ``Inferred.people``.
+        """
+        return self.infer(images, rgb).people()
+
+    def infer(self, images: Sequence[np.ndarray], rgb: Sequence[bool]) -> Inferred:
+        """The engine's part: people are made of its answer later, or elsewhere.
+
         Args:
             images: (h, w, 3) uint8 each, of sizes for which ``input_size`` is the same.
             rgb: which of them are RGB and not BGR.
 
         Raises:
-            EhrnetError: as ``estimate``; or the images need inputs of different sizes.
+            EhrnetError: an image has a wrong shape or type, the images need inputs of different
+                sizes, or the engine failed.
         """
         started = time.perf_counter()
         boxes = []
@@ -87,19 +131,16 @@ class PoseEstimator:
             if swap:  # on the small picture, where it is cheap
                 cv2.cvtColor(out, cv2.COLOR_RGB2BGR, dst=out)
         fitted = time.perf_counter()
-        output = self.runtime(self._input)
+        peaks = self.runtime(self._input)
         inferred = time.perf_counter()
-        results = []
-        for box, peaks in zip(boxes, output):
-            begun = time.perf_counter()
-            people = decode(Peaks.from_output(peaks), self.options, self.runtime.info.skeleton, box)
-            seconds = (
-                (fitted - started) / len(images),
-                (inferred - fitted) / len(images),
-                time.perf_counter() - begun,
-            )
-            results.append((people, Timings(*(value * 1000.0 for value in seconds))))
-        return results
+        return Inferred(
+            peaks,
+            boxes,
+            self.options,
+            self.runtime.info.skeleton,
+            (fitted - started) * 1000.0 / len(images),
+            (inferred - fitted) * 1000.0 / len(images),
+        )
 
     def input_size(self, image_hw: Tuple[int, int]) -> Tuple[int, int]:
         """(height, width) of the network input that an image of this size goes through."""

@@ -92,3 +92,47 @@ def test_the_next_engine_waits_for_the_release_of_the_last():
     assert second.join(10)
     assert engines.most_alive == 1
     assert [name for name, _ in engines.events] == ["open", "release", "open", "x", "release"]
+
+
+def test_what_comes_after_the_engine_does_not_hold_it_up():
+    """Two are on their way at once, never three; all are finished, in order, before the release."""
+    log, lock, entered, go = [], threading.Lock(), threading.Semaphore(0), threading.Semaphore(0)
+    ready = threading.Event()
+
+    def note(*words):
+        with lock:
+            log.append(words)
+
+    def rest(item):
+        note("rest begins", item)
+        entered.release()
+        assert go.acquire(timeout=10)
+        note("rest ends", item)
+
+    def handle(engine, items):
+        (item,) = [item for _, item in items]
+        note("engine", item)
+        entered.release()
+        return lambda: rest(item)
+
+    worker = EngineWorker(object, handle, lambda engine: note("release"), ready.set)
+    assert ready.wait(10)
+    worker.frames.put("front", 1)
+    for _ in range(2):  # the engine had it; what is left of it has begun, and waits
+        assert entered.acquire(timeout=10)
+    worker.frames.put("front", 2)
+    assert entered.acquire(timeout=10)
+    assert log == [("engine", 1), ("rest begins", 1), ("engine", 2)]
+    worker.frames.put("front", 3)
+    assert not entered.acquire(timeout=0.2)  # the engine waits with its answer to 2
+    go.release()
+    for _ in range(2):
+        assert entered.acquire(timeout=10)
+    assert log[3] == ("rest ends", 1) and set(log[4:]) == {("rest begins", 2), ("engine", 3)}
+    worker.close()
+    assert not worker.join(0.1)
+    go.release()
+    go.release()
+    assert worker.join(10)
+    ends = [words for words in log if words[0] != "rest begins" and words[0] != "engine"]
+    assert ends == [("rest ends", 1), ("rest ends", 2), ("rest ends", 3), ("release",)]
