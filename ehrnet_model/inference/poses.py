@@ -20,7 +20,8 @@ class Poses:
         score: (P, J) float32, heatmap peak in 0..1, not calibrated.
         std: (P, J) float32, standard deviation of the position in pixels from the curvature of
             the peak, NaN where unknown.
-        person_score: (P,) float32 in 0..1, the number by which people are ranked.
+        person_score: (P,) float32 in 0..1, ranks people: the expected similarity (OKS) to a true
+            person, or the mean of the keypoints' scores where the model does not know it.
         bbox: (P, 4) float32, x0 y0 x1 y1 around the present keypoints.
         id: (P,) int32, track identity, -1 when not tracked.
     """
