@@ -106,6 +106,12 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
             said = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in measures.items())
             shipped = tuned[name]["decode"] == info.decode
             lines.append(f"* {called}{' (as shipped)' if shipped else ''}: {said}")
+        if tuned.get("person_score_images"):
+            lines += [
+                "",
+                f"The person score was fitted to {tuned['person_score_images']} other images, most "
+                "of them trained on.",
+            ]
     if note:
         lines += ["", note]
     if recipe:
