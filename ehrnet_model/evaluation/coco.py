@@ -166,6 +166,11 @@ class KeypointTruth:
         """Everybody annotated, with ids counted from 1 and ``num_keypoints`` counted anew."""
         return list(self._truth.dataset["annotations"])
 
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """The records of all images."""
+        return list(self._truth.dataset["images"])
+
     def average_precision(self, results: Sequence[dict[str, Any]]) -> dict[str, float]:
         """COCO keypoint AP and AR (pycocotools' defaults: 20 people per image, all areas).
 

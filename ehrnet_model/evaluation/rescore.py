@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,14 @@ _RIDGE = 4.0
 _SOMEBODY = 0.1
 
 
+class _Person(NamedTuple):
+    """(J, 3) x, y and whether labelled; square pixels; x, y, width, height."""
+
+    keypoints: np.ndarray
+    area: float
+    box: np.ndarray
+
+
 def fit_person_score(
     seen: Sequence[Seen],
     truth: KeypointTruth,
@@ -37,6 +46,10 @@ def fit_person_score(
     skeleton: SkeletonInfo = COCO_17,
 ) -> tuple[float, ...]:
     """Coefficients for ``DecodeOptions.person_score``.
+
+    Somebody found who is nobody labelled teaches that such people are nobody; unless it may be
+    somebody without labels: in the box of a crowd or of a person without keypoints, and in images
+    whose ``all_people_labelled`` is false anywhere outside the labelled people's boxes.
 
     Args:
         seen: what the network said about images of ``truth``.
@@ -50,14 +63,18 @@ def fit_person_score(
     if skeleton.name not in SPANS:
         raise EhrnetError(f"typical distances of skeleton {skeleton.name!r} are not known.")
     known, unlabelled = _by_image(truth)
+    partly = {image["id"] for image in truth.images if not image.get("all_people_labelled", True)}
     rows, values = [], []
     everybody = dataclasses.replace(options, person_threshold=0.0, person_score=())
     for changes in _VARIED:
         varied = DecodeOptions.from_dict(everybody.to_dict(), **changes)
         for image in seen:
             poses = image.people(varied, skeleton)
-            similarity = _similarity(poses, known.get(image.image_id, []), skeleton)
+            people = known.get(image.image_id, [])
+            similarity = _similarity(poses, people, skeleton)
             excused = _inside(poses, unlabelled.get(image.image_id, []))
+            if image.image_id in partly:
+                excused |= ~_inside(poses, [person.box for person in people])
             kept = (similarity >= _SOMEBODY) | ~excused
             scale = image.box.scale
             row = terms(
@@ -102,32 +119,32 @@ def logistic(rows: np.ndarray, wanted: np.ndarray, ridge: float) -> np.ndarray:
     return out
 
 
-def _by_image(truth: KeypointTruth) -> tuple[dict, dict]:  # type: ignore[type-arg]
-    """People with keypoints, (J, 3) and area; and boxes of crowds and of people without any."""
-    known: dict[object, list[tuple[np.ndarray, float]]] = {}
-    unlabelled: dict[object, list[np.ndarray]] = {}
+def _by_image(
+    truth: KeypointTruth,
+) -> tuple[dict[Any, list[_Person]], dict[Any, list[np.ndarray]]]:
+    """People with keypoints; and the boxes of crowds and of people without any."""
+    known: dict[Any, list[_Person]] = {}
+    unlabelled: dict[Any, list[np.ndarray]] = {}
     for person in truth.people:
+        box = np.array(person.get("bbox") or [0, 0, 0, 0], float)
         if person["iscrowd"] or not person["num_keypoints"]:
-            box = np.array(person.get("bbox") or [0, 0, 0, 0], float)
             unlabelled.setdefault(person["image_id"], []).append(box)
         else:
             keypoints = np.array(person["keypoints"], float).reshape(-1, 3)
             area = max(float(person.get("area") or 0), 1.0)
-            known.setdefault(person["image_id"], []).append((keypoints, area))
+            known.setdefault(person["image_id"], []).append(_Person(keypoints, area, box))
     return known, unlabelled
 
 
-def _similarity(
-    poses: Poses, people: list[tuple[np.ndarray, float]], skeleton: SkeletonInfo
-) -> np.ndarray:
+def _similarity(poses: Poses, people: list[_Person], skeleton: SkeletonInfo) -> np.ndarray:
     """(P,) the largest OKS to any of the people, as COCO counts it."""
     best = np.zeros(len(poses))
     variance = (2 * np.asarray(skeleton.sigmas)) ** 2
     # COCO takes a keypoint that was not reported as one at 0, 0: far away.
     xy = np.nan_to_num(poses.xy)
-    for keypoints, area in people:
-        labelled = keypoints[:, 2] > 0
-        squared = ((xy - keypoints[:, :2]) ** 2).sum(2) / (2 * variance * area)
+    for person in people:
+        labelled = person.keypoints[:, 2] > 0
+        squared = ((xy - person.keypoints[:, :2]) ** 2).sum(2) / (2 * variance * person.area)
         best = np.maximum(best, np.exp(-squared)[:, labelled].mean(1))
     return best
 

@@ -88,14 +88,17 @@ def test_a_fitted_score_tells_people_from_jumbles():
         fit_person_score(seen[:20], truth, start)
 
 
-def test_people_without_labels_teach_nothing():
-    """The jumble lies in the box of somebody without keypoints: it may be right."""
+@pytest.mark.parametrize("where", ["in a box without keypoints", "outside, partly labelled"])
+def test_who_may_be_somebody_without_labels_teaches_nothing(where):
     rng = np.random.default_rng(1)
-    seen, people = [], []
+    seen, people, images = [], [], []
     for number in range(1, 301):
-        image, _ = scene(number, rng)
+        image, xy = scene(number, rng)
         seen.append(image)
+        images.append({"id": number, "all_people_labelled": where.startswith("in")})
         people.append({"image_id": number, "bbox": [0, 0, 640, 400], "keypoints": [0] * 51})
-    truth = KeypointTruth({"images": [{"id": n} for n in range(1, 301)], "annotations": people})
+        if where.startswith("out"):  # somebody, in a corner where nobody is found
+            people[-1].update(bbox=[0, 0, 9, 9], keypoints=[float(c) for c in (4, 4, 2) * 17])
+    truth = KeypointTruth({"images": images, "annotations": people})
     with pytest.raises(EhrnetError, match="fitted to 0 found people"):
         fit_person_score(seen, truth, DecodeOptions())
