@@ -91,10 +91,13 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
         "stored in the model, for robots.",
     ]
     if tuned is not None:
+        options = recipe.get("last_run", {}).get("options", {})
+        # Both shares are by id, the smaller one a part of the larger.
+        unseen = min(1.0, options.get("holdout", 0.0) / tuned["held_back"])
         lines += [
             "",
-            f"`ehrnet tune` on {tuned['images']} images held back from training and "
-            f"{tuned['person_free_images']} person-free ones:",
+            f"`ehrnet tune` on {tuned['images']} images of the training data, {unseen:.0%} of them "
+            f"held back from training, and {tuned['person_free_images']} person-free ones:",
             "",
         ]
         for name, called in (
