@@ -312,7 +312,7 @@ def main() -> int:
     parser.add_argument(
         "source", nargs="?", help="picture, folder of pictures, video, or index of a camera"
     )
-    parser.add_argument("--phi", type=int, default=-4, help="0 (H0) to -4 (H-4), default -4")
+    parser.add_argument("--phi", type=int, default=-3, help="0 (H0) to -4 (H-4), default -3")
     parser.add_argument("--model", default="", help="model file to use instead of phi's")
     parser.add_argument("--runtime", default="auto", help="auto, onnxruntime, openvino, tensorrt")
     parser.add_argument("--size", default="auto", help="auto, square, 4:3, 16:9 or HxW")

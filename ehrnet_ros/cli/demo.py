@@ -16,7 +16,7 @@ HELP = "find the people in a picture, folder or video: annotated copy and JSON"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
     parser.add_argument("source", help="picture, folder of pictures, video file or camera index")
-    parser.add_argument("--phi", type=int, default=-4, help="0 (H0) to -4 (H-4), default -4")
+    parser.add_argument("--phi", type=int, default=-3, help="0 (H0) to -4 (H-4), default -3")
     parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
     parser.add_argument(
         "--runtime",
