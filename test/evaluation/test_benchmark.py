@@ -21,7 +21,8 @@ from ehrnet_ros.cli import benchmark as command
 
 @pytest.fixture
 def home(dots_model: Path, tmp_path: Path, monkeypatch) -> Path:
-    """A user whose only models are H-4 and its float16 twin."""
+    """A user whose only models are H-4 and its float16 twin; nothing came with the package."""
+    monkeypatch.setattr("ehrnet_model.inference.models.PACKAGE_FOLDER", tmp_path / "shipped")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     folder = tmp_path / "ehrnet" / "models"
     folder.mkdir(parents=True)
