@@ -146,7 +146,7 @@ def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, s
     assert sentence in process.log() and "Traceback" not in process.log()
 
 
-def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image_of):
+def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image_of, request):
     """Two people walk; tracking comes on, goes off and comes on again while the node runs."""
     node = start(
         "pose_node",
@@ -157,6 +157,8 @@ def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image
         track_birth_images=1,
         remaps=["__node:=tracker", "image:=/walk/image"],
     )
+    # A second attempt must not meet the node of the first: both would answer.
+    request.addfinalizer(node.popen.kill)
     node.wait_for_log("Ready:")
     camera = peer.publisher(Image, "/walk/image", qos_profile_sensor_data)
     answers = peer.listen(PoseArray, "tracker/poses")
