@@ -2,7 +2,7 @@
 
 The mean of the keypoints' scores says how sure the network is of each spot, but not whether the
 spots make a person. A logistic function of a few measures of the skeleton, and of their products,
-says that better; rescoring people is known from Geng et al. 2021 (arXiv 2104.02300, section 3.2),
+says that better; rescoring people is known from Geng et al. 2021 (arXiv 2104.02300),
 who train a small network for it. Its coefficients are fitted by ``ehrnet tune`` and stored with the
 weights. P people, J keypoints.
 """
