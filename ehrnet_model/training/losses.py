@@ -23,6 +23,7 @@ class LossOptions:
         low, high: factors of the heatmap losses at a quarter and at half the input size.
         peak_weight: squared errors count 1 + peak_weight * target.
         tag: factor of pull + push; the published recipe has 1e-3.
+        place: factor of ``place_loss`` at half the input size, and ``sharpness`` that of its maps.
     """
 
     scale: float = 1000.0
@@ -30,6 +31,8 @@ class LossOptions:
     high: float = 1.0
     peak_weight: float = 3.0
     tag: float = 1e-2
+    place: float = 0.0
+    sharpness: float = 10.0
 
 
 def heatmap_loss(
@@ -43,6 +46,67 @@ def heatmap_loss(
     if peak_weight:
         error = error * (1 + peak_weight * target)
     return error.mean()
+
+
+def place_loss(
+    predicted: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    index: torch.Tensor,
+    person: torch.Tensor,
+    people: int,
+    sharpness: float,
+) -> torch.Tensor:
+    """Where in a person's surroundings a keypoint is, whatever the height of the map there.
+
+    A labelled keypoint's map times ``sharpness`` becomes a distribution (softmax) over the cells in
+    the box of its person's keypoints and around it, a quarter of the box and 4 cells to each side.
+    The divergence (Kullback-Leibler) of the predicted one from the target's is summed over
+    keypoints and divided by the number of all cells, so that a person counts as in
+    ``heatmap_loss``. It is zero for the maps for which the squared error is.
+
+    Args:
+        predicted: (N, J, H, W).
+        target: the same.
+        mask: the same, 1 where the loss counts.
+        index: (M,) flat places in maps (N, J, H / 2, W / 2), one a keypoint.
+        person: (M,) whose they are, 0 .. P-1.
+        people: P.
+        sharpness: of the distributions; 10 makes a keypoint's peak three times narrower.
+
+    Returns:
+        a scalar.
+    """
+    if people == 0:
+        return predicted.new_zeros((), dtype=torch.float32)
+    joints, (height, width) = predicted.shape[1], predicted.shape[2:]
+    half = width // 2
+    plane, cell = index // (height // 2 * half), index % (height // 2 * half)
+    inside = None
+    for place, size in ((cell // half, height), (cell % half, width)):
+        place = place.float() * 2
+        low = torch.full((people,), float(size), device=place.device)
+        low = low.scatter_reduce(0, person, place, "amin")
+        high = torch.zeros(people, device=place.device).scatter_reduce(0, person, place, "amax")
+        room = (high - low) / 4 + 4
+        cells = torch.arange(size, device=place.device)
+        line = (cells >= (low - room)[:, None]) & (cells <= (high + room)[:, None])
+        line = line[person]
+        inside = line if inside is None else inside[:, :, None] & line[:, None]
+    assert inside is not None
+
+    def maps(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.reshape(-1, height, width)[plane]
+
+    outside = ~(inside & (maps(mask) > 0))
+
+    def logs(tensor: torch.Tensor) -> torch.Tensor:
+        values = (sharpness * maps(tensor).float()).masked_fill(outside, -1e4)
+        return values.flatten(1).log_softmax(1)
+
+    truth = logs(target)
+    divergence = (truth.exp() * (truth - logs(predicted))).sum()
+    return divergence / (predicted.shape[0] * joints * height * width)
 
 
 def tag_loss(
@@ -102,6 +166,10 @@ def compute_losses(
     high_loss = heatmap_loss(high, batch.high, batch.high_mask, options.peak_weight)
     pull, push = tag_loss(tags, batch.tag_index, batch.tag_person, batch.image_of_person)
     total = options.low * low_loss + options.high * high_loss + options.tag * (pull + push)
+    if options.place:
+        people = len(batch.image_of_person)
+        where = (batch.high_mask, batch.tag_index, batch.tag_person, people)
+        total = total + options.place * place_loss(high, batch.high, *where, options.sharpness)
     parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss}
     with torch.no_grad():
         for name, maps, target, mask in (

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 import torch
 
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
-from ehrnet_model.training.losses import heatmap_loss, tag_loss
+from ehrnet_model.training.losses import heatmap_loss, place_loss, tag_loss
 from ehrnet_model.training.plans import published_affine
 from ehrnet_model.training.targets import (
     heatmaps,
@@ -99,6 +101,59 @@ def test_tag_loss_of_a_batch_is_the_mean_of_its_images():
     pull, push = tag_loss(tags, torch.tensor(index), torch.tensor(person), torch.tensor(owner))
     assert float(pull) == pytest.approx(float(sum(s[0] for s in singles)) / 3, rel=1e-5)
     assert float(push) == pytest.approx(float(sum(s[1] for s in singles)) / 3, rel=1e-5)
+
+
+def test_place_loss_is_the_divergence_of_the_distributions_around_each_person():
+    """Against scipy's, keypoint by keypoint, over cells counted out by hand."""
+    rng = np.random.default_rng(1)
+    predicted, target = rng.random((2, 2, 3, 24, 32))
+    mask = np.ones(target.shape, np.uint8)
+    mask[1, :, :4] = 0
+    low_shape = 2, 3, 12, 16
+    # image, keypoint, row, column in low maps; the second person has one keypoint only
+    people = [[(0, 0, 4, 6), (0, 2, 8, 8)], [(1, 1, 1, 15)]]
+    # Rows 8..16 give 8/4 + 4 more, columns 12..16 give 4/4 + 4; one cell gives 4.
+    regions = [(slice(2, 23), slice(7, 22)), (slice(0, 7), slice(26, 32))]
+    want, index, person = 0.0, [], []
+    for number, keypoints in enumerate(people):
+        for place in keypoints:
+            index.append(int(np.ravel_multi_index(place, low_shape)))
+            person.append(number)
+            rows, columns = regions[number]
+            where = (*place[:2], rows, columns)
+            inside = mask[where] > 0
+            truth = scipy.special.softmax(7 * target[where][inside])
+            guess = scipy.special.softmax(7 * predicted[where][inside])
+            want += scipy.stats.entropy(truth, guess)
+
+    def measured(maps):
+        return place_loss(
+            maps,
+            torch.from_numpy(target).float(),
+            torch.from_numpy(mask),
+            torch.tensor(index),
+            torch.tensor(person),
+            len(people),
+            7.0,
+        )
+
+    maps = torch.from_numpy(predicted).float()
+    assert float(measured(maps)) == pytest.approx(want / target.size, rel=1e-4)
+    last = maps.contiguous(memory_format=torch.channels_last)
+    assert float(measured(last)) == pytest.approx(want / target.size, rel=1e-4)
+    # Heights do not matter, only where the map is high.
+    lower = (torch.from_numpy(target).float() - 0.4).requires_grad_()
+    loss = measured(lower)
+    assert loss.item() == pytest.approx(0, abs=1e-8)
+    loss.backward()
+    assert float(lower.grad.abs().max()) < 1e-8
+
+
+def test_place_loss_of_nobody_and_of_masked_people_is_zero():
+    maps, none = torch.rand(1, 2, 8, 8), torch.zeros(0, dtype=torch.long)
+    assert float(place_loss(maps, maps * 0, maps * 0 + 1, none, none, 0, 10.0)) == 0
+    one = torch.zeros(1, dtype=torch.long)
+    assert float(place_loss(maps, maps * 0, maps * 0, one, one, 1, 10.0)) == 0
 
 
 @pytest.mark.parametrize("stride", [2, 4])
