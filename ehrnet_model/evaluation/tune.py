@@ -82,14 +82,26 @@ def choosing_part(annotations: dict[str, Any], share: float) -> dict[str, Any]:
         if held_back(image["id"], share)
         and len(image.get("labelled_keypoints", COCO_17.names)) == COCO_17.num_keypoints
     ]
-    ids = {image["id"] for image in images}
-    people = [a for a in annotations["annotations"] if a["image_id"] in ids]
+    part = _only(annotations, images)
+    people = part["annotations"]
     if not any(any(v > 0 for v in (a.get("keypoints") or [])[2::3]) for a in people):
         raise EhrnetError(
             f"of the {len(annotations['images'])} images, the share {share:g} that is held back "
             "from training holds no labelled person to choose by: give a larger share (1 takes "
             "all) or other annotations."
         )
+    return part
+
+
+def restricted(annotations: dict[str, Any], seen: Sequence[Seen]) -> dict[str, Any]:
+    """The part of annotations that is about these images."""
+    ids = {image.image_id for image in seen}
+    return _only(annotations, [image for image in annotations["images"] if image["id"] in ids])
+
+
+def _only(annotations: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
+    ids = {image["id"] for image in images}
+    people = [a for a in annotations["annotations"] if a["image_id"] in ids]
     return {**annotations, "images": images, "annotations": people}
 
 

@@ -57,6 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the other person-free ones (default 0.25); 0: keep the model's",
     )
     parser.add_argument(
+        "--folds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also measure the person score on images it was not fitted to, in N parts of them in "
+        "turn (default 0: not)",
+    )
+    parser.add_argument(
         "--limit",
         type=int,
         default=150,
@@ -73,12 +81,13 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.coco import KeypointTruth, load_annotations, write_json
     from ehrnet_model.evaluation.pictures import ImageFiles
-    from ehrnet_model.evaluation.rescore import fit_person_score
+    from ehrnet_model.evaluation.rescore import cross_check, fit_person_score
     from ehrnet_model.evaluation.seen import see
     from ehrnet_model.evaluation.tune import (
         choosing_part,
         held_back_first,
         person_free_images,
+        restricted,
         tune,
     )
     from ehrnet_model.held_back import held_back
@@ -93,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not 0 <= args.score_share <= 1:
         raise EhrnetError("--score-share is a share between 0 and 1.")
+    if args.folds < 0 or args.folds == 1 or (args.folds and not args.score_share):
+        raise EhrnetError("--folds is 2 or more, with a --score-share above 0; or 0 for none.")
     annotations = load_annotations(args.annotations, truth=True)
     part = choosing_part(annotations, args.held_back)
     empty = person_free_images(annotations)
@@ -150,6 +161,13 @@ def run(args: argparse.Namespace) -> int:
             runtime.info.skeleton,
             progress,
         )
+    checked: dict[str, float] = {}
+    if args.folds and fitted:
+        everybody = restricted(choosing_part(annotations, 1.0), seen)
+        options = choices["ap"].options
+        checked = cross_check(
+            seen, KeypointTruth(everybody), options, args.folds, runtime.info.skeleton
+        )
     if args.json is not None:
         write_json(
             args.json,
@@ -163,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
                 "person_free_images": len(empty),
                 "person_free_images_held_back": unseen,
                 "person_score_images": len(fitted),
+                **({"person_score_check": {"folds": args.folds, **checked}} if checked else {}),
                 **{
                     name: {"decode": choice.options.to_dict(), **choice.measures}
                     for name, choice in choices.items()
@@ -176,6 +195,12 @@ def run(args: argparse.Namespace) -> int:
     for name, choice in choices.items():
         parts = [f"{key} {value:.3f}" for key, value in choice.measures.items()]
         print(f"{name:8s} {', '.join(parts)}")
+    if checked:
+        parts = [f"{key} {value:.3f}" for key, value in checked.items()]
+        print(
+            f"person score on {len(everybody['images'])} images, each scored by a fit to the "
+            f"{args.folds - 1} parts of {args.folds} that it is not in: {', '.join(parts)}"
+        )
     for name, choice in choices.items():
         values = choice.options.to_dict()
         del values["person_score"]  # nothing to read

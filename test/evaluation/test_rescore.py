@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import KeypointTruth
-from ehrnet_model.evaluation.rescore import fit_person_score, logistic
+from ehrnet_model.evaluation.rescore import cross_check, fit_person_score, logistic
 from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.inference.decode import DecodeOptions, Peaks
 from ehrnet_model.inference.letterbox import Letterbox
@@ -50,10 +50,11 @@ def scene(number, rng):
     return Seen(number, Peaks.from_output(out), box), box.undo(true)
 
 
-def test_a_fitted_score_tells_people_from_jumbles():
+def scenes(count):
+    """What a network would say of so many scenes, and the annotations of their true people."""
     rng = np.random.default_rng(0)
     seen, people = [], []
-    for number in range(1, 301):
+    for number in range(1, count + 1):
         image, xy = scene(number, rng)
         low, high = xy.min(0), xy.max(0)
         people.append(
@@ -65,12 +66,19 @@ def test_a_fitted_score_tells_people_from_jumbles():
             }
         )
         seen.append(image)
-    truth = KeypointTruth({"images": [{"id": n} for n in range(1, 301)], "annotations": people})
+    return seen, people
+
+
+def truth_of(people):
+    images = [{"id": person["image_id"]} for person in people]
+    return KeypointTruth({"images": images, "annotations": people})
+
+
+def test_a_fitted_score_tells_people_from_jumbles():
+    seen, people = scenes(300)
+    truth, unseen = truth_of(people), truth_of(people[200:])
     start = DecodeOptions()
     fitted = dataclasses.replace(start, person_score=fit_person_score(seen[:200], truth, start))
-    unseen = KeypointTruth(
-        {"images": [{"id": n} for n in range(201, 301)], "annotations": people[200:]}
-    )
 
     def ap(options):
         results = [r for s in seen[200:] for r in s.people(options).to_coco(s.image_id)]
@@ -86,6 +94,17 @@ def test_a_fitted_score_tells_people_from_jumbles():
     assert np.mean([p.person_score[1] for p in pairs]) < 0.1
     with pytest.raises(EhrnetError, match="give images in which 200"):
         fit_person_score(seen[:20], truth, start)
+
+
+def test_a_score_is_checked_on_images_that_it_was_not_fitted_to():
+    seen, people = scenes(300)
+    measured = cross_check(seen, truth_of(people), DecodeOptions(), 4)
+    assert measured["AP_mean_score"] < 0.7
+    assert measured["AP_best_order"] >= measured["AP_fitted_score"] > 0.99
+    # Of 110 images with two found people each, a part of two is too few to fit to.
+    fit_person_score(seen[:110], truth_of(people[:110]), DecodeOptions())
+    with pytest.raises(EhrnetError, match="give images in which 200"):
+        cross_check(seen[:110], truth_of(people[:110]), DecodeOptions(), 2)
 
 
 @pytest.mark.parametrize("where", ["in a box without keypoints", "outside, partly labelled"])

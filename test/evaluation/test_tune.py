@@ -217,6 +217,9 @@ def test_shares_that_are_none_are_refused(tempting, dots_model):
     for words in (["--held-back", 0], ["--held-back", 2], ["--stray", 0]):
         with pytest.raises(EhrnetError, match="held-back"):
             command("tune", *data, "--model", dots_model, *words)
+    for words in (["--folds", 1], ["--folds", 4, "--score-share", 0]):
+        with pytest.raises(EhrnetError, match="--folds is 2 or more"):
+            command("tune", *data, "--model", dots_model, *words)
 
 
 def test_export_knows_the_options(h4_weights, tmp_path):
