@@ -21,7 +21,7 @@ from rclpy.exceptions import (
 )
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.decode import DecodeOptions, typed_options
 from ehrnet_model.inference.runtime import RUNTIMES
 from ehrnet_model.inference.sizes import parse_size
 from ehrnet_model.inference.tracker import TrackOptions
@@ -38,6 +38,7 @@ def _parameter(
     high: Optional[float] = None,
     choices: Tuple[str, ...] = (),
     changes: str = UNCONFIGURED,
+    by_model: bool = False,
 ) -> Any:
     metadata = {
         "description": description,
@@ -45,20 +46,19 @@ def _parameter(
         "high": high,
         "choices": choices,
         "changes": changes,
+        "by_model": by_model,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def _decode_option(name: str, by_model: bool = True) -> Any:
+def _decode_option(name: str) -> Any:
     """A field of DecodeOptions as a parameter; -1 stands for what is stored with the weights."""
     option = next(field for field in dataclasses.fields(DecodeOptions) if field.name == name)
     low, high = option.metadata["range"]
-    text, default = option.metadata["description"], option.default
-    if by_model:
-        text, low, default = f"{text} -1: as stored with the model.", -1.0, -1.0
-    if isinstance(default, bool):
-        low = high = None
-    return _parameter(default, text, low, high, changes=ANY_TIME)
+    meanings = "1: yes, 0: no, -1" if isinstance(option.default, bool) else "-1"
+    text = f"{option.metadata['description']} {meanings}: as stored with the model."
+    default = -1.0 if isinstance(option.default, float) else -1
+    return _parameter(default, text, low, high, changes=ANY_TIME, by_model=True)
 
 
 def _track_option(name: str) -> Any:
@@ -146,9 +146,10 @@ class Settings:
     reach: float = _decode_option("reach")
     refine_threshold: float = _decode_option("refine_threshold")
     nms_oks: float = _decode_option("nms_oks")
-    max_people: int = _decode_option("max_people", by_model=False)
-    min_keypoints: int = _decode_option("min_keypoints", by_model=False)
-    refine: bool = _decode_option("refine", by_model=False)
+    levels: int = _decode_option("levels")
+    max_people: int = _decode_option("max_people")
+    min_keypoints: int = _decode_option("min_keypoints")
+    refine: int = _decode_option("refine")
     tracking: bool = _parameter(
         False, "Give people ids that last from image to image.", changes=ANY_TIME
     )
@@ -224,6 +225,7 @@ def check(settings: Settings) -> None:
         fits = not field.metadata["choices"] or value in field.metadata["choices"]
         if low is not None:
             fits = low <= value <= high  # false for NaN
+            fits |= field.metadata["by_model"] and value == -1
         if not fits:
             raise EhrnetError(
                 f"Parameter {name} cannot be {_yaml(value)}: it has to be {allowed(name)}."
@@ -274,8 +276,8 @@ def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptio
         EhrnetError: the model stores options that do not exist or are out of range.
     """
     names = {field.name for field in dataclasses.fields(DecodeOptions)} & set(FIELDS)
-    values = {name: getattr(settings, name) for name in names}
-    given = {name: value for name, value in values.items() if value >= 0}
+    values = ((name, getattr(settings, name)) for name in names)
+    given = typed_options((name, value) for name, value in values if value != -1)
     return DecodeOptions.from_dict(stored, **given)
 
 
@@ -342,7 +344,7 @@ def allowed(name: str) -> str:
     if choices:
         return ", ".join(choices[:-1]) + " or " + choices[-1]
     if low is not None:
-        return f"{low:g} to {high:g}"
+        return f"{low:g} to {high:g}" + (", or -1" if field.metadata["by_model"] else "")
     if isinstance(field.default, tuple):
         return "a list of names"
     return "true or false" if isinstance(field.default, bool) else "a string"
@@ -378,6 +380,8 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     if metadata["choices"]:
         descriptor.additional_constraints += f"; one of {', '.join(metadata['choices'])}"
     low, high = metadata["low"], metadata["high"]
+    if metadata["by_model"]:
+        low = -1 if isinstance(field.default, int) else -1.0
     if low is not None and isinstance(field.default, int):
         descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
     elif low is not None:

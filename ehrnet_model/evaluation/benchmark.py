@@ -172,7 +172,7 @@ def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optiona
         EhrnetError: a file is none of these.
     """
     wanted = "{}x{}".format(*parse_size(size, info.input_size))
-    decode = DecodeOptions.from_dict(info.decode).to_dict()
+    defaults, decode = DecodeOptions().to_dict(), DecodeOptions.from_dict(info.decode).to_dict()
     for file in evaluations:
         try:
             read = json.loads(Path(file).read_text())
@@ -180,7 +180,8 @@ def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optiona
                 found = (str(measures["weights_sha256"]), str(measures.get("precision", "fp32")))
                 single = not measures.get("mirror") and measures.get("scales", [1]) == [1]
                 same = measures["input_sizes"] == [wanted] and single
-                same = same and measures.get("decode", decode) == decode
+                # An option that is younger than the file was at its default.
+                same = same and {**defaults, **measures.get("decode", decode)} == decode
                 ap = measures["AP"]
                 if same and ap is not None and found == (info.weights_sha256, info.precision):
                     return round(float(ap) * 100, 2)

@@ -66,7 +66,7 @@ def fit_person_score(
     known, unlabelled = _by_image(truth)
     partly = {image["id"] for image in truth.images if not image.get("all_people_labelled", True)}
     rows, values = [], []
-    everybody = dataclasses.replace(options, person_threshold=0.0, person_score=())
+    everybody = dataclasses.replace(options, person_threshold=0.0, person_score=(), levels=1)
     for changes in _VARIED:
         varied = DecodeOptions.from_dict(everybody.to_dict(), **changes)
         for image in seen:

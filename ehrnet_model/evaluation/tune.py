@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 # What is tried, in this order.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "keypoint_threshold": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6),
+    "levels": (1, 2, 3, 4, 6),
     "tag_threshold": (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0),
     "reach": (0.0, 1.0, 1.3, 1.8, 2.5),
     "refine": (False, True),

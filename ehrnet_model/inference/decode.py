@@ -35,6 +35,9 @@ _MIN_HEAT = 1e-3
 _LAST_OF_FACE, _FACE_REACH = 4, 2.0
 # Small against differences of tags, large against rounding.
 _TIE_BREAK = 1e-3
+# Somebody with a larger share of keypoints that better people have already is another view of them.
+# Not none at all: weak peaks that fill gaps are shared by true neighbours now and then.
+_SHARED = 0.3
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class DecodeOptions:
         100.0,
         "How far a keypoint may lie from its person, in units of what the person's other keypoints "
         "and typical people suggest; nearer ones are preferred. 0: where it lies does not count.",
+    )
+    levels: int = option(
+        1,
+        1,
+        8,
+        "Grouping is done at so many keypoint thresholds: keypoint_threshold, and half of it more "
+        "each time. Of people who share keypoints the best stays.",
     )
     max_people: int = option(30, 1, 1000, "At most this many people per image, best first.")
     min_keypoints: int = option(3, 1, 17, "People with fewer keypoints are left out.")
@@ -166,26 +176,24 @@ def decode(
 ) -> Poses:
     """The people of one image, best first, in pixels of the image that ``box`` fitted."""
     spans = SPANS.get(skeleton.name)
-    chosen = group(peaks, options, spans)
+    expect = spans is not None and len(options.person_score) > 0
+    pool = [
+        _level(peaks, options, spans, threshold, not expect)
+        for threshold in options.keypoint_threshold * (1 + np.arange(options.levels) / 2)
+    ]
+    chosen, person_score = (np.concatenate(parts) for parts in zip(*pool))
     if not len(chosen):
         return Poses.empty(len(peaks.score))
-    score = _take(peaks.score, chosen)
-    person_score = score.mean(1)
-    kept = (chosen >= 0).sum(1) >= options.min_keypoints
-    expect = spans is not None and len(options.person_score) > 0
-    if not expect:
-        kept &= person_score >= options.person_threshold
-    order = np.flatnonzero(kept)[np.argsort(-person_score[kept], kind="stable")]
-    chosen, person_score = chosen[order], person_score[order]
-    if options.refine:
-        chosen = refine(peaks, chosen, options)
     xy, score = _take(peaks.xy, chosen), _take(peaks.score, chosen)
     std = _peak_width(_take(peaks.patch, chosen)) * _HALF_SIZE_STRIDE
     if expect:
         assert spans is not None
         person_score = expected_similarity(terms(xy, score, std, spans), options.person_score)
+    if expect or options.levels > 1:
         order = np.argsort(-person_score, kind="stable")
         order = order[person_score[order] >= options.person_threshold]
+        if options.levels > 1:
+            order = order[_without_views(chosen[order])]
         xy, score, std, person_score = xy[order], score[order], std[order], person_score[order]
     xy, std = box.undo(xy), std / box.scale
     if options.nms_oks < 1:
@@ -195,16 +203,54 @@ def decode(
     return Poses.build(xy[:limit], score[:limit], std[:limit], person_score[:limit])
 
 
-def group(peaks: Peaks, options: DecodeOptions, spans: Optional[np.ndarray] = None) -> np.ndarray:
+def _level(
+    peaks: Peaks,
+    options: DecodeOptions,
+    spans: Optional[np.ndarray],
+    threshold: float,
+    scored: bool,
+) -> Tuple[np.ndarray, np.ndarray]:
+    """People grouped at one threshold, best first, gaps filled.
+
+    Args:
+        peaks: of one image.
+        options: all but ``keypoint_threshold``, which is ``threshold``.
+        spans: see ``group``.
+        threshold: of the keypoints.
+        scored: leave out people below the person threshold.
+
+    Returns:
+        (P, J) index of the peak or -1, and (P,) mean score of the keypoints before filling.
+    """
+    chosen = group(peaks, options, spans, threshold)
+    mean = _take(peaks.score, chosen).mean(1)
+    kept = (chosen >= 0).sum(1) >= options.min_keypoints
+    if scored:
+        kept &= mean >= options.person_threshold
+    order = np.flatnonzero(kept)[np.argsort(-mean[kept], kind="stable")]
+    chosen, mean = chosen[order], mean[order]
+    if options.refine and len(chosen):
+        chosen = refine(peaks, chosen, options)
+    return chosen, mean
+
+
+def group(
+    peaks: Peaks,
+    options: DecodeOptions,
+    spans: Optional[np.ndarray] = None,
+    threshold: Optional[float] = None,
+) -> np.ndarray:
     """Who has which peak: (P, J) int, index of the peak or -1. People in no particular order.
 
     Args:
         peaks: of one image.
         options: ``keypoint_threshold``, ``tag_threshold`` and ``reach`` are used.
         spans: (J, J) typical distances of keypoints, see ``anatomy``; None: ``reach`` is not used.
+        threshold: instead of ``keypoint_threshold``.
     """
     num_keypoints, gate = len(peaks.score), options.tag_threshold
-    good = peaks.score >= max(options.keypoint_threshold, np.finfo(np.float32).tiny)
+    threshold = options.keypoint_threshold if threshold is None else threshold
+    good = peaks.score >= max(threshold, np.finfo(np.float32).tiny)
     keypoint, peak = np.nonzero(good)
     if not len(keypoint):
         return np.zeros((0, num_keypoints), np.int64)
@@ -444,6 +490,19 @@ def refine(peaks: Peaks, chosen: np.ndarray, options: DecodeOptions) -> np.ndarr
             chosen[person[number], j] = best
             free[j, best] = False
     return chosen
+
+
+def _without_views(chosen: np.ndarray) -> np.ndarray:
+    """Indices of those of people (P, J), best first, whose keypoints are mostly theirs alone."""
+    taken = np.zeros((chosen.shape[1], int(chosen.max(initial=0)) + 1), bool)
+    kept = []
+    for number, row in enumerate(chosen):
+        keypoint = np.flatnonzero(row >= 0)
+        peak = row[keypoint]
+        if taken[keypoint, peak].mean() <= _SHARED:
+            kept.append(number)
+            taken[keypoint, peak] = True
+    return np.array(kept, int)
 
 
 def oks_nms(

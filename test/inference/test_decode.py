@@ -23,6 +23,7 @@ from ehrnet_model.inference.decode import (
     refine,
 )
 from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.person_score import TERMS
 from ehrnet_model.inference.reference import find_peaks
 from ehrnet_model.skeleton import COCO_17
 
@@ -299,6 +300,55 @@ def test_thresholds() -> None:
     assert count(keypoint_threshold=0.3) == 0
     assert count(person_threshold=0.06) == 0
     assert count(keypoint_threshold=0.3, min_keypoints=2) == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("fitted", [False, True])
+def test_levels_keep_the_best_view_of_everybody(seed: int, fitted: bool) -> None:
+    """Against a slow obvious way: all people of all thresholds, best first, in sets of peaks."""
+    rng = np.random.default_rng(seed)
+    out, _ = crowd(5, seed, spacing=0.4, spread=0.4, missing=0.3)
+    coefficients = tuple(rng.normal(0, 0.3, TERMS)) if fitted else ()
+    one = dataclasses.replace(
+        EVERYBODY, keypoint_threshold=0.2, min_keypoints=3, reach=1.8, person_score=coefficients
+    )
+    peaks = Peaks.from_output(out)
+    views = []
+    for threshold in (0.2, 0.3, 0.4, 0.5):
+        level = dataclasses.replace(one, keypoint_threshold=threshold)
+        poses = decode(peaks, level, COCO_17, SAME)
+        views += [
+            (-float(poses.person_score[p]), {(j, *xy) for j, xy in enumerate(poses.xy[p].tolist())})
+            for p in range(len(poses))
+        ]
+    taken: set[tuple[float, ...]] = set()
+    want = []
+    for value, places in sorted(views, key=lambda view: view[0]):
+        mine = {place for place in places if place[1] == place[1]}
+        if len(mine & taken) <= 0.3 * len(mine):
+            taken |= mine
+            want.append((-value, mine))
+    assert len(want) < len(views)  # or there is nothing to see here
+    found = decode(peaks, dataclasses.replace(one, levels=4), COCO_17, SAME)
+    assert len(found) == len(want)
+    for p, (value, mine) in enumerate(want):
+        places = {(j, *xy) for j, xy in enumerate(found.xy[p].tolist()) if xy[0] == xy[0]}
+        assert places == mine and found.person_score[p] == pytest.approx(value)
+
+
+def test_a_view_without_a_stray_keypoint_wins() -> None:
+    """A weak peak far away has the tag of somebody: the score tells, so both are looked at."""
+    upright = [(k, 100.0 + 6 * (k % 2), 40.0 + 8 * (k // 2), 0.8, 0.0) for k in range(16)]
+    peaks = Peaks.from_output(output(*upright, (16, 480.0, 30.0, 0.3, 0.0)))
+    spread_counts_against = tuple(-4.0 if i == 6 else 0.0 for i in range(TERMS))
+    options = dataclasses.replace(
+        EVERYBODY, keypoint_threshold=0.2, refine=False, person_score=spread_counts_against
+    )
+    with_stray = decode(peaks, options, COCO_17, SAME)
+    assert len(with_stray) == 1 and with_stray.score[0, 16] > 0
+    without = decode(peaks, dataclasses.replace(options, levels=3), COCO_17, SAME)
+    assert len(without) == 1 and without.score[0, 16] == 0
+    assert without.person_score[0] > with_stray.person_score[0]
 
 
 def test_nobody_is_an_answer() -> None:

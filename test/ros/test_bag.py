@@ -298,7 +298,7 @@ def test_parameters_of_the_node(walk, convert, tmp_path):
     [
         (["-p", "max_poeple:=1"], "did you mean max_people"),
         (["-p", "max_people:=many"], "max_people cannot be 'many'"),
-        (["-p", "refine:=yes"], "refine cannot be 'yes': it has to be true or false"),
+        (["-p", "lazy:=yes"], "lazy cannot be 'yes': it has to be true or false"),
         (["-p", "max_people=1"], "write NAME:=VALUE"),
         (["--size", "100x100"], "size cannot be '100x100'"),
     ],

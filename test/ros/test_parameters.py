@@ -1,5 +1,6 @@
 """Parameters: one declaration, and every text that repeats it is held to it."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -9,6 +10,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.inference.decode import DecodeOptions  # noqa: E402
+from ehrnet_model.inference.person_score import TERMS  # noqa: E402
 from ehrnet_ros import parameters  # noqa: E402
 from ehrnet_ros.parameters import FIELDS, Settings, changed, check, decode_options  # noqa: E402
 
@@ -56,15 +58,32 @@ def test_wrong_sizes(text):
 
 
 def test_decode_options_come_from_the_model_until_they_are_set():
-    stored = {"keypoint_threshold": 0.33, "nms_oks": 0.9}
-    options = decode_options(Settings(), stored)
-    assert (options.keypoint_threshold, options.nms_oks) == (0.33, 0.9)
-    assert options.tag_threshold == DecodeOptions().tag_threshold
-    settings = changed(Settings(), {"keypoint_threshold": 0.0, "refine": False}, configured=True)
-    options = decode_options(settings, stored)
-    assert (options.keypoint_threshold, options.nms_oks, options.refine) == (0.0, 0.9, False)
+    # One of every option, none at its default: a robot decodes as the model was evaluated.
+    stored = DecodeOptions(
+        keypoint_threshold=0.33,
+        person_threshold=0.2,
+        tag_threshold=0.7,
+        reach=1.3,
+        levels=3,
+        max_people=7,
+        min_keypoints=5,
+        refine=False,
+        refine_threshold=0.11,
+        nms_oks=0.9,
+        person_score=(0.5,) * TERMS,
+    )
+    usual = DecodeOptions().to_dict()
+    assert all(value != usual[name] for name, value in stored.to_dict().items())
+    assert decode_options(Settings(), stored.to_dict()) == stored
+    given = {"keypoint_threshold": 0.0, "refine": 1, "min_keypoints": 2, "levels": 1}
+    options = decode_options(changed(Settings(), given, configured=True), stored.to_dict())
+    assert options == dataclasses.replace(stored, **{**given, "refine": True})
+    assert options.refine is True
+    for name, value in (("min_keypoints", 0), ("refine", 2), ("levels", -2), ("reach", -0.5)):
+        with pytest.raises(EhrnetError, match=f"{name} cannot be {value}: .*, or -1"):
+            changed(Settings(), {name: value}, configured=True)
     with pytest.raises(EhrnetError, match="does not exist"):
-        decode_options(settings, {"no_such_option": 1})
+        decode_options(Settings(), {"no_such_option": 1})
     assert decode_options(Settings(), {}) == DecodeOptions()
 
 
