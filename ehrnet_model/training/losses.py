@@ -1,4 +1,4 @@
-"""The two losses: masked squared error of heatmaps, pull and push of tags (paper section 3.3).
+"""Squared error of heatmaps, pull and push of tags (paper section 3.3), and a loss of places.
 
 Factors are those of the optimised sum, see ``LossOptions``: the mean squared error of maps that are
 nearly all zero has gradients below Adam's epsilon, so everything is scaled by 1000.
@@ -22,16 +22,17 @@ class LossOptions:
         scale: factor of everything.
         low, high: factors of the heatmap losses at a quarter and at half the input size.
         peak_weight: squared errors count 1 + peak_weight * target.
-        tag: factor of pull + push; the published recipe has 1e-3.
-        place: factor of ``place_loss`` at half the input size, and ``sharpness`` that of its maps.
+        tag: factor of pull + push.
+        place: factor of ``place_loss`` at half the input size.
+        sharpness: see there.
     """
 
     scale: float = 1000.0
     low: float = 1.0
-    high: float = 1.0
+    high: float = 2.0
     peak_weight: float = 3.0
-    tag: float = 1e-2
-    place: float = 0.0
+    tag: float = 2e-2
+    place: float = 10.0
     sharpness: float = 10.0
 
 

@@ -43,17 +43,17 @@ class SampleOptions:
     """
 
     background: float = 0.1
-    mosaic: float = 0.1
-    pair: float = 0.15
-    upper_body: float = 0.35
-    head: float = 0.1
-    fill: tuple[float, float] = (0.5, 1.0)
-    group: float = 0.15
+    mosaic: float = 0.15
+    pair: float = 0.4
+    upper_body: float = 0.25
+    head: float = 0.05
+    fill: tuple[float, float] = (0.25, 1.3)
+    group: float = 0.2
     rotation: float = 30.0
-    rotate: float = 0.6
+    rotate: float = 0.3
     jitter: float = 0.9
-    colour: float = 0.5
-    grey: float = 0.1
+    colour: float = 0.3
+    grey: float = 0.05
     max_zoom: float = 3.0
     published: bool = False
 

@@ -85,8 +85,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="state.pt or weights (*.safetensors) of another run to start from",
     )
-    parser.add_argument("--sample", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
-    parser.add_argument("--loss", type=_setting, nargs="*", default=[], metavar="NAME=NUMBER")
+    parser.add_argument(
+        "--sample",
+        type=_setting,
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="what the windows show, such as pair=0.4 fill_min=0.25; all names are under 'sample' "
+        "in the run folder's config.json, their meaning in ehrnet_model/training/sampler.py",
+    )
+    parser.add_argument(
+        "--loss",
+        type=_setting,
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="weights of the losses, such as tag=0.02; see ehrnet_model/training/losses.py",
+    )
     parser.add_argument(
         "--freeze",
         type=int,

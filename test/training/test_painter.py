@@ -33,7 +33,7 @@ def painter(packs):
 
 
 KINDS = {
-    "single": SampleOptions(background=0.1, mosaic=0.0, pair=0.0),
+    "single": SampleOptions(background=0.1, mosaic=0.0, pair=0.0, grey=0.2, fill=(0.5, 1.0)),
     "mosaic": SampleOptions(background=0.2, mosaic=1.0),
     "pair": SampleOptions(background=0.0, mosaic=0.0, pair=1.0),
     "grey": SampleOptions(background=0.5, grey=1.0, colour=1.0),
@@ -184,7 +184,18 @@ PLANS = {
 @pytest.mark.parametrize("number", PLANS)
 def test_plans_stay_what_they_were(pack_file, number):
     sampler = Sampler([(Pack(pack_file), 1.0)], seed=3, holdout=0.0)
-    plan = sampler.plan(number, 128, SampleOptions(mosaic=0.3, pair=0.3))
+    options = SampleOptions(
+        mosaic=0.3,
+        pair=0.3,
+        upper_body=0.35,
+        head=0.1,
+        fill=(0.5, 1.0),
+        group=0.15,
+        rotate=0.6,
+        colour=0.5,
+        grey=0.1,
+    )
+    plan = sampler.plan(number, 128, options)
     images, matrices, tables = PLANS[number]
     assert [scene.image for scene in plan.scenes] == images
     found = [scene.matrix.ravel() for scene in plan.scenes]
