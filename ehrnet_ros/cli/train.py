@@ -212,13 +212,15 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError("--backbone, --lite0 and --start each give the start: name one of them.")
 
     def build(start: Any, settings: list[tuple[str, float]]) -> Any:
-        names = {f.name for f in dataclasses.fields(start)}
+        names = {f.name for f in dataclasses.fields(start)} - {"published"}
+        if "fill" in names:  # a pair of numbers
+            names = names - {"fill"} | {"fill_min", "fill_max"}
         values: dict[str, Any] = {}
         for name, value in settings:
-            if name in ("fill_min", "fill_max") and "fill" in names:
+            if name in names and name.startswith("fill_"):
                 low, high = values.get("fill", start.fill)
                 values["fill"] = (value, high) if name == "fill_min" else (low, value)
-            elif name in names and name not in ("fill", "published"):
+            elif name in names:
                 values[name] = value
             else:
                 raise EhrnetError(
