@@ -14,7 +14,7 @@ from ehrnet_model.evaluation.coco import KeypointTruth
 from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import DecodeOptions
-from ehrnet_model.inference.person_score import terms
+from ehrnet_model.inference.person_score import TERMS, terms
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
@@ -65,7 +65,7 @@ def fit_person_score(
         raise EhrnetError(f"typical distances of skeleton {skeleton.name!r} are not known.")
     known, unlabelled = _by_image(truth)
     partly = {image["id"] for image in truth.images if not image.get("all_people_labelled", True)}
-    rows, values = [], []
+    rows, values = [np.zeros((0, TERMS))], [np.zeros(0)]
     everybody = dataclasses.replace(options, person_threshold=0.0, person_score=(), levels=1)
     for changes in _VARIED:
         varied = DecodeOptions.from_dict(everybody.to_dict(), **changes)

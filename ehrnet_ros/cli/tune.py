@@ -165,9 +165,13 @@ def run(args: argparse.Namespace) -> int:
     if args.folds and fitted:
         everybody = restricted(choosing_part(annotations, 1.0), seen)
         options = choices["ap"].options
-        checked = cross_check(
-            seen, KeypointTruth(everybody), options, args.folds, runtime.info.skeleton
-        )
+        once = list({image.image_id: image for image in seen}.values())
+        try:
+            checked = cross_check(
+                once, KeypointTruth(everybody), options, args.folds, runtime.info.skeleton
+            )
+        except EhrnetError as error:  # what was chosen is not lost for it
+            print(f"the person score is not checked: {error}", file=sys.stderr)
     if args.json is not None:
         write_json(
             args.json,

@@ -94,6 +94,8 @@ def test_a_fitted_score_tells_people_from_jumbles():
     assert np.mean([p.person_score[1] for p in pairs]) < 0.1
     with pytest.raises(EhrnetError, match="give images in which 200"):
         fit_person_score(seen[:20], truth, start)
+    with pytest.raises(EhrnetError, match="fitted to 0 found people"):
+        fit_person_score([], truth, start)
 
 
 def test_a_score_is_checked_on_images_that_it_was_not_fitted_to():

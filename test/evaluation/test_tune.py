@@ -198,6 +198,18 @@ def test_tuned_options_find_people_and_no_ghosts(tempting, dots_model, tmp_path,
     assert again["false_positives_per_person_free_image"] == 0 and again["AP"] == pytest.approx(1)
 
 
+def test_the_person_score_is_checked_in_parts(tempting, dots_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ehrnet_model.evaluation.rescore._LEAST_PEOPLE", 1)  # three are there
+    out = tmp_path / "tuned.json"
+    data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
+    words = ["--held-back", 1, "--size", "square", "--folds", 5, "--json", out]
+    assert command("tune", *data, "--model", dots_model, *words) == 0
+    check = json.loads(out.read_text())["person_score_check"]
+    assert check["folds"] == 5 and check["AP_best_order"] == pytest.approx(1)
+    assert 0 < check["AP_fitted_score"] <= 1 and 0 < check["AP_mean_score"] <= 1
+    assert "person score on 4 images" in capsys.readouterr().out
+
+
 def test_as_many_ghosts_are_allowed_as_asked(tempting, dots_model):
     """Two of the pictures are person-free, one of them with somebody of a score below one half."""
     annotations = load_annotations(tempting / "truth.json.gz")
