@@ -168,7 +168,8 @@ class _Tally:
         self._add_candidates(expected, given, limits)
         if runtime.info.quality == "random":  # whose keypoint is whose has no meaning there
             return
-        options = DecodeOptions.from_dict(runtime.info.decode)
+        # One level: which of two views of nearly the same score wins says nothing of an engine.
+        options = DecodeOptions.from_dict({**runtime.info.decode, "levels": 1})
         box = Letterbox.fit(size_hw, size_hw)
         one, two = (
             decode(Peaks.from_output(peaks), options, runtime.info.skeleton, box)
