@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ehrnet_model.evaluation.seen import Seen
+    from ehrnet_model.evaluation.tune import Choice
+    from ehrnet_model.inference.runtime import ModelInfo
 
 HELP = "choose decode options for a model by measuring on images held back from training"
 
@@ -79,21 +84,78 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import KeypointTruth, load_annotations, write_json
-    from ehrnet_model.evaluation.pictures import ImageFiles
+    from ehrnet_model.evaluation.coco import KeypointTruth, load_annotations
     from ehrnet_model.evaluation.rescore import cross_check, fit_person_score
-    from ehrnet_model.evaluation.seen import see
-    from ehrnet_model.evaluation.tune import (
-        choosing_part,
-        held_back_first,
-        person_free_images,
-        restricted,
-        tune,
-    )
-    from ehrnet_model.held_back import held_back
+    from ehrnet_model.evaluation.tune import choosing_part, restricted, tune
     from ehrnet_model.inference.decode import DecodeOptions
-    from ehrnet_model.inference.models import find_model
-    from ehrnet_model.inference.runtime import open_runtime
+
+    _check(args)
+    annotations = load_annotations(args.annotations, truth=True)
+    images = _images(args, annotations)
+    if not images.empty:
+        print("no person-free images: only the set for AP is chosen", file=sys.stderr)
+    seen, info = _see(args, images)
+    inhabited, visited = len(images.part["images"]), len(images.part["images"]) + len(images.empty)
+    start = DecodeOptions.from_dict(info.decode)
+    if images.fitted:
+        truth = KeypointTruth(annotations)
+        try:
+            score = fit_person_score(seen[visited:], truth, start, info.skeleton)
+            start = replace(start, person_score=score)
+        except EhrnetError as error:
+            print(f"the person score stays as it is: {error}", file=sys.stderr)
+            images = replace(images, fitted=[])
+    with tqdm(unit="setting", file=sys.stderr) as bar:
+
+        def progress(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        choices = tune(
+            seen[:inhabited],
+            images.part,
+            seen[inhabited:visited],
+            start,
+            args.stray,
+            args.held_back,
+            info.skeleton,
+            progress,
+        )
+    checked: dict[str, float] = {}
+    if args.folds and images.fitted:
+        once = list({image.image_id: image for image in seen}.values())
+        everybody = KeypointTruth(restricted(choosing_part(annotations, 1.0), once))
+        options = choices["ap"].options
+        try:
+            checked = cross_check(once, everybody, options, args.folds, info.skeleton)
+        except EhrnetError as error:  # what was chosen is not lost for it
+            print(f"the person score is not checked: {error}", file=sys.stderr)
+    _report(args, images, info, choices, checked)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What is looked at.
+
+    Attributes:
+        part: annotations of the images that options are chosen on.
+        empty: person-free images, likewise.
+        fitted: images for the person score.
+    """
+
+    part: dict[str, Any]
+    empty: list[dict[str, Any]]
+    fitted: list[dict[str, Any]]
+
+    @property
+    def all(self) -> list[dict[str, Any]]:
+        """Those to choose on first, then those to fit to."""
+        return [*self.part["images"], *self.empty, *self.fitted]
+
+
+def _check(args: argparse.Namespace) -> None:
+    from ehrnet_model.errors import EhrnetError
 
     if not 0 < args.held_back <= 1 or args.stray <= 0 or args.limit < 1:
         raise EhrnetError(
@@ -104,87 +166,76 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError("--score-share is a share between 0 and 1.")
     if args.folds < 0 or args.folds == 1 or (args.folds and not args.score_share):
         raise EhrnetError("--folds is 2 or more, with a --score-share above 0; or 0 for none.")
-    annotations = load_annotations(args.annotations, truth=True)
+
+
+def _images(args: argparse.Namespace, annotations: dict[str, Any]) -> _Images:
+    from ehrnet_model.evaluation.coco import load_annotations
+    from ehrnet_model.evaluation.tune import choosing_part, held_back_first, person_free_images
+
     part = choosing_part(annotations, args.held_back)
-    empty = person_free_images(annotations)
+    free = person_free_images(annotations)
     if args.person_free is not None:
-        known = {image["id"] for image in empty}
+        known = {image["id"] for image in free}
         more = person_free_images(load_annotations(args.person_free))
-        empty += [image for image in more if image["id"] not in known]
-    everywhere_free, empty = empty, held_back_first(empty, args.held_back, args.limit)
-    fitted: list[dict[str, Any]] = []
-    if args.score_share:
-        # Options are chosen on images that the score does not know, where there are others.
-        chosen = {image["id"] for image in (*part["images"], *empty)}
-        inhabited_too = choosing_part(annotations, args.score_share)["images"]
-        fitted = [image for image in inhabited_too if image["id"] not in chosen] or part["images"]
-        known = {image["id"] for image in fitted} | chosen
-        fitted = fitted + [image for image in everywhere_free if image["id"] not in known]
-    unseen = sum(held_back(image["id"], args.held_back) for image in empty)
-    if not empty:
-        print("no person-free images: only the set for AP is chosen", file=sys.stderr)
+        free += [image for image in more if image["id"] not in known]
+    empty = held_back_first(free, args.held_back, args.limit)
+    if not args.score_share:
+        return _Images(part, empty, [])
+    # Options are chosen on images that the score does not know, where there are others.
+    chosen = {image["id"] for image in (*part["images"], *empty)}
+    inhabited = choosing_part(annotations, args.score_share)["images"]
+    fitted = [image for image in inhabited if image["id"] not in chosen] or part["images"]
+    known = {image["id"] for image in fitted} | chosen
+    return _Images(part, empty, fitted + [image for image in free if image["id"] not in known])
+
+
+def _see(args: argparse.Namespace, images: _Images) -> tuple[list[Seen], ModelInfo]:
+    from tqdm import tqdm
+
+    from ehrnet_model.evaluation.pictures import ImageFiles
+    from ehrnet_model.evaluation.seen import see
+    from ehrnet_model.inference.models import find_model
+    from ehrnet_model.inference.runtime import open_runtime
+
     files = ImageFiles(args.images)
-    files.require(image["file_name"] for image in [*part["images"], *empty, *fitted])
+    files.require(image["file_name"] for image in images.all)
     model = find_model(args.phi, None if args.model is None else str(args.model))
     runtime_name = args.runtime
     if runtime_name == "auto" and model.suffix == ".safetensors":
         runtime_name = "torch"
     runtime = open_runtime(model, runtime_name)
     try:
-        shown = tqdm([*part["images"], *empty, *fitted], unit="image", file=sys.stderr)
-        seen = see(runtime, shown, files, args.size)
+        shown = tqdm(images.all, unit="image", file=sys.stderr)
+        return see(runtime, shown, files, args.size), runtime.info
     finally:
         runtime.close()
-    inhabited, visited = len(part["images"]), len(part["images"]) + len(empty)
-    start = DecodeOptions.from_dict(runtime.info.decode)
-    if fitted:
-        truth = KeypointTruth(annotations)
-        try:
-            score = fit_person_score(seen[visited:], truth, start, runtime.info.skeleton)
-            start = replace(start, person_score=score)
-        except EhrnetError as error:
-            print(f"the person score stays as it is: {error}", file=sys.stderr)
-            fitted = []
-    with tqdm(unit="setting", file=sys.stderr) as bar:
 
-        def progress(text: str) -> None:
-            bar.set_postfix_str(text, refresh=False)
-            bar.update()
 
-        choices = tune(
-            seen[:inhabited],
-            part,
-            seen[inhabited:visited],
-            start,
-            args.stray,
-            args.held_back,
-            runtime.info.skeleton,
-            progress,
-        )
-    checked: dict[str, float] = {}
-    if args.folds and fitted:
-        everybody = restricted(choosing_part(annotations, 1.0), seen)
-        options = choices["ap"].options
-        once = list({image.image_id: image for image in seen}.values())
-        try:
-            checked = cross_check(
-                once, KeypointTruth(everybody), options, args.folds, runtime.info.skeleton
-            )
-        except EhrnetError as error:  # what was chosen is not lost for it
-            print(f"the person score is not checked: {error}", file=sys.stderr)
+def _report(
+    args: argparse.Namespace,
+    images: _Images,
+    info: ModelInfo,
+    choices: dict[str, Choice],
+    checked: dict[str, float],
+) -> None:
+    from ehrnet_model.evaluation.coco import write_json
+    from ehrnet_model.held_back import held_back
+
+    inhabited = len(images.part["images"])
+    unseen = sum(held_back(image["id"], args.held_back) for image in images.empty)
     if args.json is not None:
         write_json(
             args.json,
             {
-                "variant": runtime.info.variant,
-                "weights": runtime.info.weights_name,
-                "weights_sha256": runtime.info.weights_sha256,
+                "variant": info.variant,
+                "weights": info.weights_name,
+                "weights_sha256": info.weights_sha256,
                 "size": args.size,
                 "held_back": args.held_back,
                 "images": inhabited,
-                "person_free_images": len(empty),
+                "person_free_images": len(images.empty),
                 "person_free_images_held_back": unseen,
-                "person_score_images": len(fitted),
+                "person_score_images": len(images.fitted),
                 **({"person_score_check": {"folds": args.folds, **checked}} if checked else {}),
                 **{
                     name: {"decode": choice.options.to_dict(), **choice.measures}
@@ -193,7 +244,7 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     print(
-        f"{runtime.info.variant} on {inhabited} held-back images and {len(empty)} person-free, "
+        f"{info.variant} on {inhabited} held-back images and {len(images.empty)} person-free, "
         f"{unseen} of them held back"
     )
     for name, choice in choices.items():
@@ -202,8 +253,8 @@ def run(args: argparse.Namespace) -> int:
     if checked:
         parts = [f"{key} {value:.3f}" for key, value in checked.items()]
         print(
-            f"person score on {len(everybody['images'])} images, each scored by a fit to the "
-            f"{args.folds - 1} parts of {args.folds} that it is not in: {', '.join(parts)}"
+            f"person score, each of {args.folds} parts of the images scored by a fit to the "
+            f"others: {', '.join(parts)}"
         )
     for name, choice in choices.items():
         values = choice.options.to_dict()
@@ -213,4 +264,3 @@ def run(args: argparse.Namespace) -> int:
         print(f"to compare: ehrnet evaluate --tuned {args.json}")
         if "display" in choices:
             print(f"to use: ehrnet export --tuned {args.json}")
-    return 0

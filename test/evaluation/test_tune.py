@@ -207,7 +207,7 @@ def test_the_person_score_is_checked_in_parts(tempting, dots_model, tmp_path, ca
     check = json.loads(out.read_text())["person_score_check"]
     assert check["folds"] == 5 and check["AP_best_order"] == pytest.approx(1)
     assert 0 < check["AP_fitted_score"] <= 1 and 0 < check["AP_mean_score"] <= 1
-    assert "person score on 4 images" in capsys.readouterr().out
+    assert "person score, each of 5 parts" in capsys.readouterr().out
 
 
 def test_as_many_ghosts_are_allowed_as_asked(tempting, dots_model):
