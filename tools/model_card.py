@@ -115,6 +115,14 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
                 f"The person score was fitted to {tuned['person_score_images']} other images, most "
                 "of them trained on.",
             ]
+        check = tuned.get("person_score_check")
+        if check:
+            lines[-1] += (
+                f" In {check['folds']} parts of all these images, each scored by a fit to the "
+                f"others, the same people have AP {check['AP_mean_score']:.3f} in the order of "
+                f"their keypoints' mean score, {check['AP_fitted_score']:.3f} by the person score, "
+                f"{check['AP_best_order']:.3f} in the best order there is."
+            )
     if note:
         lines += ["", note]
     if recipe:
