@@ -61,6 +61,19 @@ def fit_person_score(
     Raises:
         EhrnetError: too few people are found, or the skeleton has no typical distances.
     """
+    return _fit([_examples(seen, truth, options, skeleton)])
+
+
+class _Examples(NamedTuple):
+    """People found: (N, TERMS) what their score is a function of, (N,) what it should be."""
+
+    rows: np.ndarray
+    wanted: np.ndarray
+
+
+def _examples(
+    seen: Sequence[Seen], truth: KeypointTruth, options: DecodeOptions, skeleton: SkeletonInfo
+) -> _Examples:
     if skeleton.name not in SPANS:
         raise EhrnetError(f"typical distances of skeleton {skeleton.name!r} are not known.")
     known, unlabelled = _by_image(truth)
@@ -86,13 +99,18 @@ def fit_person_score(
             )
             rows.append(row[kept])
             values.append(similarity[kept])
-    features, wanted = np.concatenate(rows), np.concatenate(values)
-    if len(features) < _LEAST_PEOPLE * len(_VARIED):
+    return _Examples(np.concatenate(rows), np.concatenate(values))
+
+
+def _fit(examples: Sequence[_Examples]) -> tuple[float, ...]:
+    rows = np.concatenate([part.rows for part in examples])
+    wanted = np.concatenate([part.wanted for part in examples])
+    if len(rows) < _LEAST_PEOPLE * len(_VARIED):
         raise EhrnetError(
-            f"a person score cannot be fitted to {len(features) // len(_VARIED)} found people: "
+            f"a person score cannot be fitted to {len(rows) // len(_VARIED)} found people: "
             f"give images in which {_LEAST_PEOPLE} are found or more."
         )
-    return tuple(round(float(v), 4) for v in logistic(features, wanted, _RIDGE * len(_VARIED)))
+    return tuple(round(float(v), 4) for v in logistic(rows, wanted, _RIDGE * len(_VARIED)))
 
 
 def cross_check(
@@ -130,13 +148,15 @@ def cross_check(
         "fitted_score": [],
         "best_order": [],
     }
-    for fold in range(folds):
-        inside = [zlib.crc32(str(image.image_id).encode()) % folds == fold for image in seen]
-        rest = [image for image, mine in zip(seen, inside, strict=True) if not mine]
-        score = fit_person_score(rest, truth, plain, skeleton)
+    parts: list[list[Seen]] = [[] for _ in range(folds)]
+    for image in seen:
+        parts[zlib.crc32(str(image.image_id).encode()) % folds].append(image)
+    examples = [_examples(part, truth, plain, skeleton) for part in parts]
+    for number, part in enumerate(parts):
+        score = _fit(examples[:number] + examples[number + 1 :])
         fitted = dataclasses.replace(plain, person_score=score)
-        for image, mine in zip(seen, inside, strict=True):
-            if not mine or image.image_id not in listed:
+        for image in part:
+            if image.image_id not in listed:
                 continue
             found["mean_score"] += image.people(plain, skeleton).to_coco(image.image_id)
             poses = image.people(fitted, skeleton)

@@ -168,14 +168,16 @@ class _Tally:
         self._add_candidates(expected, given, limits)
         if runtime.info.quality == "random":  # whose keypoint is whose has no meaning there
             return
-        # One level: which of two views of nearly the same score wins says nothing of an engine.
-        options = DecodeOptions.from_dict({**runtime.info.decode, "levels": 1})
+        stored = DecodeOptions.from_dict(runtime.info.decode)
+        # Which of two views of nearly the same score wins says nothing of an engine, nor on which
+        # side of a threshold somebody is.
+        options = dataclasses.replace(stored, levels=1, min_keypoints=1, person_threshold=0.0)
         box = Letterbox.fit(size_hw, size_hw)
         one, two = (
             decode(Peaks.from_output(peaks), options, runtime.info.skeleton, box)
             for peaks in (expected, given)
         )
-        self._add_people(one, two, options, limits)
+        self._add_people(one, two, stored, limits)
 
     def _add_candidates(self, expected: np.ndarray, given: np.ndarray, limits: Limits) -> None:
         for keypoint, (a, b) in enumerate(zip(expected, given)):
@@ -194,7 +196,8 @@ class _Tally:
             self.changed[1].extend([keypoint] * int(new.sum()))
 
     def _add_people(self, one: Poses, two: Poses, options: DecodeOptions, limits: Limits) -> None:
-        self.people += len(one)
+        """Those of either side, found without a person threshold, who reach it on one of them."""
+        self.people += int((one.person_score >= options.person_threshold).sum())
         distance = np.linalg.norm(one.xy[:, None] - two.xy[None], axis=3)
         # NaN, a keypoint that one of them lacks, is not near.
         shared = np.nan_to_num(distance, nan=np.inf) < SAME_PEAK_PX
@@ -206,6 +209,8 @@ class _Tally:
             common[i], common[:, j] = 0, 0
             free_one.discard(int(i))
             free_two.discard(int(j))
+            if max(one.person_score[i], two.person_score[j]) < options.person_threshold:
+                continue
             for k in np.flatnonzero(shared[i, j]):
                 self._pair(0, int(k), distance[i, j, k], one.score[i, k] - two.score[j, k])
             highest = np.maximum(one.score[i], two.score[j])
