@@ -160,8 +160,11 @@ class Listener:
             self._last = poses
         drawn = draw_poses(picture, self._last)
         self._video.write(drawn)
-        if poses is not None and float(poses.person_score.sum()) > self.best[0]:
-            self.best = float(poses.person_score.sum()), drawn
+        if poses is not None:
+            # How many keypoints are to be expected right, about.
+            worth = float((poses.person_score[:, None] * poses.score).sum())
+            if worth > self.best[0]:
+                self.best = worth, drawn
 
 
 def environment(logs: Path) -> dict[str, str]:
