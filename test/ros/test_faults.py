@@ -354,8 +354,8 @@ def test_a_storm_of_parameters_while_images_flow(peer, node, camera, ask, image_
     peer.until(client.service_is_ready, "the service")
     peer.spin(0.5)
     choices = [
-        ("max_people", lambda: rng.randrange(-5, 40), lambda v: 1 <= v <= 1000),
-        ("keypoint_threshold", lambda: rng.uniform(-2, 2), lambda v: -1 <= v <= 1),
+        ("max_people", lambda: rng.randrange(-5, 40), lambda v: 1 <= v <= 1000 or v == -1),
+        ("keypoint_threshold", lambda: rng.uniform(-2, 2), lambda v: 0 <= v <= 1),
         ("tracking", lambda: rng.random() < 0.5, lambda v: True),
         ("phi", lambda: -3, lambda v: False),  # not while configured
         ("nonsense", lambda: 1, lambda v: False),
