@@ -158,7 +158,7 @@ def _without_empty(path: Path, part: FileIO) -> Iterator[None]:
     """Leaves no file behind that nothing came into."""
     try:
         yield
-    except BaseException:
+    except BaseException:  # an interrupt leaves nothing behind either
         if os.fstat(part.fileno()).st_size == 0:
             path.unlink()
         raise

@@ -235,7 +235,7 @@ class OutputBag:
                     self._part, version=_BAG_VERSION, storage_plugin=self._storage
                 )
                 self._writer.open()
-        except BaseException:
+        except BaseException:  # an interrupt leaves nothing behind either
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         return self
@@ -248,7 +248,7 @@ class OutputBag:
             with self._writing():
                 try:
                     self._writer.close()
-                except BaseException:
+                except BaseException:  # an interrupt too
                     with contextlib.suppress(Exception):
                         self._writer.abort()
                     raise

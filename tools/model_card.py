@@ -119,9 +119,9 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
         if check:
             lines[-1] += (
                 f" In {check['folds']} parts of all these images, each scored by a fit to the "
-                f"others, the same people have AP {check['AP_mean_score']:.3f} in the order of "
-                f"their keypoints' mean score, {check['AP_fitted_score']:.3f} by the person score, "
-                f"{check['AP_best_order']:.3f} in the best order there is."
+                f"others, AP is {check['AP_fitted_score']:.3f}; with the mean of the keypoints' "
+                f"scores instead {check['AP_mean_score']:.3f}, and in the best order of the people "
+                f"found {check['AP_best_order']:.3f}."
             )
     if note:
         lines += ["", note]

@@ -133,9 +133,9 @@ def cross_check(
         skeleton: of the model.
 
     Returns:
-        AP of the same people ordered by the mean of their keypoints' scores (``AP_mean_score``), by
-        the fitted score (``AP_fitted_score``), and by their true similarity, which is the most that
-        any order gives (``AP_best_order``).
+        AP with people chosen among views (``levels``) and ordered by the mean of their keypoints'
+        scores (``AP_mean_score``), by the fitted score (``AP_fitted_score``); and of the latter
+        ordered by their true similarity, the most that any order gives (``AP_best_order``).
 
     Raises:
         EhrnetError: too few people to fit to, see ``fit_person_score``.

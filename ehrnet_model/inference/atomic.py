@@ -27,6 +27,6 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # an interrupt leaves nothing behind either
         os.unlink(temporary)
         raise

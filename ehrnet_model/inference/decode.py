@@ -189,12 +189,11 @@ def decode(
     if expect:
         assert spans is not None
         person_score = expected_similarity(terms(xy, score, std, spans), options.person_score)
-    if expect or options.levels > 1:
-        order = np.argsort(-person_score, kind="stable")
-        order = order[person_score[order] >= options.person_threshold]
-        if options.levels > 1:
-            order = order[_without_views(chosen[order])]
-        xy, score, std, person_score = xy[order], score[order], std[order], person_score[order]
+    order = np.argsort(-person_score, kind="stable")
+    order = order[person_score[order] >= options.person_threshold]
+    if options.levels > 1:  # people of one level share nothing
+        order = order[_without_views(chosen[order])]
+    xy, score, std, person_score = xy[order], score[order], std[order], person_score[order]
     xy, std = box.undo(xy), std / box.scale
     if options.nms_oks < 1:
         unique = oks_nms(xy, score > 0, skeleton, options.nms_oks)

@@ -8,18 +8,20 @@ refused without one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.runtime import (
+    IMPORT_FAILURES,
     INPUT_NAME,
     OUTPUT_NAME,
     check_images,
     check_peaks,
     check_size,
     default_threads,
+    failures_of,
     model_info,
 )
 
@@ -81,11 +83,11 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(
                 str(model), options, providers=_providers(name, self.info.precision)
             )
-        except Exception as error:
+        except _failures() as error:
             raise EhrnetError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {model}: {error}; export the "
                 "model again or use another version."
-            ) from None
+            ) from error
         # Where a provider fails, ONNX Runtime goes on with the next one.
         if self._session.get_providers()[0] != provider:
             raise EhrnetError(
@@ -109,10 +111,10 @@ class OnnxRuntime:
             raise EhrnetError(f"this {self.name} engine was closed: open the model again.")
         try:
             (peaks,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
-        except Exception as error:
+        except _failures() as error:
             raise EhrnetError(
                 f"{self.name} failed on images of shape {images.shape}: {error}"
-            ) from None
+            ) from error
         return check_peaks(peaks, len(images), self.info, self.name)
 
     def close(self) -> None:
@@ -132,12 +134,18 @@ def installed() -> List[str]:
 def _import() -> Any:
     try:
         import onnxruntime
-    except Exception as error:
+    except IMPORT_FAILURES as error:
         raise EhrnetError(
             f"runtime onnxruntime is not available: {error}; install it with "
             "`pip install onnxruntime`."
-        ) from None
+        ) from error
     return onnxruntime
+
+
+def _failures() -> Tuple[Type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state
+
+    return failures_of(onnxruntime_pybind11_state)
 
 
 def _providers(name: str, precision: str) -> List[Any]:

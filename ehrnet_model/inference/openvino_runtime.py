@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
@@ -10,12 +11,14 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.runtime import (
+    IMPORT_FAILURES,
     INPUT_NAME,
     OUTPUT_NAME,
     check_images,
     check_peaks,
     check_size,
     default_threads,
+    failures_of,
     model_info,
 )
 
@@ -50,11 +53,11 @@ class OpenVinoRuntime:
         self.info = model_info(model)
         try:
             import openvino
-        except Exception as error:
+        except IMPORT_FAILURES as error:
             raise EhrnetError(
                 f"runtime openvino is not available: {error}; install it with "
                 "`pip install openvino`, or use runtime onnxruntime."
-            ) from None
+            ) from error
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -66,16 +69,17 @@ class OpenVinoRuntime:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         self._openvino = openvino
+        self._failures = failures_of(import_module(openvino.PartialShape.__module__))
         self._requests: OrderedDict[Tuple[int, ...], Any] = OrderedDict()
         try:
             self._core = openvino.Core()
             self._model = self._core.read_model(str(model))
             names = [i.any_name for i in self._model.inputs]
-        except Exception as error:
+        except self._failures as error:
             raise EhrnetError(
                 f"openvino {openvino.__version__} cannot load {model}: {error}; export the model "
                 "again or use runtime onnxruntime."
-            ) from None
+            ) from error
         if names != [INPUT_NAME]:
             raise EhrnetError(
                 f"{model} has inputs {names} instead of [{INPUT_NAME!r}]: export the model again."
@@ -96,10 +100,10 @@ class OpenVinoRuntime:
         request = self._request(images.shape)
         try:
             request.infer({INPUT_NAME: images})
-        except Exception as error:
+        except self._failures as error:
             raise EhrnetError(
                 f"openvino failed on images of shape {images.shape}: {error}"
-            ) from None
+            ) from error
         # A copy: the next call writes into the same memory.
         peaks = np.array(request.get_tensor(OUTPUT_NAME).data)
         return check_peaks(peaks, len(images), self.info, self.name)
@@ -119,10 +123,10 @@ class OpenVinoRuntime:
             model = self._model.clone()
             model.reshape({INPUT_NAME: self._openvino.PartialShape(list(shape))})
             compiled = self._core.compile_model(model, "CPU", self._options)
-        except Exception as error:
+        except self._failures as error:
             raise EhrnetError(
                 f"openvino cannot compile the model for images of shape {shape}: {error}"
-            ) from None
+            ) from error
         self._requests[shape] = compiled.create_infer_request()
         if len(self._requests) > MAX_COMPILED:
             self._requests.popitem(last=False)

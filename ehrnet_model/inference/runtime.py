@@ -21,7 +21,8 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional, Protocol, Tuple
+from types import ModuleType
+from typing import Any, Dict, Optional, Protocol, Tuple, Type
 
 import numpy as np
 
@@ -39,6 +40,9 @@ MAX_PEAKS = 30
 NMS_RADIUS = 2
 PEAK_CHANNELS = 15
 STRIDE = 32
+IMPORT_FAILURES = (ImportError, OSError, AttributeError, RuntimeError, ValueError)
+"""What an import of a compiled package raises: it is missing, a library of it is, or it was built
+for another NumPy, which comes in the last three ways."""
 # Where, in input pixels, the centre of cell 0 of the half-size map lies by each convention. All but
 # the first were trained and decoded with a quarter-cell shift instead of a sub-pixel fit.
 COORDINATES = {"pixel-centre": 0.5, "reference": 1.0, "first-pixel": 0.0}
@@ -216,6 +220,18 @@ def info_from_json(text: str, where: str) -> ModelInfo:
             f"knows {', '.join(SKELETONS)} only: use a model exported for one of these."
         )
     return dataclasses.replace(info, skeleton=skeleton)
+
+
+def failures_of(bindings: ModuleType) -> Tuple[Type[Exception], ...]:
+    """What calls into a compiled package raise.
+
+    Classes of its own, which have no common base, and what pybind11 makes of C++'s exceptions.
+
+    Args:
+        bindings: the compiled module.
+    """
+    own = [v for v in vars(bindings).values() if isinstance(v, type) and issubclass(v, Exception)]
+    return (*own, RuntimeError, ValueError)
 
 
 def default_threads() -> int:

@@ -27,6 +27,7 @@ from ehrnet_model.inference.engine import (
 )
 from ehrnet_model.inference.parity import DIFFERS
 from ehrnet_model.inference.runtime import (
+    IMPORT_FAILURES,
     INPUT_NAME,
     MAX_PEAKS,
     OUTPUT_NAME,
@@ -277,11 +278,11 @@ def import_tensorrt() -> Any:
     """The module tensorrt. Raises EhrnetError, with what to do, where it is not to be had."""
     try:
         import tensorrt
-    except Exception as error:
+    except IMPORT_FAILURES as error:
         raise EhrnetError(
             f"runtime tensorrt is not available: {error}; on a Jetson install the JetPack "
             "packages (apt: python3-libnvinfer), elsewhere use runtime onnxruntime."
-        ) from None
+        ) from error
     return tensorrt
 
 

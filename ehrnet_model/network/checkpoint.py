@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from ehrnet_model import __version__
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.atomic import write_atomically
 from ehrnet_model.inference.runtime import COORDINATES
 from ehrnet_model.network.classifier import EfficientNet
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
@@ -140,28 +140,12 @@ def save_checkpoint(
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write beside, flush to the disk, rename. A reader sees the old file or the new one."""
     try:
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        write_atomically(path, data)
     except OSError as error:
         raise EhrnetError(
-            f"cannot write {path}: {error.strerror}; choose another folder."
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
-        os.replace(beside, path)
-    except BaseException as error:
-        os.unlink(beside)
-        if not isinstance(error, OSError):  # interrupted
-            raise
-        raise EhrnetError(
-            f"cannot write {path}: {error.strerror}; what was there before is untouched."
+            f"cannot write {path}: {error.strerror}; what was there before is untouched, choose "
+            "another folder or make room."
         ) from error
 
 

@@ -83,18 +83,9 @@ def place_loss(
     joints, (height, width) = predicted.shape[1], predicted.shape[2:]
     half = width // 2
     plane, cell = index // (height // 2 * half), index % (height // 2 * half)
-    inside = None
-    for place, size in ((cell // half, height), (cell % half, width)):
-        place = place.float() * 2
-        low = torch.full((people,), float(size), device=place.device)
-        low = low.scatter_reduce(0, person, place, "amin")
-        high = torch.zeros(people, device=place.device).scatter_reduce(0, person, place, "amax")
-        room = (high - low) / 4 + 4
-        cells = torch.arange(size, device=place.device)
-        line = (cells >= (low - room)[:, None]) & (cells <= (high + room)[:, None])
-        line = line[person]
-        inside = line if inside is None else inside[:, :, None] & line[:, None]
-    assert inside is not None
+    rows = _around(2 * (cell // half), person, people, height)
+    columns = _around(2 * (cell % half), person, people, width)
+    inside = rows[:, :, None] & columns[:, None]
 
     def maps(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.reshape(-1, height, width)[plane]
@@ -108,6 +99,17 @@ def place_loss(
     truth = logs(target)
     divergence = (truth.exp() * (truth - logs(predicted))).sum()
     return divergence / (predicted.shape[0] * joints * height * width)
+
+
+def _around(place: torch.Tensor, person: torch.Tensor, people: int, size: int) -> torch.Tensor:
+    """(M, size) bool: the cells on one axis around all places (M,) of the same person."""
+    place = place.float()
+    low = torch.full((people,), float(size), device=place.device)
+    low = low.scatter_reduce(0, person, place, "amin")
+    high = torch.zeros(people, device=place.device).scatter_reduce(0, person, place, "amax")
+    room = (high - low) / 4 + 4
+    cells = torch.arange(size, device=place.device)
+    return ((cells >= (low - room)[:, None]) & (cells <= (high + room)[:, None]))[person]
 
 
 def tag_loss(
