@@ -31,8 +31,10 @@ class PassesRuntime(TorchRuntime):
     def several(self, images: Sequence[np.ndarray], mirror: bool) -> np.ndarray:
         """Peaks of the mean heatmaps, as the runtime itself gives them.
 
-        Tags come from the first image, as in the published evaluation; with ``mirror`` they are the
-        mean of both ways round (there they are two numbers per keypoint).
+        Tags come from the first image, the way round it came. The mirrored image gives everybody
+        another tag, which the published evaluation keeps as a second number per keypoint; the mean
+        of both would tell people apart worse than either, where one rises from left to right and
+        so the other falls.
 
         Args:
             images: the same picture at several sizes, each uint8 (1, H, W, 3) BGR; the first is the
@@ -82,8 +84,8 @@ class PassesRuntime(TorchRuntime):
         if not mirror:
             return heat, tags
         swap = torch.tensor(self.info.skeleton.flip, device=image.device)
-        back = [maps.flip(_MIRROR_AXIS)[:, swap] for maps in self._once(x.flip(_MIRROR_AXIS))]
-        return (heat + back[0]) * 0.5, (tags + back[1]) * 0.5
+        back = self._once(x.flip(_MIRROR_AXIS))[0].flip(_MIRROR_AXIS)[:, swap]
+        return (heat + back) * 0.5, tags
 
     def _once(self, x: Tensor) -> tuple[Tensor, Tensor]:
         deployed = self._deployed
