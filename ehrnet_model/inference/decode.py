@@ -282,22 +282,25 @@ class _Bodies:
     Args:
         count: how many people there may be.
         spans: (J, J) typical distances.
+        reach: how far, in sizes of the person, is too far.
     """
 
-    def __init__(self, count: int, spans: np.ndarray) -> None:
-        self._spans = spans
+    def __init__(self, count: int, spans: np.ndarray, reach: float) -> None:
+        self._spans, self._reach = spans, reach
         self._xy = np.full((count, len(spans), 2), np.nan)
         self._size = np.zeros(count)
         self._face_only = np.ones(count, bool)
 
     def apart(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> np.ndarray:
-        """How far positions (..., 2) lie from people (...), in sizes of the person; broadcast.
+        """How far positions (..., 2) lie from people (...), 1 and more is too far; broadcast.
 
-        People of one keypoint have no size yet: nothing is near or far, which is 0.5 here.
+        People of one keypoint have no size yet: nothing is near or far, which is half a size here,
+        and half of the reach where that is less.
         """
         nearest = np.fmin.reduce(self._ratios(keypoint, xy, people), axis=-1)
         size = self._size[people] * np.where(self._face_only[people], _FACE_REACH, 1.0)
-        return np.where(size > 0, nearest / np.maximum(size, 1e-9), 0.5)
+        nearness = np.where(size > 0, nearest / np.maximum(size, 1e-9), 0.5 * min(1, self._reach))
+        return nearness / self._reach
 
     def add(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> None:
         """Gives people (C,) a keypoint each at (C, 2)."""
@@ -322,12 +325,12 @@ def _hold_together(
     reach: float,
 ) -> np.ndarray:
     """(C,) bool: of the clusters that may be one person each, those whose keypoints lie so."""
-    bodies, together = _Bodies(len(lone), spans), np.ones(len(lone), bool)
+    bodies, together = _Bodies(len(lone), spans, reach), np.ones(len(lone), bool)
     for j in _order(len(spans)):
         mine = np.flatnonzero((keypoint == j) & lone[cluster])
         if len(mine):
             owner, xy = cluster[mine], peaks.xy[j, peak[mine]]
-            together[owner] &= bodies.apart(j, xy, owner) < reach
+            together[owner] &= bodies.apart(j, xy, owner) < 1
             bodies.add(j, xy, owner)
     return together
 
@@ -344,14 +347,14 @@ def _match_near(
     num_keypoints = len(spans)
     chosen = np.full((len(peak), num_keypoints), -1, np.int64)
     tag_sum, members = np.zeros(len(peak)), np.zeros(len(peak))
-    bodies, people = _Bodies(len(peak), spans), 0
+    bodies, people = _Bodies(len(peak), spans, reach), 0
     for j in _order(num_keypoints):
         mine = peak[keypoint == j]
         tag, xy = peaks.tag[j, mine].astype(np.float64), peaks.xy[j, mine]
         owner = np.full(len(mine), -1)
         if people and len(mine):
             tags_apart = np.abs(tag[:, None] - tag_sum[:people] / members[:people]) / gate
-            apart = bodies.apart(j, xy[:, None], np.arange(people)) / reach
+            apart = bodies.apart(j, xy[:, None], np.arange(people))
             worth = 2 - tags_apart - apart + _TIE_BREAK * peaks.score[j, mine, None]
             worth[(tags_apart >= 1) | (apart >= 1)] = 0
             rows, columns = best_pairs(worth)

@@ -40,6 +40,8 @@ _SCALE_SPREAD = 0.2
 _FRESH_S = 0.5
 # Images in a row that a track without an id may miss.
 _MISSES_BEFORE_ID = 1
+# Who was in the last image is known in the next one, however little patience is asked for.
+_LEAST_PAUSE_S = 0.5
 # Someone this similar to a person who has a track already is a double, not somebody new.
 _DOUBLE = 0.5
 # Cutoff of the keypoints' own speed, as in the One-Euro filter's publication.
@@ -234,7 +236,12 @@ class PoseTracker:
         tracks = self._tracks
         tracks.unseen += elapsed
         tracks.age += elapsed
-        self._tracks = tracks.take(tracks.unseen <= self.options.track_lost_s)
+        patience = np.where(
+            tracks.missed > 0,
+            self.options.track_lost_s,
+            max(self.options.track_lost_s, _LEAST_PAUSE_S),
+        )
+        self._tracks = tracks.take(tracks.unseen <= patience)
 
     def _expected(self) -> np.ndarray:
         """(T, J, 2) where the keypoints should be now."""

@@ -543,6 +543,14 @@ def test_without_reach_equal_tags_tell_nothing() -> None:
     assert told_apart(out, dataclasses.replace(EVERYBODY, reach=1.3))
 
 
+@pytest.mark.parametrize("reach", [0.05, 0.3, 0.5, 0.7])
+def test_a_small_reach_still_joins_what_lies_as_in_a_typical_person(reach) -> None:
+    out = people_at([(50, 100, 20), (52, 101, 20)], [0.0, 0.0])
+    options = dataclasses.replace(EVERYBODY, reach=reach)
+    chosen = group(Peaks.from_output(out), options, SPANS["coco-17"])
+    assert (chosen >= 0).sum(1).max() > 1
+
+
 def test_reach_breaks_up_a_group_that_tags_alone_call_one_person() -> None:
     """The face of one and the rest of another, far away: no keypoint twice, equal tags."""
     out = people_at([(50, 100, 20), (250, 100, 20)], [0.0, 0.0])

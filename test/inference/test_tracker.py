@@ -129,6 +129,15 @@ def test_hidden_people_keep_their_number_for_so_long(hidden_s, same):
     assert ids(tracker, people(0), 9 / RATE + hidden_s) == [0 if same else 1]
 
 
+def test_without_any_patience_a_number_lasts_from_image_to_image():
+    tracker = PoseTracker(TrackOptions(track_birth_images=1, track_lost_s=0.0))
+    stamps = (0.0, 0.2, 0.4)
+    assert [ids(tracker, people(0), stamp) for stamp in stamps] == [[0], [0], [0]]
+    ids(tracker, people(), 0.5)
+    assert ids(tracker, people(0), 0.6) == [1]
+    assert ids(tracker, people(0), 1.7) == [2]  # images paused
+
+
 def test_a_hidden_walker_is_expected_where_he_walks():
     """He comes out at a place where somebody else stands closer to where he vanished."""
     tracker = PoseTracker(AT_ONCE)
