@@ -38,6 +38,8 @@ _FORMAT = 1
 _KEY = "ehrnet"
 _BACKBONES = {variant.backbone_name: variant for variant in VARIANTS.values()}
 _COUNTER = "num_batches_tracked"
+# Older weights-only unpickling runs code of crafted files (CVE-2025-32434, CVE-2026-24747).
+_SAFE_TORCH = (2, 10)
 
 
 @dataclass(frozen=True)
@@ -458,11 +460,18 @@ def _is_plain(value: Tensor) -> bool:
 def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a PyTorch or safetensors file of the published code down to its flat state_dict.
 
-    Only tensors and plain containers are unpickled. Raises EhrnetError.
+    Only tensors and plain containers are unpickled, by a PyTorch that keeps to that; earlier ones
+    read safetensors only. Raises EhrnetError.
     """
     path = _existing(path)
     content: Any
     if _looks_pickled(path):
+        if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
+            raise EhrnetError(
+                f"{path} was not opened: a crafted file of its kind can run code in PyTorch "
+                f"{torch.__version__}; import it with PyTorch {'.'.join(map(str, _SAFE_TORCH))} or "
+                "later, on any machine."
+            )
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:

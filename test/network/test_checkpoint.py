@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -374,6 +375,22 @@ def test_foreign_code_is_not_run(way, tmp_path):
     with pytest.raises(EhrnetError):
         load_checkpoint(path)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("version", ["2.1.0", "2.5.1+cu121", "2.9.1", "2.10.0a0+git1"])
+def test_pytorch_that_is_known_to_run_code_opens_no_foreign_pickle(version, tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    content = {"a": torch.zeros(1)}
+    torch.save(content, tmp_path / "x.pth")
+    save_file(content, tmp_path / "x.safetensors")
+    monkeypatch.setattr(torch, "__version__", version)
+    assert list(read_foreign(tmp_path / "x.safetensors")) == ["a"]
+    if version.startswith("2.10"):
+        assert list(read_foreign(tmp_path / "x.pth")) == ["a"]
+    else:
+        with pytest.raises(EhrnetError, match="can run code in PyTorch " + re.escape(version)):
+            read_foreign(tmp_path / "x.pth")
 
 
 def _damaged(data, rng):
