@@ -1,14 +1,14 @@
 """Device memory and streams through the CUDA runtime library, with ctypes and nothing to install.
 
 Every JetPack brings libcudart; the functions used here exist unchanged from CUDA 11.4 to 13.
-Without a driver the library loads and answers error 35, which is what tests see. The calls have
-never run on a GPU in this project's tests.
+Without a driver the library loads and answers error 35, which is what tests see; so does one that
+is newer than the driver. The calls have never run on a GPU in this project's tests.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ _STREAM_NON_BLOCKING = 1
 # Other threads may allocate memory while this one captures.
 _CAPTURE_THIS_THREAD = 1
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_INSUFFICIENT_DRIVER = 35
 
 _pointer = ctypes.c_void_p
 _out_pointer = ctypes.POINTER(ctypes.c_void_p)
@@ -54,7 +55,10 @@ _ARGUMENTS = {
 
 
 class Cuda:
-    """The CUDA runtime library of this machine, device 0.
+    """The newest CUDA runtime library of this machine that its driver suffices for, device 0.
+
+    Args:
+        library: this one; default: the first of LIBRARIES that will do.
 
     Raises:
         EhrnetError: no library, no driver or no device; every later call raises it with CUDA's
@@ -62,17 +66,29 @@ class Cuda:
     """
 
     def __init__(self, library: Optional[str] = None) -> None:
-        self._library = _load(library)
+        names = LIBRARIES if library is None else (library,)
+        refused: Optional[EhrnetError] = None
+        for self._library in _loaded(names):
+            self._declare()
+            count = ctypes.c_int()
+            code = self._library.cudaGetDeviceCount(ctypes.byref(count))
+            if code != _INSUFFICIENT_DRIVER:
+                break
+            refused = refused or self._error("cudaGetDeviceCount", code)
+        else:
+            raise refused or _not_there(names)
+        if code:
+            raise self._error("cudaGetDeviceCount", code)
+        if count.value < 1:
+            raise EhrnetError("no CUDA device is there: use runtime onnxruntime on this machine.")
+        self._call("cudaSetDevice", 0)
+
+    def _declare(self) -> None:
         for name, arguments in _ARGUMENTS.items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, ctypes.c_int
         self._library.cudaGetErrorString.argtypes = (ctypes.c_int,)
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
-        count = ctypes.c_int()
-        self._call("cudaGetDeviceCount", ctypes.byref(count))
-        if count.value < 1:
-            raise EhrnetError("no CUDA device is there: use runtime onnxruntime on this machine.")
-        self._call("cudaSetDevice", 0)
 
     def compute_capability(self) -> str:
         """Such as ``8.7``; engines are built for one."""
@@ -85,7 +101,9 @@ class Cuda:
         """Such as ``Orin``, from the driver's library; the runtime's structure for it changes."""
         text = ctypes.create_string_buffer(256)
         device = ctypes.c_int()
-        driver = _load("libcuda.so.1")
+        driver = next(_loaded(("libcuda.so.1",)), None)
+        if driver is None:
+            raise _not_there(("libcuda.so.1",))
         code = (
             driver.cuInit(ctypes.c_uint(0))
             or driver.cuDeviceGet(ctypes.byref(device), ctypes.c_int(0))
@@ -149,11 +167,14 @@ class Cuda:
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)
         if code:
-            text = self._library.cudaGetErrorString(code)
-            raise EhrnetError(
-                f"CUDA's {name} failed with error {code} ({text.decode() if text else 'unknown'}): "
-                "check the driver with nvidia-smi or tegrastats, or use runtime onnxruntime."
-            )
+            raise self._error(name, code)
+
+    def _error(self, name: str, code: int) -> EhrnetError:
+        text = self._library.cudaGetErrorString(code)
+        return EhrnetError(
+            f"CUDA's {name} failed with error {code} ({text.decode() if text else 'unknown'}): "
+            "check the driver with nvidia-smi or tegrastats, or use runtime onnxruntime."
+        )
 
 
 class Buffer:
@@ -200,14 +221,18 @@ class Buffer:
         self._cuda._call("cudaFreeHost", host)
 
 
-def _load(library: Optional[str]) -> ctypes.CDLL:
-    names = LIBRARIES if library is None else (library,)
+def _loaded(names: Tuple[str, ...]) -> Iterator[ctypes.CDLL]:
+    """Those of the libraries that are there, one after the other."""
     for name in names:
         try:
-            return ctypes.CDLL(name)
+            library = ctypes.CDLL(name)
         except OSError:
             continue
-    raise EhrnetError(
+        yield library
+
+
+def _not_there(names: Tuple[str, ...]) -> EhrnetError:
+    return EhrnetError(
         f"the CUDA runtime library is not there (tried {', '.join(names)}): install CUDA, or use "
         "runtime onnxruntime."
     )

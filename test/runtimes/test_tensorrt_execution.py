@@ -22,16 +22,20 @@ from ehrnet_model.inference.tensorrt_runtime import RECORD_AFTER
 SIZE, BATCH = (64, 96), 3
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compile_cudart(folder: Path, *flags: str) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler")
     source = Path(__file__).parents[1] / "support" / "stand_in_cudart.c"
-    out = tmp_path_factory.mktemp("cudart") / "libcudart.so"
-    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(out)]
-    subprocess.run(command, check=True)
+    out = folder / "libcudart.so"
+    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", *flags, str(source), "-o"]
+    subprocess.run([*command, str(out)], check=True)
     return out
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_cudart(tmp_path_factory.mktemp("cudart"))
 
 
 @pytest.fixture
@@ -147,3 +151,12 @@ def test_an_engine_that_refuses_while_recording_leaves_no_graph(engine, counts, 
     assert counts("graphs_launched").value == counts("graphs_alive").value == 0
     with pytest.raises(EhrnetError, match="could not start the engine"):
         runtime(images(3))
+
+
+def test_a_library_too_new_for_the_driver_is_passed_over(library, tmp_path, monkeypatch) -> None:
+    newer = str(compile_cudart(tmp_path, "-DDEVICE_COUNT_ERROR=35"))
+    monkeypatch.setattr(cuda, "LIBRARIES", ("libnothing.so", newer, str(library)))
+    assert cuda.Cuda().compute_capability() == "8.7"
+    monkeypatch.setattr(cuda, "LIBRARIES", (newer, "libnothing.so"))
+    with pytest.raises(EhrnetError, match="cudaGetDeviceCount failed with error 35"):
+        cuda.Cuda()

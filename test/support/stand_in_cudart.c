@@ -9,7 +9,10 @@ typedef struct { copy copies[8]; int count; } graph;
 static graph *recording;
 int copies_made, graphs_launched, graphs_alive, streams_alive, memory_alive, refuse_capture;
 
-int cudaGetDeviceCount(int *count) { *count = 1; return 0; }
+#ifndef DEVICE_COUNT_ERROR
+#define DEVICE_COUNT_ERROR 0
+#endif
+int cudaGetDeviceCount(int *count) { *count = 1; return DEVICE_COUNT_ERROR; }
 int cudaSetDevice(int device) { return device; }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? 8 : 7;
