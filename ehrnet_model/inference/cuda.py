@@ -8,6 +8,7 @@ is newer than the driver. The calls have never run on a GPU in this project's te
 from __future__ import annotations
 
 import ctypes
+import logging
 from typing import Any, Callable, Iterator, Optional, Tuple
 
 import numpy as np
@@ -26,6 +27,8 @@ _STREAM_NON_BLOCKING = 1
 _CAPTURE_THIS_THREAD = 1
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _INSUFFICIENT_DRIVER = 35
+
+_log = logging.getLogger(__name__)
 
 _pointer = ctypes.c_void_p
 _out_pointer = ctypes.POINTER(ctypes.c_void_p)
@@ -62,7 +65,8 @@ class Cuda:
 
     Raises:
         EhrnetError: no library, no driver or no device; every later call raises it with CUDA's
-            own words for what went wrong.
+            own words for what went wrong. What gives something back never raises: after an error
+            everything fails, and the first one is the cause.
     """
 
     def __init__(self, library: Optional[str] = None) -> None:
@@ -134,7 +138,7 @@ class Cuda:
 
     def destroy_stream(self, stream: int) -> None:
         """Gives a stream back."""
-        self._call("cudaStreamDestroy", stream)
+        self._free("cudaStreamDestroy", stream)
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
         """What ``enqueue`` puts into the stream, as a graph that starts with one call.
@@ -147,13 +151,13 @@ class Cuda:
             enqueue()
         except EhrnetError:
             self._library.cudaStreamEndCapture(stream, ctypes.byref(graph))
-            self._library.cudaGraphDestroy(graph)
+            self._free("cudaGraphDestroy", graph)
             raise
         self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
         try:
             self._call("cudaGraphInstantiateWithFlags", ctypes.byref(made), graph, 0)
         finally:
-            self._call("cudaGraphDestroy", graph)
+            self._free("cudaGraphDestroy", graph)
         return made.value or 0
 
     def launch(self, graph: int, stream: int) -> None:
@@ -162,12 +166,17 @@ class Cuda:
 
     def destroy_graph(self, graph: int) -> None:
         """Gives a captured graph back."""
-        self._call("cudaGraphExecDestroy", graph)
+        self._free("cudaGraphExecDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)
         if code:
             raise self._error(name, code)
+
+    def _free(self, name: str, what: Any) -> None:
+        code = getattr(self._library, name)(what)
+        if code:
+            _log.debug("%s failed with error %d.", name, code)
 
     def _error(self, name: str, code: int) -> EhrnetError:
         text = self._library.cudaGetErrorString(code)
@@ -193,7 +202,7 @@ class Buffer:
         try:
             cuda._call("cudaMalloc", ctypes.byref(self._device), self.nbytes)
         except EhrnetError:
-            cuda._call("cudaFreeHost", self._host)
+            cuda._free("cudaFreeHost", self._host)
             raise
         memory = (ctypes.c_uint8 * self.nbytes).from_address(self._host.value or 0)
         self.host = np.frombuffer(memory, dtype).reshape(shape)
@@ -217,8 +226,8 @@ class Buffer:
         self.host = np.empty(0)
         device, self._device = self._device, ctypes.c_void_p()
         host, self._host = self._host, ctypes.c_void_p()
-        self._cuda._call("cudaFree", device)
-        self._cuda._call("cudaFreeHost", host)
+        self._cuda._free("cudaFree", device)
+        self._cuda._free("cudaFreeHost", host)
 
 
 def _loaded(names: Tuple[str, ...]) -> Iterator[ctypes.CDLL]:

@@ -46,7 +46,7 @@ def counts(library: Path):
     def value(name: str) -> ctypes.c_int:
         return ctypes.c_int.in_dll(loaded, name)
 
-    for name in ("copies_made", "graphs_launched", "refuse_capture"):
+    for name in ("copies_made", "graphs_launched", "refuse_capture", "broken"):
         value(name).value = 0
     yield value
     for name in ("graphs_alive", "streams_alive", "memory_alive"):
@@ -151,6 +151,20 @@ def test_an_engine_that_refuses_while_recording_leaves_no_graph(engine, counts, 
     assert counts("graphs_launched").value == counts("graphs_alive").value == 0
     with pytest.raises(EhrnetError, match="could not start the engine"):
         runtime(images(3))
+
+
+def test_after_an_error_everything_is_given_back_and_its_cause_is_told(engine, counts, caplog):
+    runtime, _ = engine
+    for number in range(RECORD_AFTER + 1):
+        runtime(images(number))
+    assert counts("graphs_alive").value == 1
+    counts("broken").value = 700
+    with pytest.raises(EhrnetError, match="cudaStreamSynchronize failed with error 700"):
+        runtime(images(1))
+    with caplog.at_level(logging.DEBUG):
+        runtime.close()
+    assert "cudaFree failed with error 700" in caplog.text
+    assert [counts(f"{what}_alive").value for what in ("graphs", "streams", "memory")] == [0, 0, 0]
 
 
 def test_a_library_too_new_for_the_driver_is_passed_over(library, tmp_path, monkeypatch) -> None:
