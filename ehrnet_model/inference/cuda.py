@@ -26,7 +26,8 @@ _STREAM_NON_BLOCKING = 1
 # Other threads may allocate memory while this one captures.
 _CAPTURE_THIS_THREAD = 1
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-_INSUFFICIENT_DRIVER = 35
+_OUT_OF_MEMORY, _INSUFFICIENT_DRIVER = 2, 35
+_ALLOCATIONS = ("cudaMalloc", "cudaHostAlloc")
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ _ARGUMENTS = {
 }
 
 
+class OutOfDeviceMemory(EhrnetError):
+    """The GPU's memory does not suffice now; it may later, and nothing is wrong with the engine."""
+
+
 class Cuda:
     """The newest CUDA runtime library of this machine that its driver suffices for, device 0.
 
@@ -64,6 +69,7 @@ class Cuda:
         library: this one; default: the first of LIBRARIES that will do.
 
     Raises:
+        OutOfDeviceMemory: what an allocation raises.
         EhrnetError: no library, no driver or no device; every later call raises it with CUDA's
             own words for what went wrong. What gives something back never raises: after an error
             everything fails, and the first one is the cause.
@@ -180,9 +186,11 @@ class Cuda:
 
     def _error(self, name: str, code: int) -> EhrnetError:
         text = self._library.cudaGetErrorString(code)
+        said = f"CUDA's {name} failed with error {code} ({text.decode() if text else 'unknown'})"
+        if code == _OUT_OF_MEMORY or name in _ALLOCATIONS:
+            return OutOfDeviceMemory(f"{said}: end other processes or use a smaller variant.")
         return EhrnetError(
-            f"CUDA's {name} failed with error {code} ({text.decode() if text else 'unknown'}): "
-            "check the driver with nvidia-smi or tegrastats, or use runtime onnxruntime."
+            f"{said}: check the driver with nvidia-smi or tegrastats, or use runtime onnxruntime."
         )
 
 
@@ -192,6 +200,9 @@ class Buffer:
     Attributes:
         host: the numpy array, written or read by the caller.
         device: address on the device.
+
+    Raises:
+        OutOfDeviceMemory: there is not enough of it, and none is taken.
     """
 
     def __init__(self, cuda: Cuda, shape: Tuple[int, ...], dtype: Any) -> None:

@@ -29,6 +29,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tupl
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import read_answers
 from ehrnet_model.inference.atomic import write_atomically
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.parity import DIFFERS, UNCHECKED, Verdict, check_engine
 from ehrnet_model.inference.runtime import (
     ModelInfo,
@@ -221,7 +222,10 @@ class Builder(Protocol):
         ...
 
     def open(self, plan: bytes, info: EngineInfo, where: str) -> Runtime:
-        """Raises EhrnetError, naming ``where``, when the engine does not load."""
+        """Raises EhrnetError, naming ``where``, when the engine does not load.
+
+        OutOfDeviceMemory when it might, were there more memory.
+        """
         ...
 
 
@@ -304,6 +308,7 @@ def ensure_engine(
         progress: told once a second while waiting and building.
 
     Raises:
+        OutOfDeviceMemory: the GPU has too little memory to open it now; what is stored stays.
         EhrnetError: it cannot be built, or what was built does not give the model's answers.
     """
     onnx = Path(onnx)
@@ -472,6 +477,8 @@ def _usable(folder: Path, stem: str, spec: EngineSpec, builder: Builder) -> Opti
                 )
             builder.open(read_plan(engine), engine.info, str(path)).close()
             return engine
+        except OutOfDeviceMemory:  # another engine needs as much
+            raise
         except EhrnetError as error:
             _log.warning("Building the engine again, with an unchanged key: %s", error)
     return None

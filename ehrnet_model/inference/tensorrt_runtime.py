@@ -15,7 +15,7 @@ from typing import Any, Optional, Tuple
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.cuda import Buffer, Cuda
+from ehrnet_model.inference.cuda import Buffer, Cuda, OutOfDeviceMemory
 from ehrnet_model.inference.engine import (
     ENGINE_SUFFIX,
     EngineInfo,
@@ -62,6 +62,7 @@ class TensorRTRuntime:
         engine: its description, with the verdict of the parity check.
 
     Raises:
+        OutOfDeviceMemory: the GPU has too little memory now.
         EhrnetError: TensorRT or the GPU is missing, the engine does not load, was built for another
             TensorRT or GPU, or was found to be a wrong one.
     """
@@ -92,6 +93,8 @@ class TensorRTRuntime:
         self._runtime = create(trt.Runtime, self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
+            if self._cuda.free_memory() < len(plan):
+                raise self._no_room(where)
             raise EhrnetError(
                 f"TensorRT {trt.__version__} does not accept {where}: build it again on this "
                 "machine with `ehrnet build-engine`."
@@ -104,11 +107,7 @@ class TensorRTRuntime:
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise EhrnetError(
-                f"the GPU's memory does not suffice for {where} "
-                f"({self._cuda.free_memory() >> 20} MiB are free): end other processes or use a "
-                "smaller variant."
-            )
+            raise self._no_room(where)
         self._stream = self._cuda.create_stream()
         try:
             self._prepare()
@@ -209,6 +208,12 @@ class TensorRTRuntime:
 
     def _peaks(self, batch: int) -> Tuple[int, ...]:
         return batch, self.info.skeleton.num_keypoints, MAX_PEAKS, PEAK_CHANNELS
+
+    def _no_room(self, where: str) -> OutOfDeviceMemory:
+        return OutOfDeviceMemory(
+            f"the GPU's memory does not suffice for {where} ({self._cuda.free_memory() >> 20} MiB "
+            "are free): end other processes or use a smaller variant."
+        )
 
     def _prepare(self) -> None:
         """Memory for the largest batch."""

@@ -20,6 +20,7 @@ from stand_in_builder import StandInBuilder
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference import engine as cache
 from ehrnet_model.inference.answers import answers_file
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.engine import (
     Engine,
     EngineSpec,
@@ -150,6 +151,16 @@ def test_an_engine_that_never_loads_is_an_error_not_a_loop(model) -> None:
     with pytest.raises(EhrnetError, match="does not accept the new engine"):
         ensure(model, builder)
     assert builder.builds == 2
+
+
+def test_an_engine_outlives_a_moment_of_short_memory(model) -> None:
+    builder = StandInBuilder()
+    path = ensure(model, builder).path
+    builder.memory_is_short = True
+    with pytest.raises(OutOfDeviceMemory, match="no memory for .*engine"):
+        ensure(model, builder)
+    builder.memory_is_short = False
+    assert ensure(model, builder).path == path and builder.builds == 1
 
 
 def test_a_wrong_engine_is_refused_and_not_kept(model) -> None:

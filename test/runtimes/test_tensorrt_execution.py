@@ -48,14 +48,15 @@ def counts(library: Path):
 
     for name in ("copies_made", "graphs_launched", "refuse_capture", "broken"):
         value(name).value = 0
+    value("memory_left").value = -1
     yield value
     for name in ("graphs_alive", "streams_alive", "memory_alive"):
         assert value(name).value == 0, name
 
 
 @pytest.fixture(params=VERSIONS)
-def engine(request, library, counts, monkeypatch):
-    """Opens engines of one TensorRT version's interface; its engine answers with zeros."""
+def opening(request, library, counts, monkeypatch):
+    """What opens an engine of one TensorRT version's interface, and that; it answers with zeros."""
     trt = interface(request.param)
     batch = [0]
 
@@ -81,7 +82,14 @@ def engine(request, library, counts, monkeypatch):
         layers={},
         verdict=Verdict(UNCHECKED, "nothing computes here"),
     )
-    opened = tensorrt_runtime.TensorRTRuntime(b"plan", info, "the engine")
+    return lambda: tensorrt_runtime.TensorRTRuntime(b"plan", info, "the engine"), trt
+
+
+@pytest.fixture
+def engine(opening):
+    """An engine that is open, and TensorRT."""
+    open_engine, trt = opening
+    opened = open_engine()
     yield opened, trt
     opened.close()
 
@@ -165,6 +173,35 @@ def test_after_an_error_everything_is_given_back_and_its_cause_is_told(engine, c
         runtime.close()
     assert "cudaFree failed with error 700" in caplog.text
     assert [counts(f"{what}_alive").value for what in ("graphs", "streams", "memory")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("left", "refused"),
+    [(0, "cudaHostAlloc"), (1, "cudaMalloc"), (3, "cudaMalloc")],
+)
+def test_short_memory_is_told_apart_and_all_is_given_back(left, refused, opening, counts) -> None:
+    counts("memory_left").value = left
+    with pytest.raises(cuda.OutOfDeviceMemory, match=f"{refused} failed with error 2"):
+        opening[0]()
+
+
+@pytest.mark.parametrize(
+    ("refused", "free", "kind", "words"),
+    [
+        ("create_execution_context", 1 << 30, cuda.OutOfDeviceMemory, "the GPU's memory does not"),
+        ("deserialize_cuda_engine", 3, cuda.OutOfDeviceMemory, "the GPU's memory does not"),
+        ("deserialize_cuda_engine", 1 << 30, EhrnetError, "does not accept the engine"),
+    ],
+)
+def test_what_tensorrt_refuses_may_be_for_memory(
+    refused, free, kind, words, opening, monkeypatch
+) -> None:
+    owner = "Runtime" if refused.startswith("deserialize") else "ICudaEngine"
+    monkeypatch.setitem(ANSWERS, (owner, refused), lambda *given: None)
+    monkeypatch.setattr(cuda.Cuda, "free_memory", lambda self: free)
+    with pytest.raises(EhrnetError, match=words) as raised:
+        opening[0]()
+    assert type(raised.value) is kind
 
 
 def test_a_library_too_new_for_the_driver_is_passed_over(library, tmp_path, monkeypatch) -> None:

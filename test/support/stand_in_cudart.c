@@ -1,7 +1,7 @@
 /* The CUDA runtime calls that cuda.py makes, on ordinary memory: copies happen, kernels do not.
    A captured stream keeps its copies and makes them when the graph is launched. With `broken` set,
    calls answer with it, as all do once a kernel has failed, and what is given back is counted
-   but not freed. */
+   but not freed. So many allocations succeed as `memory_left` says, any number with -1. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +10,7 @@ typedef struct { copy copies[8]; int count; } graph;
 
 static graph *recording;
 int copies_made, graphs_launched, graphs_alive, streams_alive, memory_alive, refuse_capture,
-    broken;
+    broken, memory_left = -1;
 
 #ifndef DEVICE_COUNT_ERROR
 #define DEVICE_COUNT_ERROR 0
@@ -22,7 +22,13 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     return device;
 }
 int cudaMemGetInfo(size_t *available, size_t *total) { *available = *total = 1 << 30; return 0; }
-static int take(void **out, size_t size) { *out = calloc(size, 1); memory_alive++; return 0; }
+static int take(void **out, size_t size) {
+    if (memory_left == 0) return 2;
+    if (memory_left > 0) memory_left--;
+    *out = calloc(size, 1);
+    memory_alive++;
+    return 0;
+}
 static int drop(void *what) { if (!broken) free(what); return broken; }
 static int give(void *memory) { if (memory) memory_alive--; return drop(memory); }
 int cudaMalloc(void **out, size_t size) { return take(out, size); }
