@@ -261,6 +261,17 @@ def memory_folder() -> Path:
     return Path("/dev/shm") / f"ehrnet-{os.getuid()}"
 
 
+def make_private(folder: Path) -> None:
+    """Makes a folder for engines, which are code, of this user alone.
+
+    Raises:
+        OSError: it cannot be made.
+        EhrnetError: it is there, and others can write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(folder)
+
+
 def make_spec(
     onnx: Path, size_hw: Tuple[int, int], max_batch: int, builder: Builder
 ) -> Tuple[EngineSpec, ModelInfo]:
@@ -510,7 +521,7 @@ def _store(folder: Path, stem: str, built: Built, info: EngineInfo, timing: Path
     """Writes engine, then description: without the second, the first is nothing."""
     for place in (folder, memory_folder()):
         try:
-            _make_private(place)
+            make_private(place)
             path = place / (stem + ENGINE_SUFFIX)
             write_atomically(path, built.plan, 0o600)
             write_atomically(place / (stem + _SIDECAR_SUFFIX), info.to_json().encode(), 0o600)
@@ -548,11 +559,6 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _make_private(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_private(folder)
-
-
 def _check_private(folder: Path) -> None:
     """Raises EhrnetError where somebody else could put an engine, which is code."""
     status = folder.stat()
@@ -571,7 +577,7 @@ def _lock(folder: Path, stem: str, report: Report) -> Iterator[bool]:
     written there is nothing to protect.
     """
     try:
-        _make_private(folder)
+        make_private(folder)
         handle = os.open(str(folder / f"{stem}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         if error.errno not in _NO_PLACE:

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from os import umask
 from pathlib import Path
 
 import dots
@@ -332,3 +333,32 @@ def test_a_provider_without_package_or_gpu_is_refused_not_replaced(name, h4_mode
     with pytest.raises(EhrnetError, match=f"runtime {name} is not available: .*{reason}"):
         open_runtime(h4_model, name).close()
         pytest.skip("there is a GPU")
+
+
+def test_each_content_of_a_model_has_its_own_engines(tmp_path, monkeypatch) -> None:
+    """ONNX Runtime would take an engine of the same graph with the weights of before."""
+    engines = tmp_path / "cache" / "engines"
+    monkeypatch.setenv("EHRNET_ENGINES", str(engines))
+    model, copy = tmp_path / "H-4.onnx", tmp_path / "copy.onnx"
+
+    def folder(path: Path) -> Path:
+        (_, options), *_ = onnx_runtime._providers("onnxruntime-tensorrt", path, "fp16")
+        assert options["trt_timing_cache_path"] == options["trt_engine_cache_path"]
+        return Path(options["trt_engine_cache_path"])
+
+    old = umask(0o002)
+    try:
+        first = folder(write(model, b"first"))
+    finally:
+        umask(old)
+    assert first.parent == engines / "onnxruntime" and first.is_dir()
+    assert {p.stat().st_mode & 0o777 for p in (first, first.parent, engines)} == {0o700}
+    second = folder(write(model, b"second"))
+    assert second != first and second.parent == first.parent
+    assert folder(write(copy, b"first")) == first
+    first.chmod(0o777)
+    with pytest.raises(EhrnetError, match="others can write to"):
+        folder(copy)
+    monkeypatch.setenv("EHRNET_ENGINES", str(model))
+    with pytest.raises(EhrnetError, match="cannot be made .*EHRNET_ENGINES"):
+        folder(copy)
