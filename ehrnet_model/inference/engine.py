@@ -362,14 +362,18 @@ def find_engine(
     size_hw: Optional[Tuple[int, int]] = None,
     platform: Optional[Platform] = None,
     folder: Optional[Path] = None,
+    batch: int = 1,
 ) -> Optional[Engine]:
     """The stored engine meant by a model path, or None; does not load it.
 
+    Of several it is one of the smallest batch that suffices, and of these the one built last.
+
     Args:
         model: an ``.engine`` file, or an ``.onnx`` file whose engines are looked for.
-        size_hw: only engines of this size; None takes the one built last.
+        size_hw: only engines of this size.
         platform: only engines for this machine.
         folder: where engines lie, see engine_folder.
+        batch: only engines that take so many images at once; does not hold for an ``.engine``.
 
     Raises:
         EhrnetError: a file that cannot be read, or an engine without a readable description.
@@ -378,16 +382,16 @@ def find_engine(
     if model.suffix == ENGINE_SUFFIX:
         return _read_engine(model) if model.is_file() else None
     sha256 = file_sha256(model)
-    best: Optional[Engine] = None
-    for engine in stored_engines(folder):
-        spec = engine.info.spec
-        if spec.onnx_sha256 != sha256 or (size_hw is not None and spec.size_hw != tuple(size_hw)):
-            continue
-        if platform is not None and spec.platform != platform:
-            continue
-        if best is None or engine.info.built > best.info.built:
-            best = engine
-    return best
+    fitting = [
+        engine
+        for engine in stored_engines(folder)
+        if engine.info.spec.onnx_sha256 == sha256
+        and size_hw in (None, engine.info.spec.size_hw)
+        and platform in (None, engine.info.spec.platform)
+        and engine.info.spec.max_batch >= batch
+    ]
+    newest_first = sorted(fitting, key=lambda engine: engine.info.built, reverse=True)
+    return min(newest_first, key=lambda engine: engine.info.spec.max_batch, default=None)
 
 
 def stored_engines(folder: Optional[Path] = None) -> List[Engine]:

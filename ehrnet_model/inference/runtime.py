@@ -126,6 +126,7 @@ def open_runtime(
     runtime: str = "auto",
     size_hw: Optional[Tuple[int, int]] = None,
     threads: Optional[int] = None,
+    batch: int = 1,
 ) -> Runtime:
     """Load a model file into an engine.
 
@@ -139,6 +140,7 @@ def open_runtime(
         size_hw: pins height and width, multiples of 32: every other size is refused, and the
             engine may plan for this one.
         threads: CPU threads of the engine; default: two, or one where there is only one core.
+        batch: how many images it must take at once; TensorRT's engines are built for so many.
 
     Raises:
         EhrnetError: the file, the library or the device is missing or of no use.
@@ -156,7 +158,7 @@ def open_runtime(
             "`ehrnet export --phi -4 --weights FILE -o FILE.onnx`."
         )
     if runtime == "auto":
-        runtime = _choose(model, size_hw)
+        runtime = _choose(model, size_hw, batch)
     if runtime == "torch":
         # The only dotted name in the house: this folder does not import torch.
         module: Any = importlib.import_module("ehrnet_model.network.torch_runtime")
@@ -165,7 +167,7 @@ def open_runtime(
     if runtime == "tensorrt":
         from ehrnet_model.inference.tensorrt_runtime import TensorRTRuntime
 
-        return TensorRTRuntime.from_file(model, size_hw)
+        return TensorRTRuntime.from_file(model, size_hw, batch)
     if runtime == "openvino":
         from ehrnet_model.inference.openvino_runtime import OpenVinoRuntime
 
@@ -290,7 +292,7 @@ def check_peaks(peaks: np.ndarray, batch: int, info: ModelInfo, name: str) -> np
     return np.asarray(peaks, np.float32)
 
 
-def _choose(model: Path, size_hw: Optional[Tuple[int, int]]) -> str:
+def _choose(model: Path, size_hw: Optional[Tuple[int, int]], batch: int) -> str:
     """What ``auto`` means for this file on this machine, logged with the reason."""
     from ehrnet_model.inference.tensorrt_runtime import why_no_engine, why_unavailable
 
@@ -303,7 +305,7 @@ def _choose(model: Path, size_hw: Optional[Tuple[int, int]]) -> str:
         )
     reason = why_unavailable()
     if reason is None:
-        reason = why_no_engine(model, size_hw)
+        reason = why_no_engine(model, size_hw, batch)
     if reason is None:
         _log.info("runtime tensorrt: library, GPU and engine are there")
         return "tensorrt"

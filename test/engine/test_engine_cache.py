@@ -230,6 +230,21 @@ def test_engines_are_found_by_model_size_and_machine(model, tmp_path) -> None:
     assert find_engine(other) is None, "the content counts, not the name"
 
 
+def test_the_smallest_batch_that_suffices_is_found_and_of_these_the_newest(model) -> None:
+    engines = {}
+    for batch, level in ((1, 1), (4, 1), (4, 2), (8, 1)):
+        engine = ensure(model, StandInBuilder(level=level), max_batch=batch)
+        engines[batch, level] = engine.path
+        sidecar = engine.path.with_suffix(".engine.json")
+        text = json.loads(sidecar.read_text())
+        text["built"] = f"2026-01-0{level}T00:00:0{8 - batch}+00:00"  # the larger, the older
+        sidecar.write_text(json.dumps(text))
+    wanted = [(1, (1, 1)), (2, (4, 2)), (4, (4, 2)), (5, (8, 1))]
+    for batch, found in wanted:
+        assert find_engine(model, SIZE, batch=batch).path == engines[found]
+    assert find_engine(model, SIZE, batch=9) is None
+
+
 @pytest.mark.parametrize("batch", [0, -1])
 def test_an_impossible_batch(batch, model) -> None:
     with pytest.raises(EhrnetError, match="batch of .* is not possible"):
