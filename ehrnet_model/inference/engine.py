@@ -255,10 +255,14 @@ def engine_folder(folder: Optional[Path] = None) -> Path:
 
 def memory_folder() -> Path:
     """Where engines go when the disk takes none: a file system in memory, this user's alone."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and Path(base).is_dir():
-        return Path(base) / "ehrnet" / "engines"
-    return Path("/dev/shm") / f"ehrnet-{os.getuid()}"
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    try:
+        status = os.stat(base)
+        # After su and sudo it may still be another user's.
+        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    except OSError:
+        own = False
+    return Path(base) / "ehrnet" / "engines" if own else Path(f"/dev/shm/ehrnet-{os.getuid()}")
 
 
 def make_private(folder: Path) -> None:
@@ -399,12 +403,14 @@ def stored_engines(folder: Optional[Path] = None) -> List[Engine]:
     found = []
     for place in (engine_folder(folder), memory_folder()):
         try:
-            if place.is_dir():
-                _check_private(place)
-        except EhrnetError as error:
-            _log.warning("%s", error)
+            _check_private(place)
+            paths = sorted(place.glob(f"*{ENGINE_SUFFIX}"))
+        except FileNotFoundError:
             continue
-        for path in sorted(place.glob(f"*{ENGINE_SUFFIX}")):
+        except (OSError, EhrnetError) as error:
+            _log.warning("No engine is taken from %s: %s", place, error)
+            continue
+        for path in paths:
             try:
                 found.append(_read_engine(path))
             except EhrnetError as error:
@@ -481,7 +487,7 @@ def _usable(folder: Path, stem: str, spec: EngineSpec, builder: Builder) -> Opti
     """The stored engine when it is whole and loads; says why not."""
     for place in (folder, memory_folder()):
         path = place / (stem + ENGINE_SUFFIX)
-        if not path.is_file():
+        if not os.path.isfile(path):  # also where that cannot be seen
             continue
         _check_private(place)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -274,6 +275,45 @@ def test_a_folder_that_others_can_write_to_is_refused(model, tmp_path, caplog) -
     with caplog.at_level(logging.WARNING):
         assert find_engine(model, folder=folder) is None
     assert "others can write to" in caplog.text
+
+
+@contextlib.contextmanager
+def not_root():
+    """This process is a user who may not do everything."""
+    user = os.getuid()
+    if not user:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if not user:
+            os.setresuid(0, 0, 0)
+
+
+def test_another_users_memory_folder_is_not_used(places, monkeypatch) -> None:
+    """As after su, which leaves XDG_RUNTIME_DIR as it was: there, but not ours."""
+    for base in ("/", "/nothing/there", "/dev/null", ""):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", base)
+        with not_root():
+            kept, own = cache.memory_folder(), f"/dev/shm/ehrnet-{os.getuid()}"
+        assert str(kept) == own
+
+
+def test_a_folder_that_cannot_be_looked_into_holds_no_engines(places, caplog) -> None:
+    closed = places / "closed"
+    (closed / "engines").mkdir(parents=True)
+    closed.chmod(0)
+    with caplog.at_level(logging.WARNING), not_root():
+        found = stored_engines(closed / "engines")
+    closed.chmod(0o700)
+    assert found == [] and "Permission denied" in caplog.text
+
+
+def test_a_folder_that_cannot_exist_is_one_sentence(model) -> None:
+    folder = model.parent / ("x" * 300)
+    assert find_engine(model, folder=folder) is None
+    with pytest.raises(EhrnetError, match="the folder .* cannot be used: .*File name too long"):
+        ensure(model, StandInBuilder(), folder=folder)
 
 
 # Processes ---------------------------------------------------------------------------------------
