@@ -514,7 +514,7 @@ def _judge(onnx: Path, plan: bytes, info: EngineInfo, builder: Builder) -> Verdi
     else:
         runtime = builder.open(plan, info, "the new engine")
         try:
-            verdict = check_engine(runtime, answers, info.spec.precision)
+            verdict = check_engine(runtime, answers, info.spec.precision, info.spec.max_batch)
         finally:
             runtime.close()
     if verdict.state == DIFFERS:

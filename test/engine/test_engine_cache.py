@@ -177,6 +177,19 @@ def test_a_wrong_engine_is_refused_and_not_kept(model) -> None:
     assert stored_engines() == []
 
 
+def test_an_engine_that_is_wrong_in_full_batches_only_is_refused(model) -> None:
+    builder = StandInBuilder()
+
+    def third_row(peaks: np.ndarray) -> np.ndarray:
+        peaks[2:, ..., 1] += 3
+        return peaks
+
+    builder.answer = third_row
+    with pytest.raises(EhrnetError, match="not kept, .*: as image 3 of 4 at once, "):
+        ensure(model, builder, max_batch=4)
+    assert ensure(model, builder, max_batch=2).info.verdict.state == "same"
+
+
 @pytest.mark.parametrize("case", ["no answers", "other size"])
 def test_an_engine_that_cannot_be_checked_says_so(case, model, caplog) -> None:
     size = SIZE
