@@ -311,7 +311,8 @@ def ensure_engine(
     """The engine for a model on this machine; built, checked and stored when there is none.
 
     Two processes that want the same engine build it once: the second waits for the first. A
-    process killed in the middle leaves nothing that would be taken for an engine.
+    process killed in the middle leaves nothing that would be taken for an engine. A stored engine
+    that could not be checked is checked as soon as it can be.
 
     Args:
         onnx: the file written by ``ehrnet export``; its stored answers lie beside it.
@@ -324,18 +325,18 @@ def ensure_engine(
 
     Raises:
         OutOfDeviceMemory: the GPU has too little memory to open it now; what is stored stays.
-        EhrnetError: it cannot be built, or what was built does not give the model's answers.
+        EhrnetError: it cannot be built, or it does not give the model's answers.
     """
     onnx = Path(onnx)
     spec, info = make_spec(onnx, size_hw, max_batch, builder)
     folder = engine_folder(folder)
     stem = _stem(spec, info)
-    engine = None if rebuild else _usable(folder, stem, spec, builder)
+    engine = None if rebuild else _usable(onnx, folder, stem, spec, builder)
     if engine is not None:
         return engine
     with _Ticker(progress) as ticker, _lock(folder, stem, ticker.report) as waited:
         if waited:  # somebody else has been building it
-            engine = _usable(folder, stem, spec, builder)
+            engine = _usable(onnx, folder, stem, spec, builder)
             if engine is not None:
                 return engine
         elif not rebuild:
@@ -354,9 +355,9 @@ def ensure_engine(
             verdict=Verdict(UNCHECKED, "not checked yet."),
         )
         ticker.report(None, "checking its answers")
-        described = dataclasses.replace(
-            described, verdict=_judge(onnx, built.plan, described, builder)
-        )
+        verdict = _judge(onnx, built.plan, described, builder, "the new engine")
+        _refuse_wrong(verdict, "the new engine was not kept, it")
+        described = dataclasses.replace(described, verdict=verdict)
         path = _store(folder, stem, built, described, timing)
     return Engine(described, path, built.plan)
 
@@ -370,7 +371,8 @@ def find_engine(
 ) -> Optional[Engine]:
     """The stored engine meant by a model path, or None; does not load it.
 
-    Of several it is one of the smallest batch that suffices, and of these the one built last.
+    Of several it is one of the smallest batch that suffices, and of these the one built last; none
+    that was found to be wrong.
 
     Args:
         model: an ``.engine`` file, or an ``.onnx`` file whose engines are looked for.
@@ -393,6 +395,7 @@ def find_engine(
         and size_hw in (None, engine.info.spec.size_hw)
         and platform in (None, engine.info.spec.platform)
         and engine.info.spec.max_batch >= batch
+        and engine.info.verdict.state != DIFFERS
     ]
     newest_first = sorted(fitting, key=lambda engine: engine.info.built, reverse=True)
     return min(newest_first, key=lambda engine: engine.info.spec.max_batch, default=None)
@@ -471,8 +474,12 @@ def _stem(spec: EngineSpec, info: ModelInfo) -> str:
     return f"{name}-{spec.precision}-{height}x{width}-{batch}-{spec.key()[:16]}"
 
 
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name[: -len(ENGINE_SUFFIX)] + _SIDECAR_SUFFIX)
+
+
 def _read_engine(path: Path) -> Engine:
-    sidecar = path.with_name(path.name[: -len(ENGINE_SUFFIX)] + _SIDECAR_SUFFIX)
+    sidecar = _sidecar(path)
     try:
         text = sidecar.read_text()
     except (OSError, ValueError) as error:
@@ -483,8 +490,13 @@ def _read_engine(path: Path) -> Engine:
     return Engine(EngineInfo.from_json(text, str(sidecar)), path)
 
 
-def _usable(folder: Path, stem: str, spec: EngineSpec, builder: Builder) -> Optional[Engine]:
-    """The stored engine when it is whole and loads; says why not."""
+def _usable(
+    onnx: Path, folder: Path, stem: str, spec: EngineSpec, builder: Builder
+) -> Optional[Engine]:
+    """The stored engine when it is whole and loads; says why not.
+
+    Raises EhrnetError for one that gives wrong answers: another would give the same.
+    """
     for place in (folder, memory_folder()):
         path = place / (stem + ENGINE_SUFFIX)
         if not os.path.isfile(path):  # also where that cannot be seen
@@ -496,35 +508,49 @@ def _usable(folder: Path, stem: str, spec: EngineSpec, builder: Builder) -> Opti
                 raise EhrnetError(
                     f"{path} says of itself {'; '.join(engine.info.spec.differences(spec))}."
                 )
-            builder.open(read_plan(engine), engine.info, str(path)).close()
-            return engine
+            plan = read_plan(engine)
+            if engine.info.verdict.state != DIFFERS:
+                builder.open(plan, engine.info, str(path)).close()
         except OutOfDeviceMemory:  # another engine needs as much
             raise
         except EhrnetError as error:
             _log.warning("Building the engine again, with an unchanged key: %s", error)
+            continue
+        info = engine.info
+        if info.verdict.state == UNCHECKED:  # perhaps the answers are there now
+            verdict = _judge(onnx, plan, info, builder, f"the engine {path}")
+            if verdict != info.verdict:
+                info = dataclasses.replace(info, verdict=verdict)
+                with contextlib.suppress(OSError):  # then it is judged again next time
+                    write_atomically(_sidecar(path), info.to_json().encode(), 0o600)
+        _refuse_wrong(info.verdict, f"the engine {path}")
+        return dataclasses.replace(engine, info=info)
     return None
 
 
-def _judge(onnx: Path, plan: bytes, info: EngineInfo, builder: Builder) -> Verdict:
-    """Runs the stored inputs through a new engine. Raises EhrnetError when it is a wrong one."""
+def _judge(onnx: Path, plan: bytes, info: EngineInfo, builder: Builder, name: str) -> Verdict:
+    """Runs the stored inputs through an engine. Raises EhrnetError when it does not load."""
     try:
         answers = read_answers(onnx, info.model)
     except EhrnetError as error:
         verdict = Verdict(UNCHECKED, str(error))
     else:
-        runtime = builder.open(plan, info, "the new engine")
+        runtime = builder.open(plan, info, name)
         try:
             verdict = check_engine(runtime, answers, info.spec.precision, info.spec.max_batch)
         finally:
             runtime.close()
+    if verdict.state == UNCHECKED:
+        _log.warning("Nothing proves %s to be right: %s", name, verdict.reason)
+    return verdict
+
+
+def _refuse_wrong(verdict: Verdict, name: str) -> None:
     if verdict.state == DIFFERS:
         raise EhrnetError(
-            f"the new engine was not kept, it does not give the model's answers: {verdict.reason} "
-            "Export and build the model in another precision (fp32 is the safest)."
+            f"{name} does not give the model's answers: {verdict.reason} Export and build the "
+            "model in another precision (fp32 is the safest)."
         )
-    if verdict.state == UNCHECKED:
-        _log.warning("The new engine is not proved to be right: %s", verdict.reason)
-    return verdict
 
 
 def _store(folder: Path, stem: str, built: Built, info: EngineInfo, timing: Path) -> Optional[Path]:
@@ -534,7 +560,7 @@ def _store(folder: Path, stem: str, built: Built, info: EngineInfo, timing: Path
             make_private(place)
             path = place / (stem + ENGINE_SUFFIX)
             write_atomically(path, built.plan, 0o600)
-            write_atomically(place / (stem + _SIDECAR_SUFFIX), info.to_json().encode(), 0o600)
+            write_atomically(_sidecar(path), info.to_json().encode(), 0o600)
         except OSError as error:
             if error.errno not in _NO_PLACE:
                 raise EhrnetError(f"the engine cannot be stored in {place}: {error}.") from None

@@ -200,7 +200,38 @@ def test_an_engine_that_cannot_be_checked_says_so(case, model, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         engine = ensure(model, StandInBuilder(), size_hw=size)
     assert engine.info.verdict.state == "unchecked"
-    assert "not proved to be right" in caplog.text
+    assert "Nothing proves the new engine to be right" in caplog.text
+
+
+def test_an_engine_is_checked_as_soon_as_the_answers_are_there(model) -> None:
+    builder = StandInBuilder()
+    stored = answers_file(model).read_bytes()
+    answers_file(model).unlink()
+    first = ensure(model, builder)
+    assert ensure(model, builder).info.verdict.state == "unchecked"
+    answers_file(model).write_bytes(stored)
+    now = ensure(model, builder)
+    assert now.info.verdict.state == "same" and now.path == first.path
+    assert find_engine(first.path).info == now.info, "it is written down"
+    answers_file(model).unlink()
+    assert ensure(model, builder).info.verdict.state == "same" and builder.builds == 1
+
+
+def test_an_engine_that_is_found_to_be_wrong_later_is_refused_not_built_again(model) -> None:
+    builder = StandInBuilder()
+    builder.answer = lambda peaks: peaks[..., ::-1, :, :]  # keypoints of the other names
+    stored = answers_file(model).read_bytes()
+    answers_file(model).unlink()
+    path = ensure(model, builder).path
+    assert find_engine(model).path == path
+    answers_file(model).write_bytes(stored)
+    for _ in range(2):
+        with pytest.raises(EhrnetError, match=f"{path} does not give the model's answers: "):
+            ensure(model, builder)
+        assert find_engine(model) is None
+    assert builder.builds == 1 and find_engine(path).info.verdict.state == "differs"
+    builder.answer = lambda peaks: peaks
+    assert ensure(model, builder, rebuild=True).info.verdict.state == "same"
 
 
 def test_the_timing_cache_goes_from_build_to_build_on_one_machine(model) -> None:
