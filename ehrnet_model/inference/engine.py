@@ -610,7 +610,7 @@ def _lock(folder: Path, stem: str, report: Report) -> Iterator[bool]:
     """Holds the right to build this engine; gives whether another process had it before.
 
     The system lets go of it when the process ends, however it ends. Where the folder cannot be
-    written there is nothing to protect.
+    written there is nothing to protect; where it knows no locks, two may build the same engine.
     """
     try:
         make_private(folder)
@@ -620,17 +620,21 @@ def _lock(folder: Path, stem: str, report: Report) -> Iterator[bool]:
             raise EhrnetError(f"the folder {folder} cannot be used: {error}.") from None
         yield False
         return
-    waited = False
+    waited = held = False
     try:
-        while True:
+        while not held:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                held = True
             except BlockingIOError:
                 waited = True
                 report(None, "another process builds this engine, waiting for it")
                 time.sleep(_LOCK_POLL_S)
-        for left in folder.glob(f".{stem}.*"):  # of a process that was killed while writing
+            except OSError as error:  # NFS without its lock daemon
+                _log.warning("Going on without a lock in %s (%s).", folder, error.strerror)
+                break
+        # Of a process that was killed while writing; without a lock, perhaps of one that writes.
+        for left in folder.glob(f".{stem}.*") if held else ():
             with contextlib.suppress(OSError):
                 left.unlink()
         yield waited

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -389,6 +390,22 @@ def test_two_processes_build_it_once(model, tmp_path) -> None:
     out, _ = second.communicate(timeout=60)
     assert "built 0 verdict same" in out
     assert len(list(folder.glob("*.engine"))) == 1
+
+
+def test_where_there_are_no_locks_it_goes_on_without(model, tmp_path, monkeypatch, caplog) -> None:
+    """As on NFS without its lock daemon."""
+
+    def no_locks(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    folder = tmp_path / "engines"
+    path = ensure(model, StandInBuilder(), folder=folder).path
+    being_written = folder / f".{path.name}.of_another"
+    being_written.touch()
+    assert ensure(model, StandInBuilder(), folder=folder, rebuild=True).path == path
+    assert being_written.exists()
+    assert caplog.text.count("without a lock in") == 2, "once a build"
 
 
 @pytest.mark.parametrize("when", ["building", "writing"])
