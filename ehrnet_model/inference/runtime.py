@@ -40,6 +40,7 @@ MAX_PEAKS = 30
 NMS_RADIUS = 2
 PEAK_CHANNELS = 15
 STRIDE = 32
+_MAX_INPUT_SIZE = 4096
 IMPORT_FAILURES = (ImportError, OSError, AttributeError, RuntimeError, ValueError)
 """What an import of a compiled package raises: it is missing, a library of it is, or it was built
 for another NumPy, which comes in the last three ways."""
@@ -66,7 +67,7 @@ class ModelInfo:
         decode: decode defaults stored with the weights (fields of DecodeOptions).
         version: version of ehrnet_model that exported the file.
         input_size: short side, in pixels, of the network input that suits the weights best; the
-            paper's square unless the weights were trained for another scale.
+            paper's square unless the weights were trained for another scale. 0: not said.
         precision: what the graph computes in: ``fp32``, ``fp16`` or ``int8``.
         extra: anything else (licence, metrics, recipe), for people to read.
     """
@@ -202,7 +203,8 @@ def info_from_json(text: str, where: str) -> ModelInfo:
     """Reads what info_to_json wrote; fields of later versions are ignored.
 
     Raises:
-        EhrnetError: broken text, or a skeleton that is not one of SKELETONS; ``where`` names it.
+        EhrnetError: broken text, a value of another type or no possible size, or a skeleton that is
+            not one of SKELETONS; ``where`` names it.
     """
     try:
         values = json.loads(text)
@@ -210,6 +212,7 @@ def info_from_json(text: str, where: str) -> ModelInfo:
         values = {name: value for name, value in values.items() if name in known}
         stored = values.pop("skeleton")
         info = ModelInfo(**values)
+        _check_values(info)
         name, keypoints = str(stored["name"]), tuple(stored["names"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise EhrnetError(
@@ -222,6 +225,17 @@ def info_from_json(text: str, where: str) -> ModelInfo:
             f"knows {', '.join(SKELETONS)} only: use a model exported for one of these."
         )
     return dataclasses.replace(info, skeleton=skeleton)
+
+
+def _check_values(info: ModelInfo) -> None:
+    """Raises TypeError or ValueError for what no model has; the skeleton is not looked at."""
+    kinds = {"str": str, "int": int, "Dict[str, Any]": dict}
+    for f in dataclasses.fields(info):
+        value, kind = getattr(info, f.name), kinds.get(str(f.type))
+        if kind is not None and type(value) is not kind:
+            raise TypeError(f"{f.name} cannot be {value!r}")
+    if not 0 <= info.input_size <= _MAX_INPUT_SIZE:
+        raise ValueError(f"input_size cannot be {info.input_size}")
 
 
 def failures_of(bindings: ModuleType) -> Tuple[Type[Exception], ...]:

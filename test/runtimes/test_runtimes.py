@@ -268,6 +268,29 @@ def test_a_broken_description_is_refused(text, dots_model, tmp_path) -> None:
         open_runtime(broken)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("variant", 4),
+        ("weights_name", None),
+        ("precision", ["fp32"]),
+        ("phi", "-4"),
+        ("phi", True),
+        ("input_size", 384.5),
+        ("input_size", -32),
+        ("input_size", 1 << 40),
+        ("decode", [0.1]),
+        ("extra", "none"),
+    ],
+)
+def test_values_that_no_model_has_are_refused(field, value) -> None:
+    values = json.loads(border.info_to_json(border.ModelInfo("H-4", -4)))
+    assert border.info_from_json(json.dumps(values), "m.onnx").input_size == 0
+    text = json.dumps({**values, field: value})
+    with pytest.raises(EhrnetError, match=f"m.onnx cannot be read .*{field} .*: export the model"):
+        border.info_from_json(text, "m.onnx")
+
+
 def test_another_skeleton_is_refused(dots_model, tmp_path) -> None:
     values = json.loads(border.info_to_json(model_info(dots_model)))
     values["skeleton"].update(name="crowdpose-14", names=values["skeleton"]["names"][:14])
