@@ -141,6 +141,7 @@ def open_runtime(
         size_hw: pins height and width, multiples of 32: every other size is refused, and the
             engine may plan for this one.
         threads: CPU threads of the engine; default: two, or one where there is only one core.
+            Those of torch are the whole process's.
         batch: how many images it must take at once; TensorRT's engines are built for so many.
 
     Raises:
@@ -163,6 +164,7 @@ def open_runtime(
     if runtime == "torch":
         # The only dotted name in the house: this folder does not import torch.
         module: Any = importlib.import_module("ehrnet_model.network.torch_runtime")
+        threads = threads or default_threads()
         opened: Runtime = module.TorchRuntime.from_file(model, size_hw, threads)
         return opened
     if runtime == "tensorrt":

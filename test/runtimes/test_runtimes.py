@@ -324,6 +324,18 @@ def test_weights_are_not_a_graph(name, h4_weights) -> None:
         open_runtime(h4_weights, name)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, border.default_threads()), (3, 3)])
+def test_torch_leaves_the_other_cores_alone_too(given, expected, h4_weights) -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        open_runtime(h4_weights, "torch", threads=given).close()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_torch_wants_weights(h4_model) -> None:
     pytest.importorskip("torch")
     with pytest.raises(EhrnetError, match="torch takes weights"):
