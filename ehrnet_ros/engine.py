@@ -22,7 +22,9 @@ def open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
     # An ONNX file tells its named sizes beforehand, an engine only once it is open.
     early = path.suffix == ".onnx"
     size_hw = parameters.input_size(settings, model_info(path).input_size) if early else None
-    runtime = open_runtime(path, settings.runtime, size_hw, settings.threads or None)
+    runtime = open_runtime(
+        path, settings.runtime, size_hw, settings.threads or None, settings.batch
+    )
     wanted = parameters.input_size(settings, runtime.info.input_size)
     if wanted and runtime.size_hw and wanted != runtime.size_hw:
         runtime.close()

@@ -236,7 +236,8 @@ def _after_engine(context, nodes, chosen):
         return LaunchConfiguration(name).perform(context)
 
     asked = {name: chosen.get(name, value(name)) for name in ("phi", "model", "runtime", "size")}
-    asked = {**_from_file(value("params_file"), asked), **{k: v for k, v in asked.items() if v}}
+    filed = _from_file(value("params_file"), (*asked, "batch"))
+    asked = {**filed, **{name: word for name, word in asked.items() if word}}
     runtime = asked.get("runtime", "auto")
     only = value("build_only") == "true"
     there = runtime == "auto" and importlib.util.find_spec("tensorrt") is not None
@@ -248,7 +249,7 @@ def _after_engine(context, nodes, chosen):
         "--if-missing",
         "--diagnostics",
     ]
-    for name in ("phi", "model", "size"):
+    for name in ("phi", "model", "size", "batch"):
         if asked.get(name):
             # One word: a phi such as -3 would be taken for an option.
             command.append(f"--{name}={asked[name]}")

@@ -1,14 +1,15 @@
 """Device memory and streams through the CUDA runtime library, with ctypes and nothing to install.
 
 Every JetPack brings libcudart; the functions used here exist unchanged from CUDA 11.4 to 13.
-Without a driver the library loads and answers error 35, which is what tests see. The calls have
-never run on a GPU in this project's tests.
+Without a driver the library loads and answers error 35, which is what tests see; so does one that
+is newer than the driver. The calls have never run on a GPU in this project's tests.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Callable, Optional, Tuple
+import logging
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -25,6 +26,10 @@ _STREAM_NON_BLOCKING = 1
 # Other threads may allocate memory while this one captures.
 _CAPTURE_THIS_THREAD = 1
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_OUT_OF_MEMORY, _INSUFFICIENT_DRIVER = 2, 35
+_ALLOCATIONS = ("cudaMalloc", "cudaHostAlloc")
+
+_log = logging.getLogger(__name__)
 
 _pointer = ctypes.c_void_p
 _out_pointer = ctypes.POINTER(ctypes.c_void_p)
@@ -53,26 +58,47 @@ _ARGUMENTS = {
 }
 
 
+class OutOfDeviceMemory(EhrnetError):
+    """The GPU's memory does not suffice now; it may later, and nothing is wrong with the engine."""
+
+
 class Cuda:
-    """The CUDA runtime library of this machine, device 0.
+    """The newest CUDA runtime library of this machine that its driver suffices for, device 0.
+
+    Args:
+        library: this one; default: the first of LIBRARIES that will do.
 
     Raises:
+        OutOfDeviceMemory: what an allocation raises.
         EhrnetError: no library, no driver or no device; every later call raises it with CUDA's
-            own words for what went wrong.
+            own words for what went wrong. What gives something back never raises: after an error
+            everything fails, and the first one is the cause.
     """
 
     def __init__(self, library: Optional[str] = None) -> None:
-        self._library = _load(library)
+        names = LIBRARIES if library is None else (library,)
+        refused: Optional[EhrnetError] = None
+        for self._library in _loaded(names):
+            self._declare()
+            count = ctypes.c_int()
+            code = self._library.cudaGetDeviceCount(ctypes.byref(count))
+            if code != _INSUFFICIENT_DRIVER:
+                break
+            refused = refused or self._error("cudaGetDeviceCount", code)
+        else:
+            raise refused or _not_there(names)
+        if code:
+            raise self._error("cudaGetDeviceCount", code)
+        if count.value < 1:
+            raise EhrnetError("no CUDA device is there: use runtime onnxruntime on this machine.")
+        self._call("cudaSetDevice", 0)
+
+    def _declare(self) -> None:
         for name, arguments in _ARGUMENTS.items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, ctypes.c_int
         self._library.cudaGetErrorString.argtypes = (ctypes.c_int,)
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
-        count = ctypes.c_int()
-        self._call("cudaGetDeviceCount", ctypes.byref(count))
-        if count.value < 1:
-            raise EhrnetError("no CUDA device is there: use runtime onnxruntime on this machine.")
-        self._call("cudaSetDevice", 0)
 
     def compute_capability(self) -> str:
         """Such as ``8.7``; engines are built for one."""
@@ -85,7 +111,9 @@ class Cuda:
         """Such as ``Orin``, from the driver's library; the runtime's structure for it changes."""
         text = ctypes.create_string_buffer(256)
         device = ctypes.c_int()
-        driver = _load("libcuda.so.1")
+        driver = next(_loaded(("libcuda.so.1",)), None)
+        if driver is None:
+            raise _not_there(("libcuda.so.1",))
         code = (
             driver.cuInit(ctypes.c_uint(0))
             or driver.cuDeviceGet(ctypes.byref(device), ctypes.c_int(0))
@@ -116,7 +144,7 @@ class Cuda:
 
     def destroy_stream(self, stream: int) -> None:
         """Gives a stream back."""
-        self._call("cudaStreamDestroy", stream)
+        self._free("cudaStreamDestroy", stream)
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
         """What ``enqueue`` puts into the stream, as a graph that starts with one call.
@@ -129,13 +157,13 @@ class Cuda:
             enqueue()
         except EhrnetError:
             self._library.cudaStreamEndCapture(stream, ctypes.byref(graph))
-            self._library.cudaGraphDestroy(graph)
+            self._free("cudaGraphDestroy", graph)
             raise
         self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
         try:
             self._call("cudaGraphInstantiateWithFlags", ctypes.byref(made), graph, 0)
         finally:
-            self._call("cudaGraphDestroy", graph)
+            self._free("cudaGraphDestroy", graph)
         return made.value or 0
 
     def launch(self, graph: int, stream: int) -> None:
@@ -144,16 +172,26 @@ class Cuda:
 
     def destroy_graph(self, graph: int) -> None:
         """Gives a captured graph back."""
-        self._call("cudaGraphExecDestroy", graph)
+        self._free("cudaGraphExecDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)
         if code:
-            text = self._library.cudaGetErrorString(code)
-            raise EhrnetError(
-                f"CUDA's {name} failed with error {code} ({text.decode() if text else 'unknown'}): "
-                "check the driver with nvidia-smi or tegrastats, or use runtime onnxruntime."
-            )
+            raise self._error(name, code)
+
+    def _free(self, name: str, what: Any) -> None:
+        code = getattr(self._library, name)(what)
+        if code:
+            _log.debug("%s failed with error %d.", name, code)
+
+    def _error(self, name: str, code: int) -> EhrnetError:
+        text = self._library.cudaGetErrorString(code)
+        said = f"CUDA's {name} failed with error {code} ({text.decode() if text else 'unknown'})"
+        if code == _OUT_OF_MEMORY or name in _ALLOCATIONS:
+            return OutOfDeviceMemory(f"{said}: end other processes or use a smaller variant.")
+        return EhrnetError(
+            f"{said}: check the driver with nvidia-smi or tegrastats, or use runtime onnxruntime."
+        )
 
 
 class Buffer:
@@ -162,6 +200,9 @@ class Buffer:
     Attributes:
         host: the numpy array, written or read by the caller.
         device: address on the device.
+
+    Raises:
+        OutOfDeviceMemory: there is not enough of it, and none is taken.
     """
 
     def __init__(self, cuda: Cuda, shape: Tuple[int, ...], dtype: Any) -> None:
@@ -172,7 +213,7 @@ class Buffer:
         try:
             cuda._call("cudaMalloc", ctypes.byref(self._device), self.nbytes)
         except EhrnetError:
-            cuda._call("cudaFreeHost", self._host)
+            cuda._free("cudaFreeHost", self._host)
             raise
         memory = (ctypes.c_uint8 * self.nbytes).from_address(self._host.value or 0)
         self.host = np.frombuffer(memory, dtype).reshape(shape)
@@ -196,18 +237,22 @@ class Buffer:
         self.host = np.empty(0)
         device, self._device = self._device, ctypes.c_void_p()
         host, self._host = self._host, ctypes.c_void_p()
-        self._cuda._call("cudaFree", device)
-        self._cuda._call("cudaFreeHost", host)
+        self._cuda._free("cudaFree", device)
+        self._cuda._free("cudaFreeHost", host)
 
 
-def _load(library: Optional[str]) -> ctypes.CDLL:
-    names = LIBRARIES if library is None else (library,)
+def _loaded(names: Tuple[str, ...]) -> Iterator[ctypes.CDLL]:
+    """Those of the libraries that are there, one after the other."""
     for name in names:
         try:
-            return ctypes.CDLL(name)
+            library = ctypes.CDLL(name)
         except OSError:
             continue
-    raise EhrnetError(
+        yield library
+
+
+def _not_there(names: Tuple[str, ...]) -> EhrnetError:
+    return EhrnetError(
         f"the CUDA runtime library is not there (tried {', '.join(names)}): install CUDA, or use "
         "runtime onnxruntime."
     )

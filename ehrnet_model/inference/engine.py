@@ -29,6 +29,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tupl
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import read_answers
 from ehrnet_model.inference.atomic import write_atomically
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.parity import DIFFERS, UNCHECKED, Verdict, check_engine
 from ehrnet_model.inference.runtime import (
     ModelInfo,
@@ -221,7 +222,10 @@ class Builder(Protocol):
         ...
 
     def open(self, plan: bytes, info: EngineInfo, where: str) -> Runtime:
-        """Raises EhrnetError, naming ``where``, when the engine does not load."""
+        """Raises EhrnetError, naming ``where``, when the engine does not load.
+
+        OutOfDeviceMemory when it might, were there more memory.
+        """
         ...
 
 
@@ -251,10 +255,25 @@ def engine_folder(folder: Optional[Path] = None) -> Path:
 
 def memory_folder() -> Path:
     """Where engines go when the disk takes none: a file system in memory, this user's alone."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and Path(base).is_dir():
-        return Path(base) / "ehrnet" / "engines"
-    return Path("/dev/shm") / f"ehrnet-{os.getuid()}"
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    try:
+        status = os.stat(base)
+        # After su and sudo it may still be another user's.
+        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    except OSError:
+        own = False
+    return Path(base) / "ehrnet" / "engines" if own else Path(f"/dev/shm/ehrnet-{os.getuid()}")
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder for engines, which are code, of this user alone.
+
+    Raises:
+        OSError: it cannot be made.
+        EhrnetError: it is there, and others can write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(folder)
 
 
 def make_spec(
@@ -292,7 +311,8 @@ def ensure_engine(
     """The engine for a model on this machine; built, checked and stored when there is none.
 
     Two processes that want the same engine build it once: the second waits for the first. A
-    process killed in the middle leaves nothing that would be taken for an engine.
+    process killed in the middle leaves nothing that would be taken for an engine. A stored engine
+    that could not be checked is checked as soon as it can be.
 
     Args:
         onnx: the file written by ``ehrnet export``; its stored answers lie beside it.
@@ -304,18 +324,19 @@ def ensure_engine(
         progress: told once a second while waiting and building.
 
     Raises:
-        EhrnetError: it cannot be built, or what was built does not give the model's answers.
+        OutOfDeviceMemory: the GPU has too little memory to open it now; what is stored stays.
+        EhrnetError: it cannot be built, or it does not give the model's answers.
     """
     onnx = Path(onnx)
     spec, info = make_spec(onnx, size_hw, max_batch, builder)
     folder = engine_folder(folder)
     stem = _stem(spec, info)
-    engine = None if rebuild else _usable(folder, stem, spec, builder)
+    engine = None if rebuild else _usable(onnx, folder, stem, spec, builder)
     if engine is not None:
         return engine
     with _Ticker(progress) as ticker, _lock(folder, stem, ticker.report) as waited:
         if waited:  # somebody else has been building it
-            engine = _usable(folder, stem, spec, builder)
+            engine = _usable(onnx, folder, stem, spec, builder)
             if engine is not None:
                 return engine
         elif not rebuild:
@@ -334,9 +355,9 @@ def ensure_engine(
             verdict=Verdict(UNCHECKED, "not checked yet."),
         )
         ticker.report(None, "checking its answers")
-        described = dataclasses.replace(
-            described, verdict=_judge(onnx, built.plan, described, builder)
-        )
+        verdict = _judge(onnx, built.plan, described, builder, "the new engine")
+        _refuse_wrong(verdict, "the new engine was not kept, it")
+        described = dataclasses.replace(described, verdict=verdict)
         path = _store(folder, stem, built, described, timing)
     return Engine(described, path, built.plan)
 
@@ -346,14 +367,19 @@ def find_engine(
     size_hw: Optional[Tuple[int, int]] = None,
     platform: Optional[Platform] = None,
     folder: Optional[Path] = None,
+    batch: int = 1,
 ) -> Optional[Engine]:
     """The stored engine meant by a model path, or None; does not load it.
 
+    Of several it is one of the smallest batch that suffices, and of these the one built last; none
+    that was found to be wrong.
+
     Args:
         model: an ``.engine`` file, or an ``.onnx`` file whose engines are looked for.
-        size_hw: only engines of this size; None takes the one built last.
+        size_hw: only engines of this size.
         platform: only engines for this machine.
         folder: where engines lie, see engine_folder.
+        batch: only engines that take so many images at once; does not hold for an ``.engine``.
 
     Raises:
         EhrnetError: a file that cannot be read, or an engine without a readable description.
@@ -362,16 +388,17 @@ def find_engine(
     if model.suffix == ENGINE_SUFFIX:
         return _read_engine(model) if model.is_file() else None
     sha256 = file_sha256(model)
-    best: Optional[Engine] = None
-    for engine in stored_engines(folder):
-        spec = engine.info.spec
-        if spec.onnx_sha256 != sha256 or (size_hw is not None and spec.size_hw != tuple(size_hw)):
-            continue
-        if platform is not None and spec.platform != platform:
-            continue
-        if best is None or engine.info.built > best.info.built:
-            best = engine
-    return best
+    fitting = [
+        engine
+        for engine in stored_engines(folder)
+        if engine.info.spec.onnx_sha256 == sha256
+        and size_hw in (None, engine.info.spec.size_hw)
+        and platform in (None, engine.info.spec.platform)
+        and engine.info.spec.max_batch >= batch
+        and engine.info.verdict.state != DIFFERS
+    ]
+    newest_first = sorted(fitting, key=lambda engine: engine.info.built, reverse=True)
+    return min(newest_first, key=lambda engine: engine.info.spec.max_batch, default=None)
 
 
 def stored_engines(folder: Optional[Path] = None) -> List[Engine]:
@@ -379,12 +406,14 @@ def stored_engines(folder: Optional[Path] = None) -> List[Engine]:
     found = []
     for place in (engine_folder(folder), memory_folder()):
         try:
-            if place.is_dir():
-                _check_private(place)
-        except EhrnetError as error:
-            _log.warning("%s", error)
+            _check_private(place)
+            paths = sorted(place.glob(f"*{ENGINE_SUFFIX}"))
+        except FileNotFoundError:
             continue
-        for path in sorted(place.glob(f"*{ENGINE_SUFFIX}")):
+        except (OSError, EhrnetError) as error:
+            _log.warning("No engine is taken from %s: %s", place, error)
+            continue
+        for path in paths:
             try:
                 found.append(_read_engine(path))
             except EhrnetError as error:
@@ -445,8 +474,12 @@ def _stem(spec: EngineSpec, info: ModelInfo) -> str:
     return f"{name}-{spec.precision}-{height}x{width}-{batch}-{spec.key()[:16]}"
 
 
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name[: -len(ENGINE_SUFFIX)] + _SIDECAR_SUFFIX)
+
+
 def _read_engine(path: Path) -> Engine:
-    sidecar = path.with_name(path.name[: -len(ENGINE_SUFFIX)] + _SIDECAR_SUFFIX)
+    sidecar = _sidecar(path)
     try:
         text = sidecar.read_text()
     except (OSError, ValueError) as error:
@@ -457,11 +490,16 @@ def _read_engine(path: Path) -> Engine:
     return Engine(EngineInfo.from_json(text, str(sidecar)), path)
 
 
-def _usable(folder: Path, stem: str, spec: EngineSpec, builder: Builder) -> Optional[Engine]:
-    """The stored engine when it is whole and loads; says why not."""
+def _usable(
+    onnx: Path, folder: Path, stem: str, spec: EngineSpec, builder: Builder
+) -> Optional[Engine]:
+    """The stored engine when it is whole and loads; says why not.
+
+    Raises EhrnetError for one that gives wrong answers: another would give the same.
+    """
     for place in (folder, memory_folder()):
         path = place / (stem + ENGINE_SUFFIX)
-        if not path.is_file():
+        if not os.path.isfile(path):  # also where that cannot be seen
             continue
         _check_private(place)
         try:
@@ -470,43 +508,59 @@ def _usable(folder: Path, stem: str, spec: EngineSpec, builder: Builder) -> Opti
                 raise EhrnetError(
                     f"{path} says of itself {'; '.join(engine.info.spec.differences(spec))}."
                 )
-            builder.open(read_plan(engine), engine.info, str(path)).close()
-            return engine
+            plan = read_plan(engine)
+            if engine.info.verdict.state != DIFFERS:
+                builder.open(plan, engine.info, str(path)).close()
+        except OutOfDeviceMemory:  # another engine needs as much
+            raise
         except EhrnetError as error:
             _log.warning("Building the engine again, with an unchanged key: %s", error)
+            continue
+        info = engine.info
+        if info.verdict.state == UNCHECKED:  # perhaps the answers are there now
+            verdict = _judge(onnx, plan, info, builder, f"the engine {path}")
+            if verdict != info.verdict:
+                info = dataclasses.replace(info, verdict=verdict)
+                with contextlib.suppress(OSError):  # then it is judged again next time
+                    write_atomically(_sidecar(path), info.to_json().encode(), 0o600)
+        _refuse_wrong(info.verdict, f"the engine {path}")
+        return dataclasses.replace(engine, info=info)
     return None
 
 
-def _judge(onnx: Path, plan: bytes, info: EngineInfo, builder: Builder) -> Verdict:
-    """Runs the stored inputs through a new engine. Raises EhrnetError when it is a wrong one."""
+def _judge(onnx: Path, plan: bytes, info: EngineInfo, builder: Builder, name: str) -> Verdict:
+    """Runs the stored inputs through an engine. Raises EhrnetError when it does not load."""
     try:
         answers = read_answers(onnx, info.model)
     except EhrnetError as error:
         verdict = Verdict(UNCHECKED, str(error))
     else:
-        runtime = builder.open(plan, info, "the new engine")
+        runtime = builder.open(plan, info, name)
         try:
-            verdict = check_engine(runtime, answers, info.spec.precision)
+            verdict = check_engine(runtime, answers, info.spec.precision, info.spec.max_batch)
         finally:
             runtime.close()
+    if verdict.state == UNCHECKED:
+        _log.warning("Nothing proves %s to be right: %s", name, verdict.reason)
+    return verdict
+
+
+def _refuse_wrong(verdict: Verdict, name: str) -> None:
     if verdict.state == DIFFERS:
         raise EhrnetError(
-            f"the new engine was not kept, it does not give the model's answers: {verdict.reason} "
-            "Export and build the model in another precision (fp32 is the safest)."
+            f"{name} does not give the model's answers: {verdict.reason} Export and build the "
+            "model in another precision (fp32 is the safest)."
         )
-    if verdict.state == UNCHECKED:
-        _log.warning("The new engine is not proved to be right: %s", verdict.reason)
-    return verdict
 
 
 def _store(folder: Path, stem: str, built: Built, info: EngineInfo, timing: Path) -> Optional[Path]:
     """Writes engine, then description: without the second, the first is nothing."""
     for place in (folder, memory_folder()):
         try:
-            _make_private(place)
+            make_private(place)
             path = place / (stem + ENGINE_SUFFIX)
             write_atomically(path, built.plan, 0o600)
-            write_atomically(place / (stem + _SIDECAR_SUFFIX), info.to_json().encode(), 0o600)
+            write_atomically(_sidecar(path), info.to_json().encode(), 0o600)
         except OSError as error:
             if error.errno not in _NO_PLACE:
                 raise EhrnetError(f"the engine cannot be stored in {place}: {error}.") from None
@@ -541,11 +595,6 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _make_private(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_private(folder)
-
-
 def _check_private(folder: Path) -> None:
     """Raises EhrnetError where somebody else could put an engine, which is code."""
     status = folder.stat()
@@ -561,27 +610,31 @@ def _lock(folder: Path, stem: str, report: Report) -> Iterator[bool]:
     """Holds the right to build this engine; gives whether another process had it before.
 
     The system lets go of it when the process ends, however it ends. Where the folder cannot be
-    written there is nothing to protect.
+    written there is nothing to protect; where it knows no locks, two may build the same engine.
     """
     try:
-        _make_private(folder)
+        make_private(folder)
         handle = os.open(str(folder / f"{stem}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise EhrnetError(f"the folder {folder} cannot be used: {error}.") from None
         yield False
         return
-    waited = False
+    waited = held = False
     try:
-        while True:
+        while not held:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                held = True
             except BlockingIOError:
                 waited = True
                 report(None, "another process builds this engine, waiting for it")
                 time.sleep(_LOCK_POLL_S)
-        for left in folder.glob(f".{stem}.*"):  # of a process that was killed while writing
+            except OSError as error:  # NFS without its lock daemon
+                _log.warning("Going on without a lock in %s (%s).", folder, error.strerror)
+                break
+        # Of a process that was killed while writing; without a lock, perhaps of one that writes.
+        for left in folder.glob(f".{stem}.*") if held else ():
             with contextlib.suppress(OSError):
                 left.unlink()
         yield waited

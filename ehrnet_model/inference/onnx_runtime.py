@@ -81,7 +81,7 @@ class OnnxRuntime:
                 options.add_free_dimension_override_by_name(axis, size)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(model), options, providers=_providers(name, self.info.precision)
+                str(model), options, providers=_providers(name, model, self.info.precision)
             )
         except _failures() as error:
             raise EhrnetError(
@@ -148,22 +148,35 @@ def _failures() -> Tuple[Type[Exception], ...]:
     return failures_of(onnxruntime_pybind11_state)
 
 
-def _providers(name: str, precision: str) -> List[Any]:
-    """What a session is asked for: the provider with its options, then who takes the rest."""
+def _providers(name: str, model: Path, precision: str) -> List[Any]:
+    """What a session is asked for: the provider with its options, then who takes the rest.
+
+    Raises EhrnetError where the folder of TensorRT's engines cannot be made, or others write there.
+    """
     if name == "onnxruntime":
         return [PROVIDERS[name]]
     # With TF32 float32 would silently have float16's ten bits of mantissa.
     cuda = (PROVIDERS["onnxruntime-cuda"], {"use_tf32": "0"})
     if name == "onnxruntime-cuda":
         return [cuda, PROVIDERS["onnxruntime"]]
-    from ehrnet_model.inference.engine import engine_folder
+    from ehrnet_model.inference.engine import engine_folder, file_sha256, make_private
 
-    folder = str(engine_folder() / "onnxruntime")
+    folder = engine_folder()
+    try:
+        # ONNX Runtime tells engines apart by their graph alone, not by its weights.
+        for part in ("", "onnxruntime", file_sha256(model)[:16]):
+            folder = folder / part
+            make_private(folder)
+    except OSError as error:
+        raise EhrnetError(
+            f"the folder {folder} for TensorRT's engines cannot be made ({error.strerror}): name "
+            "another one with $EHRNET_ENGINES."
+        ) from None
     options: Dict[str, str] = {
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": folder,
+        "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": folder,
+        "trt_timing_cache_path": str(folder),
         "trt_fp16_enable": "0" if precision == "fp32" else "1",
         "trt_int8_enable": "1" if precision == "int8" else "0",
     }

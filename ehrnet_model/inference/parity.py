@@ -15,6 +15,7 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import Answers
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
@@ -103,7 +104,7 @@ class Verdict:
         return dataclasses.replace(verdict, sizes=tuple(verdict.sizes))
 
 
-def check_engine(runtime: Runtime, answers: Answers, precision: str) -> Verdict:
+def check_engine(runtime: Runtime, answers: Answers, precision: str, batch: int = 1) -> Verdict:
     """Runs the stored inputs through an engine and judges its answers.
 
     People are compared where the model finds some in the stored images. Of untrained weights, and
@@ -113,8 +114,11 @@ def check_engine(runtime: Runtime, answers: Answers, precision: str) -> Verdict:
         runtime: the engine; one with a fixed size is run on the answers of that size only.
         answers: what FP32 says.
         precision: which LIMITS hold.
+        batch: most images per call. Above 1 the inputs are run one by one and so many at once,
+            each of them at each place of the batch, and each place is judged by itself.
 
     Raises:
+        OutOfDeviceMemory: the engine has too little memory now.
         EhrnetError: no such precision.
     """
     if precision not in LIMITS:
@@ -129,15 +133,25 @@ def check_engine(runtime: Runtime, answers: Answers, precision: str) -> Verdict:
             f"there are no stored answers for {', '.join(missing) or 'any size'} (stored: "
             f"{stored}); export the model with --size to store some.",
         )
-    tally = _Tally()
-    for size_hw in sizes:
-        for image, expected in zip(*answers.by_size[size_hw]):
-            try:
-                given = runtime(image[None])[0]
-            except EhrnetError as error:
-                return Verdict(DIFFERS, str(error))
-            tally.add(expected, given, runtime, size_hw, limits)
-    verdict = tally.verdict(limits, precision, tuple(f"{h}x{w}" for h, w in sizes))
+    verdicts = []
+    for count in sorted({1, batch}):
+        places = [_Tally() for _ in range(count)]
+        for size_hw in sizes:
+            images, expected = answers.by_size[size_hw]
+            for first in range(len(images)):
+                rows = [(first + place) % len(images) for place in range(count)]
+                try:
+                    given = runtime(images[rows])
+                except OutOfDeviceMemory:
+                    raise
+                except EhrnetError as error:
+                    return Verdict(DIFFERS, str(error))
+                for tally, row, peaks in zip(places, rows, given):
+                    tally.add(expected[row], peaks, runtime, size_hw, limits)
+        for place, tally in enumerate(places, 1):
+            where = "" if count == 1 else f"as image {place} of {count} at once, "
+            verdicts.append(tally.verdict(limits, precision, sizes, where))
+    verdict = next((v for v in verdicts if v.state == DIFFERS), verdicts[0])
     if verdict.state == DIFFERS and precision == "int8" and runtime.info.quality == "random":
         reason = f"untrained weights are for timing only and do not bear INT8; {verdict.reason}"
         return dataclasses.replace(verdict, state=UNCHECKED, reason=reason)
@@ -225,8 +239,11 @@ class _Tally:
         self.distances[kind].append(float(distance))
         self.scores[kind].append(abs(float(score)))
 
-    def verdict(self, limits: Limits, precision: str, sizes: Tuple[str, ...]) -> Verdict:
-        """The judgement over all images."""
+    def verdict(
+        self, limits: Limits, precision: str, sizes_hw: List[Tuple[int, int]], where: str
+    ) -> Verdict:
+        """The judgement over all images; ``where`` begins its reason."""
+        sizes = tuple(f"{height}x{width}" for height, width in sizes_hw)
         kind = 0 if self.people else 1
         distances, scores = np.array(self.distances[kind]), np.array(self.scores[kind])
         changed = len(self.changed[kind])
@@ -254,7 +271,7 @@ class _Tally:
         )
         what = f"keypoints of {self.people} people" if self.people else "candidates"
         reason = (
-            f"{compared} {what} against FP32: {changed} changed hands (at most "
+            f"{where}{compared} {what} against FP32: {changed} changed hands (at most "
             f"{limits.changed:.1%} may, {precision}), 95 % within {numbers['xy_p95_px']:.2f} px "
             f"(limit {limits.xy_px:g}) and {numbers['score_p95']:.3f} in score (limit "
             f"{limits.score:g}), furthest {numbers['xy_max_px']:.2f} px"

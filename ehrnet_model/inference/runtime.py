@@ -40,6 +40,7 @@ MAX_PEAKS = 30
 NMS_RADIUS = 2
 PEAK_CHANNELS = 15
 STRIDE = 32
+_MAX_INPUT_SIZE = 4096
 IMPORT_FAILURES = (ImportError, OSError, AttributeError, RuntimeError, ValueError)
 """What an import of a compiled package raises: it is missing, a library of it is, or it was built
 for another NumPy, which comes in the last three ways."""
@@ -66,7 +67,7 @@ class ModelInfo:
         decode: decode defaults stored with the weights (fields of DecodeOptions).
         version: version of ehrnet_model that exported the file.
         input_size: short side, in pixels, of the network input that suits the weights best; the
-            paper's square unless the weights were trained for another scale.
+            paper's square unless the weights were trained for another scale. 0: not said.
         precision: what the graph computes in: ``fp32``, ``fp16`` or ``int8``.
         extra: anything else (licence, metrics, recipe), for people to read.
     """
@@ -126,6 +127,7 @@ def open_runtime(
     runtime: str = "auto",
     size_hw: Optional[Tuple[int, int]] = None,
     threads: Optional[int] = None,
+    batch: int = 1,
 ) -> Runtime:
     """Load a model file into an engine.
 
@@ -139,6 +141,8 @@ def open_runtime(
         size_hw: pins height and width, multiples of 32: every other size is refused, and the
             engine may plan for this one.
         threads: CPU threads of the engine; default: two, or one where there is only one core.
+            Those of torch are the whole process's.
+        batch: how many images it must take at once; TensorRT's engines are built for so many.
 
     Raises:
         EhrnetError: the file, the library or the device is missing or of no use.
@@ -156,16 +160,17 @@ def open_runtime(
             "`ehrnet export --phi -4 --weights FILE -o FILE.onnx`."
         )
     if runtime == "auto":
-        runtime = _choose(model, size_hw)
+        runtime = _choose(model, size_hw, batch)
     if runtime == "torch":
         # The only dotted name in the house: this folder does not import torch.
         module: Any = importlib.import_module("ehrnet_model.network.torch_runtime")
+        threads = threads or default_threads()
         opened: Runtime = module.TorchRuntime.from_file(model, size_hw, threads)
         return opened
     if runtime == "tensorrt":
         from ehrnet_model.inference.tensorrt_runtime import TensorRTRuntime
 
-        return TensorRTRuntime.from_file(model, size_hw)
+        return TensorRTRuntime.from_file(model, size_hw, batch)
     if runtime == "openvino":
         from ehrnet_model.inference.openvino_runtime import OpenVinoRuntime
 
@@ -200,7 +205,8 @@ def info_from_json(text: str, where: str) -> ModelInfo:
     """Reads what info_to_json wrote; fields of later versions are ignored.
 
     Raises:
-        EhrnetError: broken text, or a skeleton that is not one of SKELETONS; ``where`` names it.
+        EhrnetError: broken text, a value of another type or no possible size, or a skeleton that is
+            not one of SKELETONS; ``where`` names it.
     """
     try:
         values = json.loads(text)
@@ -208,6 +214,7 @@ def info_from_json(text: str, where: str) -> ModelInfo:
         values = {name: value for name, value in values.items() if name in known}
         stored = values.pop("skeleton")
         info = ModelInfo(**values)
+        _check_values(info)
         name, keypoints = str(stored["name"]), tuple(stored["names"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise EhrnetError(
@@ -220,6 +227,17 @@ def info_from_json(text: str, where: str) -> ModelInfo:
             f"knows {', '.join(SKELETONS)} only: use a model exported for one of these."
         )
     return dataclasses.replace(info, skeleton=skeleton)
+
+
+def _check_values(info: ModelInfo) -> None:
+    """Raises TypeError or ValueError for what no model has; the skeleton is not looked at."""
+    kinds = {"str": str, "int": int, "Dict[str, Any]": dict}
+    for f in dataclasses.fields(info):
+        value, kind = getattr(info, f.name), kinds.get(str(f.type))
+        if kind is not None and type(value) is not kind:
+            raise TypeError(f"{f.name} cannot be {value!r}")
+    if not 0 <= info.input_size <= _MAX_INPUT_SIZE:
+        raise ValueError(f"input_size cannot be {info.input_size}")
 
 
 def failures_of(bindings: ModuleType) -> Tuple[Type[Exception], ...]:
@@ -290,7 +308,7 @@ def check_peaks(peaks: np.ndarray, batch: int, info: ModelInfo, name: str) -> np
     return np.asarray(peaks, np.float32)
 
 
-def _choose(model: Path, size_hw: Optional[Tuple[int, int]]) -> str:
+def _choose(model: Path, size_hw: Optional[Tuple[int, int]], batch: int) -> str:
     """What ``auto`` means for this file on this machine, logged with the reason."""
     from ehrnet_model.inference.tensorrt_runtime import why_no_engine, why_unavailable
 
@@ -303,7 +321,7 @@ def _choose(model: Path, size_hw: Optional[Tuple[int, int]]) -> str:
         )
     reason = why_unavailable()
     if reason is None:
-        reason = why_no_engine(model, size_hw)
+        reason = why_no_engine(model, size_hw, batch)
     if reason is None:
         _log.info("runtime tensorrt: library, GPU and engine are there")
         return "tensorrt"

@@ -143,6 +143,7 @@ def layer_precisions(information: str) -> Dict[str, int]:
     for layer in layers:
         outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
         said = " ".join(str(o.get("Format/Datatype", "")) for o in outputs).lower()
+        said = said.replace("uint8", "")  # pixels: nothing is computed in it
         for words, name in _TYPE_WORDS:
             if any(word in said for word in words):
                 counted[name] = counted.get(name, 0) + 1

@@ -15,7 +15,7 @@ from typing import Any, Optional, Tuple
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.cuda import Buffer, Cuda
+from ehrnet_model.inference.cuda import Buffer, Cuda, OutOfDeviceMemory
 from ehrnet_model.inference.engine import (
     ENGINE_SUFFIX,
     EngineInfo,
@@ -62,6 +62,7 @@ class TensorRTRuntime:
         engine: its description, with the verdict of the parity check.
 
     Raises:
+        OutOfDeviceMemory: the GPU has too little memory now.
         EhrnetError: TensorRT or the GPU is missing, the engine does not load, was built for another
             TensorRT or GPU, or was found to be a wrong one.
     """
@@ -92,6 +93,8 @@ class TensorRTRuntime:
         self._runtime = create(trt.Runtime, self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
+            if self._cuda.free_memory() < len(plan):
+                raise self._no_room(where)
             raise EhrnetError(
                 f"TensorRT {trt.__version__} does not accept {where}: build it again on this "
                 "machine with `ehrnet build-engine`."
@@ -104,11 +107,7 @@ class TensorRTRuntime:
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise EhrnetError(
-                f"the GPU's memory does not suffice for {where} "
-                f"({self._cuda.free_memory() >> 20} MiB are free): end other processes or use a "
-                "smaller variant."
-            )
+            raise self._no_room(where)
         self._stream = self._cuda.create_stream()
         try:
             self._prepare()
@@ -118,12 +117,15 @@ class TensorRTRuntime:
         _log.info("engine %s of %s: %s", where, info.built, info.verdict)
 
     @classmethod
-    def from_file(cls, model: Path, size_hw: Optional[Tuple[int, int]] = None) -> TensorRTRuntime:
+    def from_file(
+        cls, model: Path, size_hw: Optional[Tuple[int, int]] = None, batch: int = 1
+    ) -> TensorRTRuntime:
         """The stored engine of a model.
 
         Args:
             model: an ``.engine`` file, or the ``.onnx`` file it was built from.
-            size_hw: the size wanted; None takes the engine that was built last.
+            size_hw: the size wanted; None takes any.
+            batch: how many images it must take at once; see find_engine for which it is.
 
         Raises:
             EhrnetError: see the class; or there is no such engine, and how to build it.
@@ -135,16 +137,21 @@ class TensorRTRuntime:
             if engine is None:
                 raise EhrnetError(f"there is no engine file {model}: check the path.")
         else:
-            engine = find_engine(model, size_hw, here)
+            engine = find_engine(model, size_hw, here, batch=batch)
         if engine is None:
             raise EhrnetError(
-                f"{_missing(model, size_hw, here)}: run `{_command(model, size_hw)}`."
+                f"{_missing(model, size_hw, batch, here)}: run `{_command(model, size_hw, batch)}`."
             )
         spec = engine.info.spec
         if size_hw is not None and check_size(size_hw) != spec.size_hw:
             raise EhrnetError(
                 f"the engine {model} is for images of {spec.size_hw[0]}x{spec.size_hw[1]}, not "
                 f"{size_hw[0]}x{size_hw[1]}: ask for its size or build another."
+            )
+        if batch > spec.max_batch:
+            raise EhrnetError(
+                f"the engine {model} takes up to {spec.max_batch} images at once, not {batch}: ask "
+                f"for fewer or build another with --batch {batch}."
             )
         return cls(read_plan(engine), engine.info, str(engine.path or model))
 
@@ -210,6 +217,12 @@ class TensorRTRuntime:
     def _peaks(self, batch: int) -> Tuple[int, ...]:
         return batch, self.info.skeleton.num_keypoints, MAX_PEAKS, PEAK_CHANNELS
 
+    def _no_room(self, where: str) -> OutOfDeviceMemory:
+        return OutOfDeviceMemory(
+            f"the GPU's memory does not suffice for {where} ({self._cuda.free_memory() >> 20} MiB "
+            "are free): end other processes or use a smaller variant."
+        )
+
     def _prepare(self) -> None:
         """Memory for the largest batch."""
         assert self.size_hw is not None
@@ -265,13 +278,16 @@ def why_unavailable() -> Optional[str]:
     return None
 
 
-def why_no_engine(model: Path, size_hw: Optional[Tuple[int, int]] = None) -> Optional[str]:
+def why_no_engine(
+    model: Path, size_hw: Optional[Tuple[int, int]] = None, batch: int = 1
+) -> Optional[str]:
     """Why TensorRT, which is there, has no engine of this model; None when it has one."""
     model = Path(model)
     here = platform(import_tensorrt(), Cuda())
-    if find_engine(model, size_hw, here) is not None:
+    if find_engine(model, size_hw, here, batch=batch) is not None:
         return None
-    return f"{_missing(model, size_hw, here)} (`{_command(model, size_hw)}` builds one)"
+    missing = _missing(model, size_hw, batch, here)
+    return f"{missing} (`{_command(model, size_hw, batch)}` builds one)"
 
 
 def import_tensorrt() -> Any:
@@ -298,24 +314,26 @@ def create(factory: Any, logger: Any) -> Any:
         ) from None
 
 
-def _missing(model: Path, size_hw: Optional[Tuple[int, int]], here: Platform) -> str:
-    size = "" if size_hw is None else f" at {size_hw[0]}x{size_hw[1]}"
-    other = find_engine(model, size_hw)
+def _missing(model: Path, size_hw: Optional[Tuple[int, int]], batch: int, here: Platform) -> str:
+    wanted = "" if size_hw is None else f" at {size_hw[0]}x{size_hw[1]}"
+    wanted += "" if batch == 1 else f" for {batch} images at once"
+    other = find_engine(model, size_hw, batch=batch)
     if other is not None:
         told = "; ".join(_at(other.info.spec, here).differences(other.info.spec))
-        return f"the TensorRT engine of {model}{size} was built for another machine ({told})"
-    sizes = {
-        "{}x{}".format(*engine.info.spec.size_hw)
+        return f"the TensorRT engine of {model}{wanted} was built for another machine ({told})"
+    have = {
+        "{}x{} with batch {}".format(*engine.info.spec.size_hw, engine.info.spec.max_batch)
         for engine in stored_engines()
         if engine.info.onnx == model.name
     }
-    have = f"; there is one of {model.name} for {', '.join(sorted(sizes))}" if sizes else ""
-    return f"there is no TensorRT engine for {model}{size}{have}"
+    instead = f"; there is one of {model.name} for {', '.join(sorted(have))}" if have else ""
+    return f"there is no TensorRT engine for {model}{wanted}{instead}"
 
 
-def _command(model: Path, size_hw: Optional[Tuple[int, int]]) -> str:
+def _command(model: Path, size_hw: Optional[Tuple[int, int]], batch: int) -> str:
     size = "" if size_hw is None else f" --size {size_hw[0]}x{size_hw[1]}"
-    return f"ehrnet build-engine --model {model}{size}"
+    many = "" if batch == 1 else f" --batch {batch}"
+    return f"ehrnet build-engine --model {model}{size}{many}"
 
 
 def _at(spec: EngineSpec, here: Platform) -> EngineSpec:

@@ -72,8 +72,9 @@ def export_onnx(
         ``path``; the answers lie beside it.
 
     Raises:
-        EhrnetError: onnx is missing, the folder cannot be written, there are no pictures for INT8,
-            or the exported graph's peaks differ from PyTorch's; then ``path`` is left as it was.
+        EhrnetError: onnx is missing, the folder cannot be written or is full, there are no pictures
+            for INT8, or the exported graph's peaks differ from PyTorch's; then ``path`` is left as
+            it was.
     """
     try:
         import onnx
@@ -97,12 +98,13 @@ def export_onnx(
     was_training = model.training
     deployed = DeployedNetwork(model, info.coordinates, info.skeleton.num_keypoints).eval()
     try:
-        proto = onnx.load_model_from_string(_trace(deployed))
-        _fold_constants(proto.graph)
-        _fold_pads(proto.graph)
-        _fold_batch_norms(proto.graph)
-        name_nodes(proto.graph)
+        # Where nothing can be written nothing needs to be traced, which takes a while.
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            proto = onnx.load_model_from_string(_trace(deployed))
+            _fold_constants(proto.graph)
+            _fold_pads(proto.graph)
+            _fold_batch_norms(proto.graph)
+            name_nodes(proto.graph)
             exact = _save(proto, info, Path(folder) / "fp32.onnx")
             _assert_parity(deployed, exact, info, path)
             answers = _answers(deployed, info, pictures, sizes)
@@ -118,6 +120,10 @@ def export_onnx(
             # First, so that no file is without; of other weights they are not taken.
             write_answers(answers_file(path), answers)
             write_atomically(path, file.read_bytes())
+    except OSError as error:
+        raise EhrnetError(
+            f"cannot write {path}: {error.strerror or error}; make room, or choose another folder."
+        ) from error
     finally:
         model.train(was_training)
     return path

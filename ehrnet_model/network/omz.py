@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.answers import answers_file
 from ehrnet_model.inference.runtime import ModelInfo
 from ehrnet_model.network.blocks import NORM_EPS, BasicBlock, ConvNorm, MBConv
 from ehrnet_model.network.checkpoint import CheckpointMeta, save_checkpoint
@@ -79,7 +80,7 @@ def import_omz(xml: Path, weights: Path, out: Path, recipe: dict[str, Any]) -> C
 
 
 def install(xml: Path, weights: Path, out: Path, recipe: dict[str, Any]) -> ModelInfo:
-    """Writes the model every runtime reads, and the checkpoint it is of beside it.
+    """Writes the model every runtime reads; beside it its stored answers and its checkpoint.
 
     Args:
         xml: as for ``import_omz``.
@@ -103,7 +104,8 @@ def install(xml: Path, weights: Path, out: Path, recipe: dict[str, Any]) -> Mode
             network, info = load_weights(checkpoint)
             export_onnx(network, model, info)
             os.replace(checkpoint, out.with_suffix(".safetensors"))
-            os.replace(model, out)
+            os.replace(answers_file(model), answers_file(out))
+            os.replace(model, out)  # last, so that no model is without its answers
     except OSError as error:
         raise EhrnetError(f"{out} cannot be written: {error.strerror}.") from None
     return info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional
 
 HELP = "build a model's TensorRT engine on this machine, and check its answers"
 # What most cameras give.
@@ -48,13 +48,13 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
         from ehrnet_model.inference.tensorrt_builder import TensorRTBuilder
 
         builder = TensorRTBuilder()
-    size_hw: Optional[Tuple[int, int]] = None
-    if args.size == "auto" and args.if_missing:
-        there = find_engine(model, None, builder.platform(), args.engines)
-        size_hw = None if there is None else there.info.spec.size_hw
-    if size_hw is None:
-        size = _USUAL_SIZE if args.size == "auto" else args.size
-        size_hw = parse_size(size, info.input_size)
+    size_hw = None if args.size == "auto" else parse_size(args.size, info.input_size)
+    batch = args.batch
+    if args.if_missing:
+        there = find_engine(model, size_hw, builder.platform(), args.engines, batch)
+        if there is not None:  # one of a larger batch will do
+            size_hw, batch = there.info.spec.size_hw, there.info.spec.max_batch
+    size_hw = size_hw or parse_size(_USUAL_SIZE, info.input_size)
     told: List[Any] = [_to_terminal()]
     if args.diagnostics:
         from ehrnet_ros.build_status import BuildStatus
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
 
     try:
         engine = ensure_engine(
-            model, size_hw, builder, args.batch, args.engines, not args.if_missing, progress
+            model, size_hw, builder, batch, args.engines, not args.if_missing, progress
         )
     except EhrnetError as error:
         for tell in told[1:]:

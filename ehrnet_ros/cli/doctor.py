@@ -210,7 +210,8 @@ def _engines() -> List[Finding]:
                 verdict, when = engine.info.verdict, f"when it was built ({engine.info.built})"
             else:
                 answers = read_answers(model, engine.info.model)
-                verdict, when = check_engine(runtime, answers, spec.precision), "now"
+                verdict = check_engine(runtime, answers, spec.precision, spec.max_batch)
+                when = "now"
             state = FAULT if verdict.state == DIFFERS else OK
             findings.append(Finding(name, state, f"{text}{when} {verdict}"))
         except EhrnetError as error:

@@ -140,6 +140,27 @@ def test_people_of_the_wrong_keypoints_are_counted(model, answers) -> None:
     assert "keypoint 15 is mostly wrong" in verdict.reason
 
 
+def from_place(wrong: int, change):
+    """Only the answers to images from this place of a batch on are changed."""
+
+    def some(peaks):
+        peaks[wrong:] = change(peaks[wrong:])
+        return peaks
+
+    return some
+
+
+def test_every_place_of_a_full_batch_is_judged_by_itself(model, answers) -> None:
+    verdict = check_engine(Altered(model, lambda peaks: peaks), answers, "fp32", 5)
+    assert (verdict.state, verdict.people, verdict.keypoints) == ("same", 4, 68), verdict
+    # Among all places one would be too rare to count.
+    late = Altered(model, from_place(4, tags_of_the_other))
+    assert check_engine(late, answers, "fp16").state == "same"
+    verdict = check_engine(late, answers, "fp16", 5)
+    assert (verdict.state, verdict.changed) == ("differs", 4)
+    assert verdict.reason.startswith("as image 5 of 5 at once, 68 keypoints of 4 people")
+
+
 def test_a_size_without_answers_is_unchecked_and_says_so(model, answers) -> None:
     verdict = check_engine(open_runtime(model, size_hw=(96, 128)), answers, "fp32")
     assert verdict.state == "unchecked"

@@ -61,6 +61,15 @@ def test_folder_and_batch(model, tmp_path, capsys) -> None:
     assert "-b2-" in engine.name
 
 
+def test_an_engine_of_a_larger_batch_is_not_missing(model, capsys) -> None:
+    builder = StandInBuilder()
+    run(builder, "--size", "square", "--batch", "4")
+    for batch, said in (("2", "384x384, batch 4"), ("8", "384x512, batch 8")):
+        run(builder, "--if-missing", "--batch", batch)
+        assert said in capsys.readouterr().out.splitlines()[-1]
+    assert builder.builds == 2
+
+
 def test_without_tensorrt_it_says_what_to_install(model, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EhrnetError, match="tensorrt is not available: .* JetPack"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -20,6 +22,7 @@ from stand_in_builder import StandInBuilder
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference import engine as cache
 from ehrnet_model.inference.answers import answers_file
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.engine import (
     Engine,
     EngineSpec,
@@ -152,6 +155,16 @@ def test_an_engine_that_never_loads_is_an_error_not_a_loop(model) -> None:
     assert builder.builds == 2
 
 
+def test_an_engine_outlives_a_moment_of_short_memory(model) -> None:
+    builder = StandInBuilder()
+    path = ensure(model, builder).path
+    builder.memory_is_short = True
+    with pytest.raises(OutOfDeviceMemory, match="no memory for .*engine"):
+        ensure(model, builder)
+    builder.memory_is_short = False
+    assert ensure(model, builder).path == path and builder.builds == 1
+
+
 def test_a_wrong_engine_is_refused_and_not_kept(model) -> None:
     builder = StandInBuilder()
 
@@ -165,6 +178,19 @@ def test_a_wrong_engine_is_refused_and_not_kept(model) -> None:
     assert stored_engines() == []
 
 
+def test_an_engine_that_is_wrong_in_full_batches_only_is_refused(model) -> None:
+    builder = StandInBuilder()
+
+    def third_row(peaks: np.ndarray) -> np.ndarray:
+        peaks[2:, ..., 1] += 3
+        return peaks
+
+    builder.answer = third_row
+    with pytest.raises(EhrnetError, match="not kept, .*: as image 3 of 4 at once, "):
+        ensure(model, builder, max_batch=4)
+    assert ensure(model, builder, max_batch=2).info.verdict.state == "same"
+
+
 @pytest.mark.parametrize("case", ["no answers", "other size"])
 def test_an_engine_that_cannot_be_checked_says_so(case, model, caplog) -> None:
     size = SIZE
@@ -175,7 +201,38 @@ def test_an_engine_that_cannot_be_checked_says_so(case, model, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         engine = ensure(model, StandInBuilder(), size_hw=size)
     assert engine.info.verdict.state == "unchecked"
-    assert "not proved to be right" in caplog.text
+    assert "Nothing proves the new engine to be right" in caplog.text
+
+
+def test_an_engine_is_checked_as_soon_as_the_answers_are_there(model) -> None:
+    builder = StandInBuilder()
+    stored = answers_file(model).read_bytes()
+    answers_file(model).unlink()
+    first = ensure(model, builder)
+    assert ensure(model, builder).info.verdict.state == "unchecked"
+    answers_file(model).write_bytes(stored)
+    now = ensure(model, builder)
+    assert now.info.verdict.state == "same" and now.path == first.path
+    assert find_engine(first.path).info == now.info, "it is written down"
+    answers_file(model).unlink()
+    assert ensure(model, builder).info.verdict.state == "same" and builder.builds == 1
+
+
+def test_an_engine_that_is_found_to_be_wrong_later_is_refused_not_built_again(model) -> None:
+    builder = StandInBuilder()
+    builder.answer = lambda peaks: peaks[..., ::-1, :, :]  # keypoints of the other names
+    stored = answers_file(model).read_bytes()
+    answers_file(model).unlink()
+    path = ensure(model, builder).path
+    assert find_engine(model).path == path
+    answers_file(model).write_bytes(stored)
+    for _ in range(2):
+        with pytest.raises(EhrnetError, match=f"{path} does not give the model's answers: "):
+            ensure(model, builder)
+        assert find_engine(model) is None
+    assert builder.builds == 1 and find_engine(path).info.verdict.state == "differs"
+    builder.answer = lambda peaks: peaks
+    assert ensure(model, builder, rebuild=True).info.verdict.state == "same"
 
 
 def test_the_timing_cache_goes_from_build_to_build_on_one_machine(model) -> None:
@@ -219,6 +276,21 @@ def test_engines_are_found_by_model_size_and_machine(model, tmp_path) -> None:
     assert find_engine(other) is None, "the content counts, not the name"
 
 
+def test_the_smallest_batch_that_suffices_is_found_and_of_these_the_newest(model) -> None:
+    engines = {}
+    for batch, level in ((1, 1), (4, 1), (4, 2), (8, 1)):
+        engine = ensure(model, StandInBuilder(level=level), max_batch=batch)
+        engines[batch, level] = engine.path
+        sidecar = engine.path.with_suffix(".engine.json")
+        text = json.loads(sidecar.read_text())
+        text["built"] = f"2026-01-0{level}T00:00:0{8 - batch}+00:00"  # the larger, the older
+        sidecar.write_text(json.dumps(text))
+    wanted = [(1, (1, 1)), (2, (4, 2)), (4, (4, 2)), (5, (8, 1))]
+    for batch, found in wanted:
+        assert find_engine(model, SIZE, batch=batch).path == engines[found]
+    assert find_engine(model, SIZE, batch=9) is None
+
+
 @pytest.mark.parametrize("batch", [0, -1])
 def test_an_impossible_batch(batch, model) -> None:
     with pytest.raises(EhrnetError, match="batch of .* is not possible"):
@@ -250,6 +322,45 @@ def test_a_folder_that_others_can_write_to_is_refused(model, tmp_path, caplog) -
     assert "others can write to" in caplog.text
 
 
+@contextlib.contextmanager
+def not_root():
+    """This process is a user who may not do everything."""
+    user = os.getuid()
+    if not user:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if not user:
+            os.setresuid(0, 0, 0)
+
+
+def test_another_users_memory_folder_is_not_used(places, monkeypatch) -> None:
+    """As after su, which leaves XDG_RUNTIME_DIR as it was: there, but not ours."""
+    for base in ("/", "/nothing/there", "/dev/null", ""):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", base)
+        with not_root():
+            kept, own = cache.memory_folder(), f"/dev/shm/ehrnet-{os.getuid()}"
+        assert str(kept) == own
+
+
+def test_a_folder_that_cannot_be_looked_into_holds_no_engines(places, caplog) -> None:
+    closed = places / "closed"
+    (closed / "engines").mkdir(parents=True)
+    closed.chmod(0)
+    with caplog.at_level(logging.WARNING), not_root():
+        found = stored_engines(closed / "engines")
+    closed.chmod(0o700)
+    assert found == [] and "Permission denied" in caplog.text
+
+
+def test_a_folder_that_cannot_exist_is_one_sentence(model) -> None:
+    folder = model.parent / ("x" * 300)
+    assert find_engine(model, folder=folder) is None
+    with pytest.raises(EhrnetError, match="the folder .* cannot be used: .*File name too long"):
+        ensure(model, StandInBuilder(), folder=folder)
+
+
 # Processes ---------------------------------------------------------------------------------------
 
 
@@ -279,6 +390,22 @@ def test_two_processes_build_it_once(model, tmp_path) -> None:
     out, _ = second.communicate(timeout=60)
     assert "built 0 verdict same" in out
     assert len(list(folder.glob("*.engine"))) == 1
+
+
+def test_where_there_are_no_locks_it_goes_on_without(model, tmp_path, monkeypatch, caplog) -> None:
+    """As on NFS without its lock daemon."""
+
+    def no_locks(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    folder = tmp_path / "engines"
+    path = ensure(model, StandInBuilder(), folder=folder).path
+    being_written = folder / f".{path.name}.of_another"
+    being_written.touch()
+    assert ensure(model, StandInBuilder(), folder=folder, rebuild=True).path == path
+    assert being_written.exists()
+    assert caplog.text.count("without a lock in") == 2, "once a build"
 
 
 @pytest.mark.parametrize("when", ["building", "writing"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,28 @@ def test_a_graph_that_is_not_the_network_is_not_written(network, message, tmp_pa
         export_onnx(network().eval(), path, INFO)
     assert path.read_bytes() == b"what was here before"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+class NeverTraced(torch.nn.Module):
+    def forward(self, x):
+        raise AssertionError("it was traced")
+
+
+def test_a_folder_that_takes_no_files_is_told_before_the_work() -> None:
+    with pytest.raises(EhrnetError, match="cannot write /proc/m.onnx: .*choose another folder"):
+        export_onnx(NeverTraced(), Path("/proc/m.onnx"), INFO)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    """The limit on a process's files stands for the disk's end: the same failing write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(EhrnetError, match="cannot write .*m.onnx: File too large; make room"):
+            export_onnx(dots.make_dots_network(), tmp_path / "m.onnx", INFO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_reference_convention_is_exported_and_described(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_another_runtime_needs_no_engine(runtime, pose_launch):
 def test_the_engine_is_built_first_and_the_node_follows(pose_launch):
     command, then = pose_launch(runtime="tensorrt", phi="-3", size="16:9")
     assert command[:4] == ["<ehrnet>", "build-engine", "--if-missing", "--diagnostics"]
-    assert command[4:] == ["--phi=-3", "--size=16:9"]
+    assert command[4:] == ["--phi=-3", "--size=16:9", "--batch=1"]
     assert names(then(0)) == NODES
     (shutdown,) = then(2)
     assert type(shutdown).__name__ == "EmitEvent", "no other runtime in silence"
@@ -160,7 +160,7 @@ def test_the_engine_is_built_first_and_the_node_follows(pose_launch):
 
 def test_with_auto_the_node_starts_without_an_engine_too(pose_launch):
     command, then = pose_launch(tensorrt=True)
-    assert command[4:] == ["--phi=-4", "--size=auto"]  # of config/pose.yaml
+    assert command[4:] == ["--phi=-4", "--size=auto", "--batch=1"]  # of config/pose.yaml
     assert names(then(0)) == NODES
     assert names(then(2)) == ["LogInfo", *NODES]
 
@@ -202,9 +202,10 @@ def test_build_only_stops_after_the_engine(code, how, pose_launch):
 
 def test_what_the_parameter_file_says_reaches_the_builder(pose_launch, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("/pose:\n  ros__parameters: {phi: -2, runtime: tensorrt, model: a b.onnx}")
+    said = "{phi: -2, runtime: tensorrt, model: a b.onnx, batch: 4}"
+    file.write_text(f"/pose:\n  ros__parameters: {said}")
     command, _ = pose_launch(params_file=str(file), size="512x512")
-    assert sorted(command[4:]) == ["--model=a b.onnx", "--phi=-2", "--size=512x512"]
+    assert command[4:] == ["--phi=-2", "--model=a b.onnx", "--size=512x512", "--batch=4"]
     file.write_text("[broken")
     assert names(pose_launch(params_file=str(file))[0]) == NODES
 
@@ -218,7 +219,7 @@ def test_the_builders_command_line_is_understood(pose_launch):
     build_engine.add_arguments(parser)
     command, _ = pose_launch(runtime="tensorrt", phi="-3", model="m.onnx", size="16:9")
     args = parser.parse_args(command[2:])
-    assert (args.phi, args.model, args.size) == (-3, "m.onnx", "16:9")
+    assert (args.phi, args.model, args.size, args.batch) == (-3, "m.onnx", "16:9", 1)
     assert args.if_missing and args.diagnostics and args.engines is None
 
 

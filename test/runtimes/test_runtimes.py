@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from os import umask
 from pathlib import Path
 
 import dots
@@ -267,6 +268,29 @@ def test_a_broken_description_is_refused(text, dots_model, tmp_path) -> None:
         open_runtime(broken)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("variant", 4),
+        ("weights_name", None),
+        ("precision", ["fp32"]),
+        ("phi", "-4"),
+        ("phi", True),
+        ("input_size", 384.5),
+        ("input_size", -32),
+        ("input_size", 1 << 40),
+        ("decode", [0.1]),
+        ("extra", "none"),
+    ],
+)
+def test_values_that_no_model_has_are_refused(field, value) -> None:
+    values = json.loads(border.info_to_json(border.ModelInfo("H-4", -4)))
+    assert border.info_from_json(json.dumps(values), "m.onnx").input_size == 0
+    text = json.dumps({**values, field: value})
+    with pytest.raises(EhrnetError, match=f"m.onnx cannot be read .*{field} .*: export the model"):
+        border.info_from_json(text, "m.onnx")
+
+
 def test_another_skeleton_is_refused(dots_model, tmp_path) -> None:
     values = json.loads(border.info_to_json(model_info(dots_model)))
     values["skeleton"].update(name="crowdpose-14", names=values["skeleton"]["names"][:14])
@@ -298,6 +322,18 @@ def test_metadata_is_read_as_the_onnx_package_reads_it(h4_model) -> None:
 def test_weights_are_not_a_graph(name, h4_weights) -> None:
     with pytest.raises(EhrnetError, match="holds weights, not a graph|not an ONNX file"):
         open_runtime(h4_weights, name)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, border.default_threads()), (3, 3)])
+def test_torch_leaves_the_other_cores_alone_too(given, expected, h4_weights) -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        open_runtime(h4_weights, "torch", threads=given).close()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_torch_wants_weights(h4_model) -> None:
@@ -332,3 +368,32 @@ def test_a_provider_without_package_or_gpu_is_refused_not_replaced(name, h4_mode
     with pytest.raises(EhrnetError, match=f"runtime {name} is not available: .*{reason}"):
         open_runtime(h4_model, name).close()
         pytest.skip("there is a GPU")
+
+
+def test_each_content_of_a_model_has_its_own_engines(tmp_path, monkeypatch) -> None:
+    """ONNX Runtime would take an engine of the same graph with the weights of before."""
+    engines = tmp_path / "cache" / "engines"
+    monkeypatch.setenv("EHRNET_ENGINES", str(engines))
+    model, copy = tmp_path / "H-4.onnx", tmp_path / "copy.onnx"
+
+    def folder(path: Path) -> Path:
+        (_, options), *_ = onnx_runtime._providers("onnxruntime-tensorrt", path, "fp16")
+        assert options["trt_timing_cache_path"] == options["trt_engine_cache_path"]
+        return Path(options["trt_engine_cache_path"])
+
+    old = umask(0o002)
+    try:
+        first = folder(write(model, b"first"))
+    finally:
+        umask(old)
+    assert first.parent == engines / "onnxruntime" and first.is_dir()
+    assert {p.stat().st_mode & 0o777 for p in (first, first.parent, engines)} == {0o700}
+    second = folder(write(model, b"second"))
+    assert second != first and second.parent == first.parent
+    assert folder(write(copy, b"first")) == first
+    first.chmod(0o777)
+    with pytest.raises(EhrnetError, match="others can write to"):
+        folder(copy)
+    monkeypatch.setenv("EHRNET_ENGINES", str(model))
+    with pytest.raises(EhrnetError, match="cannot be made .*EHRNET_ENGINES"):
+        folder(copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import shutil
 import subprocess
@@ -16,22 +17,26 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference import cuda, tensorrt_runtime
 from ehrnet_model.inference.engine import EngineInfo, EngineSpec, Platform
 from ehrnet_model.inference.parity import UNCHECKED, Verdict
-from ehrnet_model.inference.runtime import ModelInfo
+from ehrnet_model.inference.runtime import ModelInfo, open_runtime
 from ehrnet_model.inference.tensorrt_runtime import RECORD_AFTER
 
 SIZE, BATCH = (64, 96), 3
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compile_cudart(folder: Path, *flags: str) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler")
     source = Path(__file__).parents[1] / "support" / "stand_in_cudart.c"
-    out = tmp_path_factory.mktemp("cudart") / "libcudart.so"
-    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(out)]
-    subprocess.run(command, check=True)
+    out = folder / "libcudart.so"
+    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", *flags, str(source), "-o"]
+    subprocess.run([*command, str(out)], check=True)
     return out
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_cudart(tmp_path_factory.mktemp("cudart"))
 
 
 @pytest.fixture
@@ -42,16 +47,32 @@ def counts(library: Path):
     def value(name: str) -> ctypes.c_int:
         return ctypes.c_int.in_dll(loaded, name)
 
-    for name in ("copies_made", "graphs_launched", "refuse_capture"):
+    for name in ("copies_made", "graphs_launched", "refuse_capture", "broken"):
         value(name).value = 0
+    value("memory_left").value = -1
     yield value
     for name in ("graphs_alive", "streams_alive", "memory_alive"):
         assert value(name).value == 0, name
 
 
+def info(version: str, batch: int = BATCH, onnx: bytes = b"", plan: bytes = b"plan") -> EngineInfo:
+    """The description of an engine for the stand-in."""
+    here = Platform(version, "stand-in", "8.7")
+    return EngineInfo(
+        spec=EngineSpec(hashlib.sha256(onnx).hexdigest(), "fp32", SIZE, batch, here),
+        model=ModelInfo(variant="H-4", phi=-4, quality="random", input_size=64),
+        onnx="m.onnx",
+        sha256=hashlib.sha256(plan).hexdigest(),
+        built="",
+        seconds=0.0,
+        layers={},
+        verdict=Verdict(UNCHECKED, "nothing computes here"),
+    )
+
+
 @pytest.fixture(params=VERSIONS)
-def engine(request, library, counts, monkeypatch):
-    """Opens engines of one TensorRT version's interface; its engine answers with zeros."""
+def opening(request, library, counts, monkeypatch):
+    """What opens an engine of one TensorRT version's interface, and that; it answers with zeros."""
     trt = interface(request.param)
     batch = [0]
 
@@ -66,18 +87,14 @@ def engine(request, library, counts, monkeypatch):
     monkeypatch.setattr(tensorrt_runtime, "import_tensorrt", lambda: trt)
     monkeypatch.setattr(tensorrt_runtime, "Cuda", lambda: cuda.Cuda(str(library)))
     monkeypatch.setattr(cuda.Cuda, "device_name", lambda self: "stand-in")
-    spec = EngineSpec("0" * 64, "fp32", SIZE, BATCH, Platform(request.param, "stand-in", "8.7"))
-    info = EngineInfo(
-        spec=spec,
-        model=ModelInfo(variant="H-4", phi=-4, quality="random", input_size=64),
-        onnx="m.onnx",
-        sha256="",
-        built="",
-        seconds=0.0,
-        layers={},
-        verdict=Verdict(UNCHECKED, "nothing computes here"),
-    )
-    opened = tensorrt_runtime.TensorRTRuntime(b"plan", info, "the engine")
+    return lambda: tensorrt_runtime.TensorRTRuntime(b"plan", info(request.param), "it"), trt
+
+
+@pytest.fixture
+def engine(opening):
+    """An engine that is open, and TensorRT."""
+    open_engine, trt = opening
+    opened = open_engine()
     yield opened, trt
     opened.close()
 
@@ -147,3 +164,104 @@ def test_an_engine_that_refuses_while_recording_leaves_no_graph(engine, counts, 
     assert counts("graphs_launched").value == counts("graphs_alive").value == 0
     with pytest.raises(EhrnetError, match="could not start the engine"):
         runtime(images(3))
+
+
+def test_after_an_error_everything_is_given_back_and_its_cause_is_told(engine, counts, caplog):
+    runtime, _ = engine
+    for number in range(RECORD_AFTER + 1):
+        runtime(images(number))
+    assert counts("graphs_alive").value == 1
+    counts("broken").value = 700
+    with pytest.raises(EhrnetError, match="cudaStreamSynchronize failed with error 700"):
+        runtime(images(1))
+    with caplog.at_level(logging.DEBUG):
+        runtime.close()
+    assert "cudaFree failed with error 700" in caplog.text
+    assert [counts(f"{what}_alive").value for what in ("graphs", "streams", "memory")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("left", "refused"),
+    [(0, "cudaHostAlloc"), (1, "cudaMalloc"), (3, "cudaMalloc")],
+)
+def test_short_memory_is_told_apart_and_all_is_given_back(left, refused, opening, counts) -> None:
+    counts("memory_left").value = left
+    with pytest.raises(cuda.OutOfDeviceMemory, match=f"{refused} failed with error 2"):
+        opening[0]()
+
+
+@pytest.mark.parametrize(
+    ("refused", "free", "kind", "words"),
+    [
+        ("create_execution_context", 1 << 30, cuda.OutOfDeviceMemory, "the GPU's memory does not"),
+        ("deserialize_cuda_engine", 3, cuda.OutOfDeviceMemory, "the GPU's memory does not"),
+        ("deserialize_cuda_engine", 1 << 30, EhrnetError, "does not accept it"),
+    ],
+)
+def test_what_tensorrt_refuses_may_be_for_memory(
+    refused, free, kind, words, opening, monkeypatch
+) -> None:
+    owner = "Runtime" if refused.startswith("deserialize") else "ICudaEngine"
+    monkeypatch.setitem(ANSWERS, (owner, refused), lambda *given: None)
+    monkeypatch.setattr(cuda.Cuda, "free_memory", lambda self: free)
+    with pytest.raises(EhrnetError, match=words) as raised:
+        opening[0]()
+    assert type(raised.value) is kind
+
+
+@pytest.fixture
+def stored(opening, tmp_path, monkeypatch) -> Path:
+    """A model of which there are engines for 1 and 3 images at once."""
+    monkeypatch.setenv("EHRNET_ENGINES", str(tmp_path / "engines"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "engines").mkdir(0o700)
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"graph")
+    for batch in (1, 3):
+        file = tmp_path / "engines" / f"b{batch}.engine"
+        file.write_bytes(b"plan")
+        described = info(opening[1].__version__, batch, b"graph").to_json()
+        file.with_suffix(".engine.json").write_text(described)
+    return model
+
+
+def test_an_engine_for_so_many_images_is_opened(stored) -> None:
+    for name, batch, rows in (("tensorrt", 1, 1), ("tensorrt", 2, 3), ("auto", 3, 3)):
+        runtime = open_runtime(stored, name, SIZE, batch=batch)
+        assert (runtime.name, runtime.engine.spec.max_batch) == ("tensorrt", rows)
+        assert runtime(images(0, batch)).shape[0] == batch
+        runtime.close()
+
+
+def test_without_an_engine_for_so_many_the_command_is_named(stored, caplog) -> None:
+    for size_hw, words in ((SIZE, " --size 64x96"), (None, "")):
+        with pytest.raises(EhrnetError) as raised:
+            open_runtime(stored, "tensorrt", size_hw, batch=4)
+        said = str(raised.value)
+        assert f"`ehrnet build-engine --model {stored}{words} --batch 4`" in said
+        assert "for 4 images at once; there is one of m.onnx for 64x96 with batch 1, 64" in said
+    with caplog.at_level(logging.INFO), pytest.raises(EhrnetError, match="not an ONNX file"):
+        open_runtime(stored, "auto", SIZE, batch=4)
+    assert "runtime onnxruntime: TensorRT is not used because" in caplog.text
+    file = stored.parent / "engines" / "b3.engine"
+    with pytest.raises(EhrnetError, match="up to 3 images at once, not 4: .* --batch 4"):
+        open_runtime(file, batch=4)
+
+
+def test_the_nodes_parameter_batch_reaches_the_engine(stored) -> None:
+    parameters = pytest.importorskip("ehrnet_ros.parameters", reason="needs ROS 2 (rclpy)")
+    from ehrnet_ros.engine import open_estimator
+
+    file = stored.parent / "engines" / "b3.engine"
+    open_estimator(file, parameters.Settings(batch=3)).runtime.close()
+    with pytest.raises(EhrnetError, match="up to 3 images at once, not 4"):
+        open_estimator(file, parameters.Settings(batch=4))
+
+
+def test_a_library_too_new_for_the_driver_is_passed_over(library, tmp_path, monkeypatch) -> None:
+    newer = str(compile_cudart(tmp_path, "-DDEVICE_COUNT_ERROR=35"))
+    monkeypatch.setattr(cuda, "LIBRARIES", ("libnothing.so", newer, str(library)))
+    assert cuda.Cuda().compute_capability() == "8.7"
+    monkeypatch.setattr(cuda, "LIBRARIES", (newer, "libnothing.so"))
+    with pytest.raises(EhrnetError, match="cudaGetDeviceCount failed with error 35"):
+        cuda.Cuda()

@@ -158,13 +158,15 @@ INSPECTED = (
     ' {"Name": "b", "Outputs": [{"Format/Datatype": "Two wide channel vectorized row major FP16 '
     'format"}]}, {"Name": "c", "Outputs": [{"Format/Datatype": "Half"}]},'
     ' {"Name": "d", "Outputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major '
-    'Int8 format"}]}, {"Name": "e", "Outputs": []}, "f"]}'
+    'Int8 format"}]}, {"Name": "e", "Outputs": []}, "f",'
+    ' {"Name": "g", "Outputs": [{"Format/Datatype": "Row major linear UInt8 format"}]},'
+    ' {"Name": "h", "Outputs": [{"Format/Datatype": "UInt8"}, {"Format/Datatype": "Half"}]}]}'
 )
 
 
 def test_precisions_are_read_from_the_inspectors_words() -> None:
     read = tensorrt_builder.layer_precisions
-    assert read(INSPECTED) == {"fp32": 1, "fp16": 2, "int8": 1}
+    assert read(INSPECTED) == {"fp32": 1, "fp16": 3, "int8": 1}
     assert read('{"Layers": ["names", "only"]}') == read("{}") == read("not json") == {}
 
 

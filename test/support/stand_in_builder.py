@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.engine import Built, EngineInfo, Platform, ensure_engine
 from ehrnet_model.inference.onnx_runtime import OnnxRuntime
 
@@ -41,6 +42,7 @@ class StandInBuilder:
         self.during: Callable[[Any], None] = lambda report: None
         self.answer: Callable[[np.ndarray], np.ndarray] = lambda peaks: peaks
         self.refuses = b"\xff refused"
+        self.memory_is_short = False
 
     def platform(self) -> Platform:
         return self.here
@@ -57,6 +59,8 @@ class StandInBuilder:
         return Built(head + bytes(self.size), b"timed %d" % self.builds, {"fp32": 3})
 
     def open(self, plan: bytes, info: EngineInfo, where: str) -> Any:
+        if self.memory_is_short:
+            raise OutOfDeviceMemory(f"no memory for {where}.")
         lines = plan.split(b"\n")
         if not plan.startswith(MAGIC) or self.refuses in plan:
             raise EhrnetError(f"the stand-in does not accept {where}.")

@@ -1,5 +1,7 @@
 /* The CUDA runtime calls that cuda.py makes, on ordinary memory: copies happen, kernels do not.
-   A captured stream keeps its copies and makes them when the graph is launched. */
+   A captured stream keeps its copies and makes them when the graph is launched. With `broken` set,
+   calls answer with it, as all do once a kernel has failed, and what is given back is counted
+   but not freed. So many allocations succeed as `memory_left` says, any number with -1. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,17 +9,28 @@ typedef struct { void *to; const void *from; size_t size; } copy;
 typedef struct { copy copies[8]; int count; } graph;
 
 static graph *recording;
-int copies_made, graphs_launched, graphs_alive, streams_alive, memory_alive, refuse_capture;
+int copies_made, graphs_launched, graphs_alive, streams_alive, memory_alive, refuse_capture,
+    broken, memory_left = -1;
 
-int cudaGetDeviceCount(int *count) { *count = 1; return 0; }
+#ifndef DEVICE_COUNT_ERROR
+#define DEVICE_COUNT_ERROR 0
+#endif
+int cudaGetDeviceCount(int *count) { *count = 1; return DEVICE_COUNT_ERROR; }
 int cudaSetDevice(int device) { return device; }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? 8 : 7;
     return device;
 }
 int cudaMemGetInfo(size_t *available, size_t *total) { *available = *total = 1 << 30; return 0; }
-static int take(void **out, size_t size) { *out = calloc(size, 1); memory_alive++; return 0; }
-static int give(void *memory) { if (memory) memory_alive--; free(memory); return 0; }
+static int take(void **out, size_t size) {
+    if (memory_left == 0) return 2;
+    if (memory_left > 0) memory_left--;
+    *out = calloc(size, 1);
+    memory_alive++;
+    return 0;
+}
+static int drop(void *what) { if (!broken) free(what); return broken; }
+static int give(void *memory) { if (memory) memory_alive--; return drop(memory); }
 int cudaMalloc(void **out, size_t size) { return take(out, size); }
 int cudaHostAlloc(void **out, size_t size, unsigned flags) { (void)flags; return take(out, size); }
 int cudaFree(void *memory) { return give(memory); }
@@ -35,8 +48,8 @@ int cudaStreamCreateWithFlags(void **out, unsigned flags) {
     streams_alive++;
     return flags != 1;
 }
-int cudaStreamSynchronize(void *stream) { (void)stream; return recording ? 900 : 0; }
-int cudaStreamDestroy(void *stream) { free(stream); streams_alive--; return 0; }
+int cudaStreamSynchronize(void *stream) { (void)stream; return recording ? 900 : broken; }
+int cudaStreamDestroy(void *stream) { streams_alive--; return drop(stream); }
 int cudaStreamBeginCapture(void *stream, int mode) {
     (void)stream;
     if (refuse_capture || recording || mode != 1) return 900;
@@ -57,7 +70,7 @@ int cudaGraphInstantiateWithFlags(void **out, void *from, unsigned long long fla
     graphs_alive++;
     return flags != 0;
 }
-int cudaGraphDestroy(void *old) { if (old) graphs_alive--; free(old); return 0; }
+int cudaGraphDestroy(void *old) { if (old) graphs_alive--; return drop(old); }
 int cudaGraphExecDestroy(void *old) { return cudaGraphDestroy(old); }
 int cudaGraphLaunch(void *from, void *stream) {
     graph *g = from;

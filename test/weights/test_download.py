@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import http.server
 import os
@@ -174,6 +175,17 @@ def test_two_at_once_do_not_write_into_one_file(tmp_path: Path) -> None:
         with pytest.raises(EhrnetError, match="another process"):
             fetch(server, tmp_path)
     assert not server.asked
+
+
+def test_where_there_are_no_locks_it_comes_all_the_same(tmp_path: Path, monkeypatch) -> None:
+    """As on NFS without its lock daemon."""
+
+    def no_locks(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(room.fcntl, "flock", no_locks)
+    with serving() as server:
+        assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
 def test_no_server_and_no_such_host(tmp_path: Path) -> None:

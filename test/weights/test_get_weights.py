@@ -24,10 +24,12 @@ from omz_files import write_pair  # noqa: E402
 
 from ehrnet_model import published as table  # noqa: E402
 from ehrnet_model.download import RemoteFile  # noqa: E402
+from ehrnet_model.inference.answers import read_answers  # noqa: E402
 from ehrnet_model.inference.estimator import PoseEstimator  # noqa: E402
 from ehrnet_model.inference.models import find_model  # noqa: E402
 from ehrnet_model.inference.reference import find_peaks  # noqa: E402
 from ehrnet_model.inference.runtime import model_info, open_runtime  # noqa: E402
+from ehrnet_model.inference.sizes import NAMED_SIZES  # noqa: E402
 from ehrnet_model.network.checkpoint import load_network  # noqa: E402
 from ehrnet_model.published import PUBLISHED, cache_folder  # noqa: E402
 from ehrnet_ros.cli import main  # noqa: E402
@@ -87,9 +89,12 @@ def test_one_command_brings_a_model_the_node_finds(
     said = capsys.readouterr()
     assert said.out == f"{model}\n" and "100%" in said.err and "Apache-2.0" in said.err
     assert find_model(-2) == model
-    assert tree(home) == [f"share/ehrnet/models/H-2.{e}" for e in ("onnx", "safetensors")]
+    written = ("answers.npz", "onnx", "safetensors")
+    assert tree(home) == [f"share/ehrnet/models/H-2.{e}" for e in written]
 
     info = model_info(model)
+    # What engines built of it are held to.
+    assert len(read_answers(model, info).by_size) == len(NAMED_SIZES)
     assert (info.variant, info.phi, info.coordinates) == ("H-2-omz", -2, "first-pixel")
     assert (info.input_size, info.quality) == (448, "imported")
     assert info.decode == {"keypoint_threshold": 0.1, "tag_threshold": 1.0}
