@@ -26,17 +26,16 @@ from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
     ExecuteProcess,
+    GroupAction,
     LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
     SetEnvironmentVariable,
 )
-from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration, TextSubstitution
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import ExecutableInPackage
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -79,11 +78,10 @@ PARAMETERS = {
         ["", "sensor_data", "reliable"],
         "reliability asked of the camera; sensor_data matches every camera",
     ),
-    "lazy": (str, ["", "true", "false"], "subscribe to images only while somebody listens"),
-    "tracking": (str, ["", "true", "false"], "give people ids that last from image to image"),
-    "autostart": (str, ["", "true", "false"], "configure and activate at once"),
+    "lazy": (bool, ["", "true", "false"], "subscribe to images only while somebody listens"),
+    "tracking": (bool, ["", "true", "false"], "give people ids that last from image to image"),
+    "autostart": (bool, ["", "true", "false"], "configure and activate at once"),
 }
-BOOLEANS = ("lazy", "tracking", "autostart")
 
 
 def _profile():
@@ -122,11 +120,9 @@ def _nodes(context):
             ]
     given = {}
     for name, (kind, _, _) in PARAMETERS.items():
-        if name in chosen:
-            given[name] = ParameterValue(TextSubstitution(text=chosen[name]), value_type=kind)
-        elif value(name):
-            kind = bool if name in BOOLEANS else kind
-            given[name] = ParameterValue(LaunchConfiguration(name), value_type=kind)
+        text = chosen.get(name, value(name))
+        if text:
+            given[name] = text == "true" if kind is bool else kind(text)
     image = value("image")
     info = value("camera_info")
     if not info:  # REP-104: beside the image
@@ -155,6 +151,9 @@ def _nodes(context):
         )
     namespace = value("namespace")
     prefix = "/" + namespace.strip("/") if namespace.strip("/") else ""
+    parameters = [value("params_file"), given]
+    log_level = value("log_level")
+    in_scope = _scope(context)
 
     def pose(starts_left):
         node = Node(
@@ -162,9 +161,9 @@ def _nodes(context):
             executable="pose_node",
             name="pose",
             namespace=namespace,
-            parameters=[value("params_file"), given],
+            parameters=parameters,
             remappings=remappings,
-            arguments=["--ros-args", "--log-level", value("log_level")],
+            arguments=["--ros-args", "--log-level", log_level],
             output="screen",
             emulate_tty=True,
         )
@@ -176,26 +175,52 @@ def _nodes(context):
             if starts_left == 0:
                 return [LogInfo(msg=f"The pose node ended with {event.returncode} once too often.")]
             text = f"The pose node ended with {event.returncode}: starting it again."
-            return [LogInfo(msg=text), *pose(starts_left - 1)]
+            return [LogInfo(msg=text), in_scope(pose(starts_left - 1))]
 
         return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=when_ended)), node]
 
-    rviz = Node(
-        package="rviz2",
-        executable="rviz2",
-        arguments=["-d", str(CONFIG / "pose.rviz"), "-f", value("rviz_frame")],
-        remappings=[
-            ("/image", shown if shown.startswith("/") else f"{prefix}/{shown}"),
-            ("/pose/markers", f"{prefix}/pose/{inner}markers"),
-            ("/pose/overlay", f"{prefix}/pose/{inner}overlay"),
-        ],
-        condition=IfCondition(LaunchConfiguration("rviz")),
-    )
-    started = _after_engine(context, [*pose(int(value("restarts"))), rviz], chosen)
+    nodes = pose(int(value("restarts")))
+    if value("rviz") == "true":
+        rviz = Node(
+            package="rviz2",
+            executable="rviz2",
+            arguments=["-d", str(CONFIG / "pose.rviz"), "-f", value("rviz_frame")],
+            remappings=[
+                ("/image", shown if shown.startswith("/") else f"{prefix}/{shown}"),
+                ("/pose/markers", f"{prefix}/pose/{inner}markers"),
+                ("/pose/overlay", f"{prefix}/pose/{inner}overlay"),
+            ],
+        )
+        nodes.append(rviz)
+    started = _after_engine(context, [in_scope(nodes)], chosen)
     if chosen:
         words = ", ".join(f"{name} {text}" for name, text in chosen.items())
         started.insert(0, LogInfo(msg=f"phi:=auto chose {words}"))
     return started
+
+
+def _scope(context):
+    """What groups actions so that they see launch configurations and environment as they are now.
+
+    An event handler acts when groups around the include have ended, and another include may have
+    set the same names.
+    """
+    # SetParameter and SetRemap append to lists in there.
+    configurations = {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in context.launch_configurations.items()
+    }
+    environment = dict(context.environment)
+
+    def restore(context):
+        for current, then in (
+            (context.launch_configurations, configurations),
+            (context.environment, environment),
+        ):
+            current.clear()
+            current.update(then)
+
+    return lambda actions: GroupAction([OpaqueFunction(function=restore), *actions])
 
 
 def _choose(target_fps, runtime, size):
