@@ -21,6 +21,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ament_index_python import has_resource
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
@@ -180,7 +181,10 @@ def _nodes(context):
         return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=when_ended)), node]
 
     nodes = pose(int(value("restarts")))
-    if value("rviz") == "true":
+    if value("rviz") == "true" and not has_resource("packages", "rviz2"):
+        package = f"ros-{os.environ.get('ROS_DISTRO', 'DISTRO')}-rviz2"
+        nodes.append(LogInfo(msg=f"No RViz, it is not installed: sudo apt install {package}"))
+    elif value("rviz") == "true":
         rviz = Node(
             package="rviz2",
             executable="rviz2",

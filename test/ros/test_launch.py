@@ -28,6 +28,7 @@ needs_launch = pytest.mark.skipif(bool(NO_LAUNCH), reason=NO_LAUNCH)
 
 # What Humble's launch 1.0 and launch_ros 0.19 have, of the names that launch files use.
 HUMBLE = {
+    "ament_index_python": {"has_resource"},
     "launch": {"LaunchDescription"},
     "launch.actions": {
         "DeclareLaunchArgument",
@@ -75,7 +76,7 @@ sys.exit(service.run())
 @pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.launch.py")), ids=lambda path: path.name)
 def test_launch_files_use_only_what_humble_has(path):
     for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 8))):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0].startswith("launch"):
+        if isinstance(node, ast.ImportFrom) and re.match("launch|ament", node.module):
             names = {alias.name for alias in node.names}
             assert names <= HUMBLE[node.module], (node.module, names)
 
@@ -224,8 +225,8 @@ def test_what_starts_later_sees_what_was_set_around_the_include(
 
 
 def test_cameras_have_topics_of_their_own(pose_launch):
-    more = {"cameras": "[front, 'rear']", "image": "/{camera}/image_raw", "rviz": "true"}
-    entities, _ = pose_launch(**more)
+    more = {"rviz": "true", "packages": ("rviz2",)}
+    entities, _ = pose_launch(cameras="[front, 'rear']", image="/{camera}/image_raw", **more)
     node = entities[1].kw
     assert node["parameters"][1]["cameras"] == ["front", "rear"]
     assert ("front/image", "/front/image_raw") in node["remappings"]
@@ -234,6 +235,13 @@ def test_cameras_have_topics_of_their_own(pose_launch):
     assert pose_launch(cameras="front,rear")[0][1].kw["remappings"] == []
     with pytest.raises(RuntimeError, match="image:=/one is one topic for 2 cameras"):
         pose_launch(cameras="[front,rear]", image="/one")
+
+
+def test_without_rviz_the_rest_starts_and_says_how_to_get_it(pose_launch, monkeypatch):
+    monkeypatch.setenv("ROS_DISTRO", "jazzy")
+    *nodes, said = pose_launch(rviz="true")[0]
+    assert names(nodes) == NODES
+    assert "apt install ros-jazzy-rviz2" in said.kw["msg"]
 
 
 @pytest.mark.parametrize(("code", "how"), [(0, "ready"), (2, "not there")])

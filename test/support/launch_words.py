@@ -72,7 +72,11 @@ def execute(entities: list[Word], context: Context) -> list[Word]:
 
 
 def read(
-    path: Path, words: dict[str, Any], scope: dict[str, Any] | None = None, **given: str
+    path: Path,
+    words: dict[str, Any],
+    scope: dict[str, Any] | None = None,
+    packages: tuple[str, ...] = (),
+    **given: str,
 ) -> tuple[list[Word], Context]:
     """What the OpaqueFunction of a launch file gives with these arguments, and the context.
 
@@ -80,12 +84,14 @@ def read(
         path: the launch file.
         words: modules and names it may import, such as HUMBLE of test_launch.py.
         scope: launch configurations that are set around it.
+        packages: what is installed.
         given: launch arguments; the others have their defaults.
     """
     before = {name: sys.modules.get(name) for name in (*words, "launch", "launch_ros")}
     try:
         for name in before:
             sys.modules[name] = _Module(name)
+        sys.modules["ament_index_python"].has_resource = lambda _, name: name in packages
         description = runpy.run_path(str(path))["generate_launch_description"]()
     finally:
         for name, module in before.items():
