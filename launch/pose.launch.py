@@ -31,7 +31,6 @@ from launch.actions import (
     LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
-    SetEnvironmentVariable,
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
@@ -85,25 +84,30 @@ PARAMETERS = {
 }
 
 
-def _profile():
-    """Fast DDS settings for big images, unless the user has some or /dev/shm is too small."""
+def fast_dds():
+    """Variables for nodes with big images, and words where there are none to be.
+
+    Of all processes only those that send or take images get them: each takes 64 MiB of /dev/shm.
+    """
     names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
     if any(os.environ.get(name) for name in names):
-        return []
+        return {}, ""
+    keeps = "Fast DDS keeps its own settings and may lose big images."
+    distro = os.environ.get("ROS_DISTRO", "")
+    # Up to Humble it is a transport that stays on this machine, and the file's would not; later
+    # ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST chooses whom to look for, over any transport.
+    if distro in ("foxy", "galactic", "humble") and os.environ.get("ROS_LOCALHOST_ONLY") == "1":
+        return {}, f"ROS_LOCALHOST_ONLY=1: {keeps}"
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
         free = 0
     if free < 256 * 2**20:
-        return [
-            LogInfo(
-                msg="/dev/shm has less than 256 MiB free: Fast DDS keeps its own settings and may "
-                "lose big images. In a container, start docker with --shm-size=1g."
-            )
-        ]
+        docker = "In a container, start docker with --shm-size=1g."
+        return {}, f"/dev/shm has less than 256 MiB free: {keeps} {docker}"
     # Fast DDS 3, from Kilted on, warns about the old name.
-    old = os.environ.get("ROS_DISTRO", "") in ("foxy", "galactic", "humble", "iron", "jazzy")
-    return [SetEnvironmentVariable(names[1 if old else 0], str(CONFIG / "fastdds_shm.xml"))]
+    old = distro in ("foxy", "galactic", "humble", "iron", "jazzy")
+    return {names[1 if old else 0]: str(CONFIG / "fastdds_shm.xml")}, ""
 
 
 def _nodes(context):
@@ -154,6 +158,8 @@ def _nodes(context):
     prefix = "/" + namespace.strip("/") if namespace.strip("/") else ""
     parameters = [value("params_file"), given]
     log_level = value("log_level")
+    profile, said = fast_dds()
+    environment = {**profile, "EHRNET_ENGINES": value("engines")}
     in_scope = _scope(context)
 
     def pose(starts_left):
@@ -165,6 +171,7 @@ def _nodes(context):
             parameters=parameters,
             remappings=remappings,
             arguments=["--ros-args", "--log-level", log_level],
+            additional_env=environment,
             output="screen",
             emulate_tty=True,
         )
@@ -197,6 +204,8 @@ def _nodes(context):
         )
         nodes.append(rviz)
     started = _after_engine(context, [in_scope(nodes)], chosen)
+    if said:
+        started.insert(0, LogInfo(msg=said))
     if chosen:
         words = ", ".join(f"{name} {text}" for name, text in chosen.items())
         started.insert(0, LogInfo(msg=f"phi:=auto chose {words}"))
@@ -281,7 +290,12 @@ def _after_engine(context, nodes, chosen):
         if asked.get(name):
             # One word: a phi such as -3 would be taken for an option.
             command.append(f"--{name}={asked[name]}")
-    build = ExecuteProcess(cmd=command, output="screen", emulate_tty=True)
+    build = ExecuteProcess(
+        cmd=command,
+        additional_env={"EHRNET_ENGINES": value("engines")},
+        output="screen",
+        emulate_tty=True,
+    )
 
     def when_done(event, _):
         if only:
@@ -313,7 +327,7 @@ def _from_file(path, names):
 
 
 def generate_launch_description():
-    """Arguments, Fast DDS settings, the node, and RViz on request."""
+    """Arguments, the node, and RViz on request."""
     arguments = []
     for name, (_, choices, description) in PARAMETERS.items():
         more = {"choices": choices} if choices else {}
@@ -350,6 +364,4 @@ def generate_launch_description():
                 name, default_value="false", choices=["true", "false"], description=description
             )
         )
-    # Reaches the builder and the node.
-    engines = SetEnvironmentVariable("EHRNET_ENGINES", LaunchConfiguration("engines"))
-    return LaunchDescription([*arguments, *_profile(), engines, OpaqueFunction(function=_nodes)])
+    return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])

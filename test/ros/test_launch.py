@@ -116,6 +116,12 @@ def names(entities):
 
 @pytest.fixture
 def launch_words(monkeypatch):
+    """For launch files where nobody has set anything, and /dev/shm is big enough."""
+    for library in ("FASTDDS", "FASTRTPS"):
+        monkeypatch.delenv(f"{library}_DEFAULT_PROFILES_FILE", raising=False)
+    for name in ("ROS_LOCALHOST_ONLY", "EHRNET_ENGINES", "ROS_DISTRO"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=2**30))
     monkeypatch.syspath_prepend(str(ROOT / "test" / "support"))
     return importlib.import_module("launch_words")
 
@@ -163,6 +169,64 @@ def test_without_tensorrt_the_node_starts_at_once(runtime, pose_launch):
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch"])
 def test_another_runtime_needs_no_engine(runtime, pose_launch):
     assert names(pose_launch(tensorrt=True, runtime=runtime)[0]) == NODES
+
+
+def profile_of(node):
+    return {n: v for n, v in node.kw["additional_env"].items() if n.startswith("FAST")}
+
+
+@pytest.mark.parametrize(
+    ("distro", "name"), [("humble", "FASTRTPS"), ("jazzy", "FASTRTPS"), ("kilted", "FASTDDS")]
+)
+def test_nodes_with_images_and_no_others_get_the_fast_dds_profile(
+    distro, name, launch_words, monkeypatch
+):
+    monkeypatch.setenv("ROS_DISTRO", distro)
+    for file, more in (
+        ("pose.launch.py", {"rviz": "true", "packages": ("rviz2",)}),
+        ("demo.launch.py", {"source": "people.jpg"}),
+    ):
+        nodes = launch_words.read(LAUNCH / file, HUMBLE, **more)[0]
+        ours, *others = [node for node in nodes if type(node).__name__ == "Node"]
+        file = str(ROOT / "config" / "fastdds_shm.xml")
+        assert profile_of(ours) == {f"{name}_DEFAULT_PROFILES_FILE": file}
+        for node in (*nodes, *others):
+            assert node is ours or "additional_env" not in node.kw
+            assert node.scope[1] == dict(os.environ)
+
+
+@pytest.mark.parametrize(
+    ("distro", "name", "value", "said"),
+    [
+        ("humble", "FASTRTPS_DEFAULT_PROFILES_FILE", "mine.xml", ""),
+        ("kilted", "FASTRTPS_DEFAULT_PROFILES_FILE", "mine.xml", ""),
+        ("humble", "ROS_LOCALHOST_ONLY", "1", "ROS_LOCALHOST_ONLY=1"),
+        ("humble", "ROS_LOCALHOST_ONLY", "0", None),
+        ("jazzy", "ROS_LOCALHOST_ONLY", "1", None),
+        ("jazzy", "ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST", None),
+    ],
+)
+def test_the_profile_gives_way(distro, name, value, said, pose_launch, monkeypatch):
+    monkeypatch.setenv("ROS_DISTRO", distro)
+    monkeypatch.setenv(name, value)
+    *words, _, node = pose_launch()[0]
+    assert bool(profile_of(node)) == (said is None)
+    assert [said in word.kw["msg"] for word in words] == ([True] if said else [])
+
+
+def test_too_little_shared_memory_is_said(pose_launch, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=2**26))
+    said, _, node = pose_launch()[0]
+    assert "--shm-size=1g" in said.kw["msg"] and not profile_of(node)
+
+
+def test_engines_reach_builder_and_node(pose_launch, launch_words, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    (_, build), _ = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, engines="/engines")
+    _, then = pose_launch(tensorrt=True, engines="/engines")
+    for process in (build, then(0)[-1]):
+        assert process.kw["additional_env"]["EHRNET_ENGINES"] == "/engines"
+        assert "EHRNET_ENGINES" not in process.scope[1]
 
 
 def test_the_engine_is_built_first_and_the_node_follows(pose_launch):

@@ -92,20 +92,19 @@ def read(
         for name in before:
             sys.modules[name] = _Module(name)
         sys.modules["ament_index_python"].has_resource = lambda _, name: name in packages
-        description = runpy.run_path(str(path))["generate_launch_description"]()
+        entities = runpy.run_path(str(path))["generate_launch_description"]().args[0]
+        defaults = {
+            word.args[0]: word.kw.get("default_value")
+            for word in entities
+            if type(word).__name__ == "DeclareLaunchArgument"
+        }
+        assert set(given) <= set(defaults), given
+        context = Context({**(scope or {}), **defaults, **given})
+        opaque = [word for word in entities if type(word).__name__ == "OpaqueFunction"]
+        return execute(opaque, context), context
     finally:
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
-    entities = description.args[0]
-    defaults = {
-        word.args[0]: word.kw["default_value"]
-        for word in entities
-        if type(word).__name__ == "DeclareLaunchArgument"
-    }
-    assert set(given) <= set(defaults), given
-    context = Context({**(scope or {}), **defaults, **given})
-    (opaque,) = [word for word in entities if type(word).__name__ == "OpaqueFunction"]
-    return execute([opaque], context), context
