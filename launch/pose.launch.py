@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import posixpath
 import shutil
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def _nodes(context):
             f"{cameras[0]}/",
         )
     namespace = value("namespace")
-    prefix = "/" + namespace.strip("/") if namespace.strip("/") else ""
+    pushed = context.launch_configurations.get("ros_namespace", "")  # by PushRosNamespace
+    prefix = posixpath.join("/", pushed, namespace).rstrip("/")
     parameters = [value("params_file"), given]
     log_level = value("log_level")
     profile, said = fast_dds()

@@ -301,6 +301,26 @@ def test_cameras_have_topics_of_their_own(pose_launch):
         pose_launch(cameras="[front,rear]", image="/one")
 
 
+@pytest.mark.parametrize(
+    ("pushed", "namespace", "image", "prefix"),
+    [
+        ({}, "", "image", ""),
+        ({}, "front/", "image", "/front"),
+        ({"ros_namespace": "/robot"}, "", "image", "/robot"),
+        ({"ros_namespace": "/robot"}, "front", "image", "/robot/front"),
+        ({"ros_namespace": "/robot"}, "/front", "/camera/image", "/front"),
+    ],
+)
+def test_rviz_looks_where_the_node_is(pushed, namespace, image, prefix, pose_launch):
+    given = {"namespace": namespace, "image": image, "rviz": "true", "packages": ("rviz2",)}
+    rviz = pose_launch(scope=pushed, **given)[0][-1]
+    assert dict(rviz.kw["remappings"]) == {
+        "/image": image if image.startswith("/") else f"{prefix}/{image}",
+        "/pose/markers": f"{prefix}/pose/markers",
+        "/pose/overlay": f"{prefix}/pose/overlay",
+    }
+
+
 def test_without_rviz_the_rest_starts_and_says_how_to_get_it(pose_launch, monkeypatch):
     monkeypatch.setenv("ROS_DISTRO", "jazzy")
     *nodes, said = pose_launch(rviz="true")[0]
