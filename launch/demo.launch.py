@@ -30,6 +30,8 @@ POSE = str(Path(__file__).resolve().parent / "pose.launch.py")
 def _camera(context):
     image = LaunchConfiguration("image").perform(context)
     head, slash, _ = image.rpartition("/")
+    # Of pose.launch.py, which is included before.
+    simulated = LaunchConfiguration("use_sim_time").perform(context).lower() == "true"
     camera = Node(
         package="ehrnet_ros",
         executable="picture_node",
@@ -40,6 +42,7 @@ def _camera(context):
                 "source": ParameterValue(LaunchConfiguration("source"), value_type=str),
                 "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
                 "loop": ParameterValue(LaunchConfiguration("loop"), value_type=bool),
+                **({"use_sim_time": True} if simulated else {}),
             }
         ],
         # CameraInfo lies beside the image (REP-104), where pose.launch.py looks for it.

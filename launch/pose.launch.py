@@ -155,10 +155,12 @@ def _nodes(context):
             dict(remappings).get(f"{cameras[0]}/image", f"{cameras[0]}/image"),
             f"{cameras[0]}/",
         )
+    # If not true it is left to params_file and SetParameter.
+    clock = {"use_sim_time": True} if value("use_sim_time").lower() == "true" else {}
     namespace = value("namespace")
     pushed = context.launch_configurations.get("ros_namespace", "")  # by PushRosNamespace
     prefix = posixpath.join("/", pushed, namespace).rstrip("/")
-    parameters = [value("params_file"), given]
+    parameters = [value("params_file"), {**given, **clock}]
     log_level = value("log_level")
     profile, said = fast_dds()
     environment = {**profile, "EHRNET_ENGINES": value("engines")}
@@ -197,6 +199,7 @@ def _nodes(context):
         rviz = Node(
             package="rviz2",
             executable="rviz2",
+            parameters=[clock] if clock else [],
             arguments=["-d", str(CONFIG / "pose.rviz"), "-f", value("rviz_frame")],
             remappings=[
                 ("/image", shown if shown.startswith("/") else f"{prefix}/{shown}"),
@@ -357,13 +360,20 @@ def generate_launch_description():
         arguments.append(
             DeclareLaunchArgument(name, default_value=default, description=description)
         )
-    for name, description in (
-        ("rviz", "show image, overlay and skeletons in RViz"),
-        ("build_only", "build the TensorRT engine if there is none, and stop"),
+    either = ["true", "false"]
+    for name, choices, description in (
+        ("rviz", either, "show image, overlay and skeletons in RViz"),
+        ("build_only", either, "build the TensorRT engine if there is none, and stop"),
+        # Bring-ups hand this one on, some as Python writes it.
+        (
+            "use_sim_time",
+            [*either, "True", "False"],
+            "take the time from /clock, as of a simulation or a bag",
+        ),
     ):
         arguments.append(
             DeclareLaunchArgument(
-                name, default_value="false", choices=["true", "false"], description=description
+                name, default_value="false", choices=choices, description=description
             )
         )
     return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])

@@ -184,7 +184,7 @@ def test_nodes_with_images_and_no_others_get_the_fast_dds_profile(
     monkeypatch.setenv("ROS_DISTRO", distro)
     for file, more in (
         ("pose.launch.py", {"rviz": "true", "packages": ("rviz2",)}),
-        ("demo.launch.py", {"source": "people.jpg"}),
+        ("demo.launch.py", {"source": "people.jpg", "scope": {"use_sim_time": "false"}}),
     ):
         nodes = launch_words.read(LAUNCH / file, HUMBLE, **more)[0]
         ours, *others = [node for node in nodes if type(node).__name__ == "Node"]
@@ -319,6 +319,20 @@ def test_rviz_looks_where_the_node_is(pushed, namespace, image, prefix, pose_lau
         "/pose/markers": f"{prefix}/pose/markers",
         "/pose/overlay": f"{prefix}/pose/overlay",
     }
+
+
+@pytest.mark.parametrize("text", ["true", "True", "false", None])
+def test_simulated_time_reaches_all_nodes(text, launch_words):
+    given = {} if text is None else {"use_sim_time": text}
+    more = {"rviz": "true", "packages": ("rviz2",)}
+    pose = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, **given, **more)[0]
+    more = {"source": "people.jpg", "scope": {"use_sim_time": "false", **given}}
+    demo = launch_words.read(LAUNCH / "demo.launch.py", HUMBLE, **more)[0]
+    nodes = [word for word in (*pose, *demo) if type(word).__name__ == "Node"]
+    assert len(nodes) == 3
+    for node in nodes:
+        said = dict(*node.kw["parameters"][-1:]).get("use_sim_time")
+        assert said == (True if text in ("true", "True") else None)
 
 
 def test_without_rviz_the_rest_starts_and_says_how_to_get_it(pose_launch, monkeypatch):
