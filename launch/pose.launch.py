@@ -348,7 +348,12 @@ def generate_launch_description():
         ("restarts", "3", "how often the node is started again after a crash"),
         ("namespace", "", "namespace of the node, such as front"),
         ("params_file", str(CONFIG / "pose.yaml"), "parameters of the node, a YAML file"),
-        ("rviz_frame", "camera_optical_frame", "fixed frame of RViz: frame_id of the images"),
+        (
+            "rviz_frame",
+            "camera_optical_frame",
+            "fixed frame of RViz: frame_id of the images, such as camera for v4l2_camera or "
+            "camera_color_optical_frame for RealSense",
+        ),
         (
             "engines",
             EnvironmentVariable("EHRNET_ENGINES", default_value=""),
