@@ -6,6 +6,7 @@ given too, such as phi:=-3.
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 from launch import LaunchDescription
@@ -23,12 +24,14 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-HERE = Path(__file__).resolve().parent
+POSE = str(Path(__file__).resolve().parent / "pose.launch.py")
 
 
 def _camera(context):
     image = LaunchConfiguration("image").perform(context)
     head, slash, _ = image.rpartition("/")
+    # Of pose.launch.py, which is included before.
+    simulated = LaunchConfiguration("use_sim_time").perform(context).lower() == "true"
     camera = Node(
         package="ehrnet_ros",
         executable="picture_node",
@@ -39,10 +42,12 @@ def _camera(context):
                 "source": ParameterValue(LaunchConfiguration("source"), value_type=str),
                 "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
                 "loop": ParameterValue(LaunchConfiguration("loop"), value_type=bool),
+                **({"use_sim_time": True} if simulated else {}),
             }
         ],
         # CameraInfo lies beside the image (REP-104), where pose.launch.py looks for it.
         remappings=[("image", image), ("camera_info", head + slash + "camera_info")],
+        additional_env=runpy.run_path(POSE)["fast_dds"]()[0],
         output="screen",
         emulate_tty=True,
     )
@@ -52,7 +57,7 @@ def _camera(context):
 
 
 def generate_launch_description():
-    """pose.launch.py (first: its Fast DDS settings hold for what follows), then the camera."""
+    """pose.launch.py and the camera."""
     arguments = [
         DeclareLaunchArgument(
             "source", description="picture, folder of pictures, video file, or index of a camera"
@@ -79,5 +84,5 @@ def generate_launch_description():
             "namespace", default_value="", description="namespace of both nodes, such as front"
         ),
     ]
-    pose = IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE / "pose.launch.py")))
+    pose = IncludeLaunchDescription(PythonLaunchDescriptionSource(POSE))
     return LaunchDescription([*arguments, pose, OpaqueFunction(function=_camera)])

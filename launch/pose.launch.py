@@ -18,25 +18,25 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import posixpath
 import shutil
 from pathlib import Path
 
+from ament_index_python import has_resource
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
     ExecuteProcess,
+    GroupAction,
     LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
-    SetEnvironmentVariable,
 )
-from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration, TextSubstitution
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import ExecutableInPackage
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -79,32 +79,36 @@ PARAMETERS = {
         ["", "sensor_data", "reliable"],
         "reliability asked of the camera; sensor_data matches every camera",
     ),
-    "lazy": (str, ["", "true", "false"], "subscribe to images only while somebody listens"),
-    "tracking": (str, ["", "true", "false"], "give people ids that last from image to image"),
-    "autostart": (str, ["", "true", "false"], "configure and activate at once"),
+    "lazy": (bool, ["", "true", "false"], "subscribe to images only while somebody listens"),
+    "tracking": (bool, ["", "true", "false"], "give people ids that last from image to image"),
+    "autostart": (bool, ["", "true", "false"], "configure and activate at once"),
 }
-BOOLEANS = ("lazy", "tracking", "autostart")
 
 
-def _profile():
-    """Fast DDS settings for big images, unless the user has some or /dev/shm is too small."""
+def fast_dds():
+    """Variables for nodes with big images, and words where there are none to be.
+
+    Of all processes only those that send or take images get them: each takes 64 MiB of /dev/shm.
+    """
     names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
     if any(os.environ.get(name) for name in names):
-        return []
+        return {}, ""
+    keeps = "Fast DDS keeps its own settings and may lose big images."
+    distro = os.environ.get("ROS_DISTRO", "")
+    # Up to Humble it is a transport that stays on this machine, and the file's would not; later
+    # ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST chooses whom to look for, over any transport.
+    if distro in ("foxy", "galactic", "humble") and os.environ.get("ROS_LOCALHOST_ONLY") == "1":
+        return {}, f"ROS_LOCALHOST_ONLY=1: {keeps}"
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
         free = 0
     if free < 256 * 2**20:
-        return [
-            LogInfo(
-                msg="/dev/shm has less than 256 MiB free: Fast DDS keeps its own settings and may "
-                "lose big images. In a container, start docker with --shm-size=1g."
-            )
-        ]
+        docker = "In a container, start docker with --shm-size=1g."
+        return {}, f"/dev/shm has less than 256 MiB free: {keeps} {docker}"
     # Fast DDS 3, from Kilted on, warns about the old name.
-    old = os.environ.get("ROS_DISTRO", "") in ("foxy", "galactic", "humble", "iron", "jazzy")
-    return [SetEnvironmentVariable(names[1 if old else 0], str(CONFIG / "fastdds_shm.xml"))]
+    old = distro in ("foxy", "galactic", "humble", "iron", "jazzy")
+    return {names[1 if old else 0]: str(CONFIG / "fastdds_shm.xml")}, ""
 
 
 def _nodes(context):
@@ -122,11 +126,9 @@ def _nodes(context):
             ]
     given = {}
     for name, (kind, _, _) in PARAMETERS.items():
-        if name in chosen:
-            given[name] = ParameterValue(TextSubstitution(text=chosen[name]), value_type=kind)
-        elif value(name):
-            kind = bool if name in BOOLEANS else kind
-            given[name] = ParameterValue(LaunchConfiguration(name), value_type=kind)
+        text = chosen.get(name, value(name))
+        if text:
+            given[name] = text == "true" if kind is bool else kind(text)
     image = value("image")
     info = value("camera_info")
     if not info:  # REP-104: beside the image
@@ -153,8 +155,16 @@ def _nodes(context):
             dict(remappings).get(f"{cameras[0]}/image", f"{cameras[0]}/image"),
             f"{cameras[0]}/",
         )
+    # If not true it is left to params_file and SetParameter.
+    clock = {"use_sim_time": True} if value("use_sim_time").lower() == "true" else {}
     namespace = value("namespace")
-    prefix = "/" + namespace.strip("/") if namespace.strip("/") else ""
+    pushed = context.launch_configurations.get("ros_namespace", "")  # by PushRosNamespace
+    prefix = posixpath.join("/", pushed, namespace).rstrip("/")
+    parameters = [value("params_file"), {**given, **clock}]
+    log_level = value("log_level")
+    profile, said = fast_dds()
+    environment = {**profile, "EHRNET_ENGINES": value("engines")}
+    in_scope = _scope(context)
 
     def pose(starts_left):
         node = Node(
@@ -162,9 +172,10 @@ def _nodes(context):
             executable="pose_node",
             name="pose",
             namespace=namespace,
-            parameters=[value("params_file"), given],
+            parameters=parameters,
             remappings=remappings,
-            arguments=["--ros-args", "--log-level", value("log_level")],
+            arguments=["--ros-args", "--log-level", log_level],
+            additional_env=environment,
             output="screen",
             emulate_tty=True,
         )
@@ -176,26 +187,58 @@ def _nodes(context):
             if starts_left == 0:
                 return [LogInfo(msg=f"The pose node ended with {event.returncode} once too often.")]
             text = f"The pose node ended with {event.returncode}: starting it again."
-            return [LogInfo(msg=text), *pose(starts_left - 1)]
+            return [LogInfo(msg=text), in_scope(pose(starts_left - 1))]
 
         return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=when_ended)), node]
 
-    rviz = Node(
-        package="rviz2",
-        executable="rviz2",
-        arguments=["-d", str(CONFIG / "pose.rviz"), "-f", value("rviz_frame")],
-        remappings=[
-            ("/image", shown if shown.startswith("/") else f"{prefix}/{shown}"),
-            ("/pose/markers", f"{prefix}/pose/{inner}markers"),
-            ("/pose/overlay", f"{prefix}/pose/{inner}overlay"),
-        ],
-        condition=IfCondition(LaunchConfiguration("rviz")),
-    )
-    started = _after_engine(context, [*pose(int(value("restarts"))), rviz], chosen)
+    nodes = pose(int(value("restarts")))
+    if value("rviz") == "true" and not has_resource("packages", "rviz2"):
+        package = f"ros-{os.environ.get('ROS_DISTRO', 'DISTRO')}-rviz2"
+        nodes.append(LogInfo(msg=f"No RViz, it is not installed: sudo apt install {package}"))
+    elif value("rviz") == "true":
+        rviz = Node(
+            package="rviz2",
+            executable="rviz2",
+            parameters=[clock] if clock else [],
+            arguments=["-d", str(CONFIG / "pose.rviz"), "-f", value("rviz_frame")],
+            remappings=[
+                ("/image", shown if shown.startswith("/") else f"{prefix}/{shown}"),
+                ("/pose/markers", f"{prefix}/pose/{inner}markers"),
+                ("/pose/overlay", f"{prefix}/pose/{inner}overlay"),
+            ],
+        )
+        nodes.append(rviz)
+    started = _after_engine(context, [in_scope(nodes)], chosen)
+    if said:
+        started.insert(0, LogInfo(msg=said))
     if chosen:
         words = ", ".join(f"{name} {text}" for name, text in chosen.items())
         started.insert(0, LogInfo(msg=f"phi:=auto chose {words}"))
     return started
+
+
+def _scope(context):
+    """What groups actions so that they see launch configurations and environment as they are now.
+
+    An event handler acts when groups around the include have ended, and another include may have
+    set the same names.
+    """
+    # SetParameter and SetRemap append to lists in there.
+    configurations = {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in context.launch_configurations.items()
+    }
+    environment = dict(context.environment)
+
+    def restore(context):
+        for current, then in (
+            (context.launch_configurations, configurations),
+            (context.environment, environment),
+        ):
+            current.clear()
+            current.update(then)
+
+    return lambda actions: GroupAction([OpaqueFunction(function=restore), *actions])
 
 
 def _choose(target_fps, runtime, size):
@@ -253,7 +296,12 @@ def _after_engine(context, nodes, chosen):
         if asked.get(name):
             # One word: a phi such as -3 would be taken for an option.
             command.append(f"--{name}={asked[name]}")
-    build = ExecuteProcess(cmd=command, output="screen", emulate_tty=True)
+    build = ExecuteProcess(
+        cmd=command,
+        additional_env={"EHRNET_ENGINES": value("engines")},
+        output="screen",
+        emulate_tty=True,
+    )
 
     def when_done(event, _):
         if only:
@@ -285,7 +333,7 @@ def _from_file(path, names):
 
 
 def generate_launch_description():
-    """Arguments, Fast DDS settings, the node, and RViz on request."""
+    """Arguments, the node, and RViz on request."""
     arguments = []
     for name, (_, choices, description) in PARAMETERS.items():
         more = {"choices": choices} if choices else {}
@@ -301,7 +349,12 @@ def generate_launch_description():
         ("restarts", "3", "how often the node is started again after a crash"),
         ("namespace", "", "namespace of the node, such as front"),
         ("params_file", str(CONFIG / "pose.yaml"), "parameters of the node, a YAML file"),
-        ("rviz_frame", "camera_optical_frame", "fixed frame of RViz: frame_id of the images"),
+        (
+            "rviz_frame",
+            "camera_optical_frame",
+            "fixed frame of RViz: frame_id of the images, such as camera for v4l2_camera or "
+            "camera_color_optical_frame for RealSense",
+        ),
         (
             "engines",
             EnvironmentVariable("EHRNET_ENGINES", default_value=""),
@@ -313,15 +366,20 @@ def generate_launch_description():
         arguments.append(
             DeclareLaunchArgument(name, default_value=default, description=description)
         )
-    for name, description in (
-        ("rviz", "show image, overlay and skeletons in RViz"),
-        ("build_only", "build the TensorRT engine if there is none, and stop"),
+    either = ["true", "false"]
+    for name, choices, description in (
+        ("rviz", either, "show image, overlay and skeletons in RViz"),
+        ("build_only", either, "build the TensorRT engine if there is none, and stop"),
+        # Bring-ups hand this one on, some as Python writes it.
+        (
+            "use_sim_time",
+            [*either, "True", "False"],
+            "take the time from /clock, as of a simulation or a bag",
+        ),
     ):
         arguments.append(
             DeclareLaunchArgument(
-                name, default_value="false", choices=["true", "false"], description=description
+                name, default_value="false", choices=choices, description=description
             )
         )
-    # Reaches the builder and the node.
-    engines = SetEnvironmentVariable("EHRNET_ENGINES", LaunchConfiguration("engines"))
-    return LaunchDescription([*arguments, *_profile(), engines, OpaqueFunction(function=_nodes)])
+    return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])

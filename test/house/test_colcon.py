@@ -130,6 +130,28 @@ def test_messages_of_an_underlay_are_used(
     assert (over / "ehrnet_ros" / "lib" / "ehrnet_ros" / "pose_node").exists()
 
 
+def test_what_it_installed_before_is_no_underlay(
+    source: Path, install: Path, tmp_path: Path, env: dict[str, str]
+) -> None:
+    """Found after `. install/setup.bash`; ehrnet_msgs installed as a package of its own is one."""
+    prefix = tmp_path / "install"
+    shutil.copytree(install / "ehrnet_ros", prefix)
+    (tmp_path / "link").symlink_to(prefix)
+
+    def builds_messages(sourced: Path) -> bool:
+        under = dict(env)
+        under["CMAKE_PREFIX_PATH"] = f"{sourced}{os.pathsep}{env['CMAKE_PREFIX_PATH']}"
+        command = ["cmake", "-G", "Ninja", "-S", str(source), "-B", str(tmp_path / "build")]
+        said = run([*command, f"-DCMAKE_INSTALL_PREFIX={prefix}"], tmp_path, under)
+        return "ehrnet_msgs is not in the environment" in said
+
+    assert builds_messages(prefix)
+    assert builds_messages(tmp_path / "link")
+    own = prefix / "share" / "colcon-core" / "packages" / "ehrnet_msgs"
+    own.touch()
+    assert not builds_messages(prefix)
+
+
 def files(prefix: Path, folder: str) -> dict[str, bytes]:
     top = prefix / folder
     return {

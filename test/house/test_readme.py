@@ -26,6 +26,17 @@ def test_every_file_it_links_to_exists():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_pip_beside_ros_keeps_numpy_below_2_and_works_on_ubuntu_24_04():
+    (part,) = re.findall(r"\n## On a machine with ROS 2\n(.*?)\n### ", README, re.S)
+    (line,) = [line for line in part.splitlines() if "pip install" in line]
+    assert line.startswith('PIP_BREAK_SYSTEM_PACKAGES=1 pip install --user "numpy<2" onnxruntime')
+
+
+def test_lines_with_rviz_name_the_frame_of_the_images():
+    lines = [line for line in README.splitlines() if "rviz:=true" in line]
+    assert lines and all("rviz_frame:=" in line for line in lines)
+
+
 def test_python_in_it_compiles_and_its_imports_exist():
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(blocks) >= 2

@@ -1,6 +1,7 @@
 """The launch files: what they declare, and that the real `launch` brings the nodes up with them."""
 
 import ast
+import importlib
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ needs_launch = pytest.mark.skipif(bool(NO_LAUNCH), reason=NO_LAUNCH)
 
 # What Humble's launch 1.0 and launch_ros 0.19 have, of the names that launch files use.
 HUMBLE = {
+    "ament_index_python": {"has_resource"},
     "launch": {"LaunchDescription"},
     "launch.actions": {
         "DeclareLaunchArgument",
@@ -74,7 +76,7 @@ sys.exit(service.run())
 @pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.launch.py")), ids=lambda path: path.name)
 def test_launch_files_use_only_what_humble_has(path):
     for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 8))):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0].startswith("launch"):
+        if isinstance(node, ast.ImportFrom) and re.match("launch|ament", node.module):
             names = {alias.name for alias in node.names}
             assert names <= HUMBLE[node.module], (node.module, names)
 
@@ -104,8 +106,8 @@ def test_arguments_offer_what_the_parameters_allow():
         assert offered[name] == ["", *FIELDS[name].metadata["choices"]]
 
 
-# The handler that starts a crashed node again, the node, and RViz.
-NODES = ["RegisterEventHandler", "Node", "Node"]
+# The handler that starts a crashed node again, and the node.
+NODES = ["RegisterEventHandler", "Node"]
 
 
 def names(entities):
@@ -113,17 +115,38 @@ def names(entities):
 
 
 @pytest.fixture
-def pose_launch(monkeypatch):
+def launch_words(monkeypatch):
+    """For launch files where nobody has set anything, and /dev/shm is big enough."""
+    for library in ("FASTDDS", "FASTRTPS"):
+        monkeypatch.delenv(f"{library}_DEFAULT_PROFILES_FILE", raising=False)
+    for name in ("ROS_LOCALHOST_ONLY", "EHRNET_ENGINES", "ROS_DISTRO"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=2**30))
+    monkeypatch.syspath_prepend(str(ROOT / "test" / "support"))
+    return importlib.import_module("launch_words")
+
+
+@pytest.fixture
+def ended(launch_words):
+    """What is executed when the first process of these ends."""
+
+    def ended(entities, context, code):
+        done = entities[0].args[0].kw["on_exit"]
+        return launch_words.execute(done(types.SimpleNamespace(returncode=code), context), context)
+
+    return ended
+
+
+@pytest.fixture
+def pose_launch(monkeypatch, launch_words, ended):
     """What pose.launch.py would start with some arguments, and what follows its first process."""
-    sys.path.insert(0, str(ROOT / "test" / "support"))
-    import launch_words
 
     def read(tensorrt=False, **given):
         found = object() if tensorrt else None
         monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
         entities, context = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, **given)
         if "ExecuteProcess" not in names(entities):
-            return entities, None
+            return entities, context
         assert names(entities) == ["RegisterEventHandler", "ExecuteProcess"]
         handler = entities[0].args[0]
         assert type(handler).__name__ == "OnProcessExit"
@@ -131,7 +154,7 @@ def pose_launch(monkeypatch):
         command = [w if isinstance(w, str) else w.perform(context) for w in entities[1].kw["cmd"]]
 
         def then(code):
-            return handler.kw["on_exit"](types.SimpleNamespace(returncode=code), context)
+            return ended(entities, context, code)
 
         return command, then
 
@@ -146,6 +169,64 @@ def test_without_tensorrt_the_node_starts_at_once(runtime, pose_launch):
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch"])
 def test_another_runtime_needs_no_engine(runtime, pose_launch):
     assert names(pose_launch(tensorrt=True, runtime=runtime)[0]) == NODES
+
+
+def profile_of(node):
+    return {n: v for n, v in node.kw["additional_env"].items() if n.startswith("FAST")}
+
+
+@pytest.mark.parametrize(
+    ("distro", "name"), [("humble", "FASTRTPS"), ("jazzy", "FASTRTPS"), ("kilted", "FASTDDS")]
+)
+def test_nodes_with_images_and_no_others_get_the_fast_dds_profile(
+    distro, name, launch_words, monkeypatch
+):
+    monkeypatch.setenv("ROS_DISTRO", distro)
+    for file, more in (
+        ("pose.launch.py", {"rviz": "true", "packages": ("rviz2",)}),
+        ("demo.launch.py", {"source": "people.jpg", "scope": {"use_sim_time": "false"}}),
+    ):
+        nodes = launch_words.read(LAUNCH / file, HUMBLE, **more)[0]
+        ours, *others = [node for node in nodes if type(node).__name__ == "Node"]
+        file = str(ROOT / "config" / "fastdds_shm.xml")
+        assert profile_of(ours) == {f"{name}_DEFAULT_PROFILES_FILE": file}
+        for node in (*nodes, *others):
+            assert node is ours or "additional_env" not in node.kw
+            assert node.scope[1] == dict(os.environ)
+
+
+@pytest.mark.parametrize(
+    ("distro", "name", "value", "said"),
+    [
+        ("humble", "FASTRTPS_DEFAULT_PROFILES_FILE", "mine.xml", ""),
+        ("kilted", "FASTRTPS_DEFAULT_PROFILES_FILE", "mine.xml", ""),
+        ("humble", "ROS_LOCALHOST_ONLY", "1", "ROS_LOCALHOST_ONLY=1"),
+        ("humble", "ROS_LOCALHOST_ONLY", "0", None),
+        ("jazzy", "ROS_LOCALHOST_ONLY", "1", None),
+        ("jazzy", "ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST", None),
+    ],
+)
+def test_the_profile_gives_way(distro, name, value, said, pose_launch, monkeypatch):
+    monkeypatch.setenv("ROS_DISTRO", distro)
+    monkeypatch.setenv(name, value)
+    *words, _, node = pose_launch()[0]
+    assert bool(profile_of(node)) == (said is None)
+    assert [said in word.kw["msg"] for word in words] == ([True] if said else [])
+
+
+def test_too_little_shared_memory_is_said(pose_launch, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=2**26))
+    said, _, node = pose_launch()[0]
+    assert "--shm-size=1g" in said.kw["msg"] and not profile_of(node)
+
+
+def test_engines_reach_builder_and_node(pose_launch, launch_words, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    (_, build), _ = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, engines="/engines")
+    _, then = pose_launch(tensorrt=True, engines="/engines")
+    for process in (build, then(0)[-1]):
+        assert process.kw["additional_env"]["EHRNET_ENGINES"] == "/engines"
+        assert "EHRNET_ENGINES" not in process.scope[1]
 
 
 def test_the_engine_is_built_first_and_the_node_follows(pose_launch):
@@ -165,24 +246,51 @@ def test_with_auto_the_node_starts_without_an_engine_too(pose_launch):
     assert names(then(2)) == ["LogInfo", *NODES]
 
 
-def test_a_crashed_node_is_started_again_so_many_times(pose_launch):
-    entities, _ = pose_launch(restarts="2")
+def test_a_crashed_node_is_started_again_so_many_times(pose_launch, ended):
+    entities, context = pose_launch(restarts="2")
     for left in (1, 0):
-        ended = entities[0].args[0].kw["on_exit"]
-        context = types.SimpleNamespace(is_shutdown=False)
         for code in (0, 2):  # asked to, or it cannot start like this
-            assert ended(types.SimpleNamespace(returncode=code), context) == []
-        stopping = types.SimpleNamespace(is_shutdown=True)
-        assert ended(types.SimpleNamespace(returncode=-2), stopping) == []
-        again = ended(types.SimpleNamespace(returncode=-11), context)
-        assert names(again) == ["LogInfo", *NODES[:2]], left
+            assert ended(entities, context, code) == []
+        context.is_shutdown = True
+        assert ended(entities, context, -2) == []
+        context.is_shutdown = False
+        again = ended(entities, context, -11)
+        assert names(again) == ["LogInfo", *NODES], left
         entities = again[1:]
-    ended = entities[0].args[0].kw["on_exit"]
-    assert names(ended(types.SimpleNamespace(returncode=-11), context)) == ["LogInfo"]
+    assert names(ended(entities, context, -11)) == ["LogInfo"]
+
+
+@pytest.mark.parametrize("built_first", [False, True])
+def test_what_starts_later_sees_what_was_set_around_the_include(
+    built_first, launch_words, ended, monkeypatch
+):
+    def around():
+        return {"ros_namespace": "/robot", "global_params": [("use_sim_time", True)]}
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: built_first or None)
+    monkeypatch.setenv("AROUND", "here")
+    given = {"namespace": "front", "params_file": "front.yaml", "tracking": "true"}
+    entities, context = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, around(), **given)
+    # The group has ended; another include has appended to its lists and set the same names.
+    context.launch_configurations["global_params"].append(("other", 1))
+    context.launch_configurations = {"params_file": "rear.yaml"}
+    context.environment = {"ELSEWHERE": "there"}
+    if built_first:
+        entities = ended(entities, context, 0)
+    first = entities[-1]
+    again = ended(entities, context, -11)[-1]
+    for node in (first, again):
+        configurations, environment = node.scope
+        assert configurations.items() >= around().items()
+        assert (environment["AROUND"], environment.get("ELSEWHERE")) == ("here", None)
+        assert node.kw["parameters"] == ["front.yaml", {"tracking": True}]
+    assert again.kw == first.kw
+    assert context.scope() == ({"params_file": "rear.yaml"}, {"ELSEWHERE": "there"})
 
 
 def test_cameras_have_topics_of_their_own(pose_launch):
-    entities, _ = pose_launch(cameras="[front, 'rear']", image="/{camera}/image_raw")
+    more = {"rviz": "true", "packages": ("rviz2",)}
+    entities, _ = pose_launch(cameras="[front, 'rear']", image="/{camera}/image_raw", **more)
     node = entities[1].kw
     assert node["parameters"][1]["cameras"] == ["front", "rear"]
     assert ("front/image", "/front/image_raw") in node["remappings"]
@@ -191,6 +299,47 @@ def test_cameras_have_topics_of_their_own(pose_launch):
     assert pose_launch(cameras="front,rear")[0][1].kw["remappings"] == []
     with pytest.raises(RuntimeError, match="image:=/one is one topic for 2 cameras"):
         pose_launch(cameras="[front,rear]", image="/one")
+
+
+@pytest.mark.parametrize(
+    ("pushed", "namespace", "image", "prefix"),
+    [
+        ({}, "", "image", ""),
+        ({}, "front/", "image", "/front"),
+        ({"ros_namespace": "/robot"}, "", "image", "/robot"),
+        ({"ros_namespace": "/robot"}, "front", "image", "/robot/front"),
+        ({"ros_namespace": "/robot"}, "/front", "/camera/image", "/front"),
+    ],
+)
+def test_rviz_looks_where_the_node_is(pushed, namespace, image, prefix, pose_launch):
+    given = {"namespace": namespace, "image": image, "rviz": "true", "packages": ("rviz2",)}
+    rviz = pose_launch(scope=pushed, **given)[0][-1]
+    assert dict(rviz.kw["remappings"]) == {
+        "/image": image if image.startswith("/") else f"{prefix}/{image}",
+        "/pose/markers": f"{prefix}/pose/markers",
+        "/pose/overlay": f"{prefix}/pose/overlay",
+    }
+
+
+@pytest.mark.parametrize("text", ["true", "True", "false", None])
+def test_simulated_time_reaches_all_nodes(text, launch_words):
+    given = {} if text is None else {"use_sim_time": text}
+    more = {"rviz": "true", "packages": ("rviz2",)}
+    pose = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, **given, **more)[0]
+    more = {"source": "people.jpg", "scope": {"use_sim_time": "false", **given}}
+    demo = launch_words.read(LAUNCH / "demo.launch.py", HUMBLE, **more)[0]
+    nodes = [word for word in (*pose, *demo) if type(word).__name__ == "Node"]
+    assert len(nodes) == 3
+    for node in nodes:
+        said = dict(*node.kw["parameters"][-1:]).get("use_sim_time")
+        assert said == (True if text in ("true", "True") else None)
+
+
+def test_without_rviz_the_rest_starts_and_says_how_to_get_it(pose_launch, monkeypatch):
+    monkeypatch.setenv("ROS_DISTRO", "jazzy")
+    *nodes, said = pose_launch(rviz="true")[0]
+    assert names(nodes) == NODES
+    assert "apt install ros-jazzy-rviz2" in said.kw["msg"]
 
 
 @pytest.mark.parametrize(("code", "how"), [(0, "ready"), (2, "not there")])
@@ -239,11 +388,11 @@ def row(phi, p95, model, **more):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({}, ("-2", "openvino", "4:3")),
-        ({"target_fps": "9"}, ("-1", "openvino", "4:3")),
-        ({"target_fps": "9", "runtime": "onnxruntime"}, ("-2", "onnxruntime", "4:3")),
-        ({"target_fps": "500"}, ("-4", "onnxruntime", "square")),
-        ({"size": "square"}, ("-4", "onnxruntime", "square")),
+        ({}, (-2, "openvino", "4:3")),
+        ({"target_fps": "9"}, (-1, "openvino", "4:3")),
+        ({"target_fps": "9", "runtime": "onnxruntime"}, (-2, "onnxruntime", "4:3")),
+        ({"target_fps": "500"}, (-4, "onnxruntime", "square")),
+        ({"size": "square"}, (-4, "onnxruntime", "square")),
     ],
 )
 def test_auto_takes_the_largest_that_is_fast_enough(
@@ -265,9 +414,7 @@ def test_auto_takes_the_largest_that_is_fast_enough(
     (tmp_path / "ehrnet" / "benchmark.json").write_text(json.dumps({"rows": rows}))
     started, _ = pose_launch(phi="auto", **arguments)
     assert names(started) == ["LogInfo", *NODES]
-    node = next(entity for entity in started if type(entity).__name__ == "Node")
-    values = {k: v.args[0] for k, v in node.kw["parameters"][1].items()}
-    given = {k: v.kw["text"] for k, v in values.items() if type(v).__name__ == "TextSubstitution"}
+    given = started[-1].kw["parameters"][1]
     assert (given["phi"], given["runtime"], given["size"]) == expected
     assert given["model"] == str(model)
 
@@ -334,6 +481,70 @@ def test_a_phi_that_does_not_exist_stops_before_anything_starts(launch):
     assert process.wait(30) != 0
     assert 'Argument "phi" provided value "5" is not valid' in log.read_text()
     assert "process started" not in log.read_text()
+
+
+STAND_IN = f"""#!{sys.executable}
+import json, os, sys
+words = [open(word).read() if "launch_params_" in word else word for word in sys.argv[1:]]
+with open("starts", "a") as starts:
+    print(json.dumps([os.path.basename(sys.argv[0]), words, dict(os.environ)]), file=starts)
+sys.exit(sys.argv[0].endswith("_node"))
+"""
+TWO_ROBOTS = f"""
+from launch import LaunchDescription
+from launch.actions import GroupAction, IncludeLaunchDescription, SetEnvironmentVariable
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import PushRosNamespace, SetParameter, SetRemap
+
+def pose(**given):
+    source = PythonLaunchDescriptionSource({str(LAUNCH / "pose.launch.py")!r})
+    given = {{"restarts": "1", "runtime": "tensorrt", **given}}
+    return IncludeLaunchDescription(source, launch_arguments=given.items())
+
+def generate_launch_description():
+    around = [
+        PushRosNamespace("robot"),
+        SetParameter("use_sim_time", True),
+        SetRemap("/tf", "tf"),
+        SetEnvironmentVariable("AROUND", "front"),
+    ]
+    return LaunchDescription([
+        GroupAction([*around, pose(namespace="front", phi="-3", tracking="true")]),
+        pose(namespace="rear", phi="-4", image="/rear/image"),
+        SetParameter("other", 1),
+        SetRemap("/other", "/one"),
+    ])
+"""
+
+
+@needs_launch
+def test_nodes_start_alike_behind_an_engine_and_after_a_crash(launch, tmp_path):
+    for name in ("ehrnet", "pose_node"):
+        program = tmp_path / "prefix" / "lib" / "ehrnet_ros" / name
+        program.write_text(STAND_IN)
+        program.chmod(0o755)
+    file = tmp_path / "two_robots.launch.py"
+    file.write_text(TWO_ROBOTS)
+    process, log = launch(file)
+    assert process.wait(60) == 0, log.read_text()
+    starts = [json.loads(line) for line in (tmp_path / "starts").read_text().splitlines()]
+    assert sorted(words[3] for name, words, _ in starts if name == "ehrnet") == [
+        "--phi=-3",
+        "--phi=-4",
+    ]
+    nodes = {"__ns:=/robot/front": [], "__ns:=/rear": []}
+    for name, words, environment in starts:
+        if name == "pose_node":
+            (space,) = nodes.keys() & set(words)
+            nodes[space].append((words, environment.get("AROUND")))
+    (front, again), (rear, rear_again) = nodes.values()
+    assert (front, rear) == (again, rear_again)
+    assert {"use_sim_time:=True", "/tf:=tf"} <= set(front[0]) and front[1] == "front"
+    assert "image:=/rear/image" in rear[0] and rear[1] is None
+    assert not {"use_sim_time:=True", "/tf:=tf", "other:=1", "/other:=/one"} & set(rear[0])
+    for (words, _), phi, tracking in ((front, -3, True), (rear, -4, False)):
+        (given,) = [word for word in words if "ros__parameters" in word]
+        assert f"phi: {phi}\n" in given and ("tracking: true\n" in given) == tracking
 
 
 @needs_launch

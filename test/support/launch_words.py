@@ -6,6 +6,7 @@ they are called and which of them Humble has is held by test/ros/test_launch.py.
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 import types
@@ -28,14 +29,20 @@ class Word:
 
 
 class Context:
-    """Launch arguments by name."""
+    """What is set where actions are executed: launch configurations and environment."""
 
-    def __init__(self, values: dict[str, str]) -> None:
-        self.values = values
+    is_shutdown = False
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.launch_configurations = values
+        self.environment = dict(os.environ)
 
     def get(self, name: str) -> str:
-        value = self.values[name]
+        value = self.launch_configurations[name]
         return value.perform(self) if isinstance(value, Word) else value
+
+    def scope(self) -> tuple[dict[str, Any], dict[str, str]]:
+        return dict(self.launch_configurations), dict(self.environment)
 
 
 class _Module(types.ModuleType):
@@ -47,32 +54,57 @@ class _Module(types.ModuleType):
         return made
 
 
-def read(path: Path, words: dict[str, Any], **given: str) -> tuple[list[Word], Context]:
+def execute(entities: list[Word], context: Context) -> list[Word]:
+    """What is left when groups and OpaqueFunctions are executed; each has its scope as `scope`."""
+    left = []
+    for word in entities:
+        kind = type(word).__name__
+        if kind == "GroupAction":
+            before = context.scope()
+            left += execute(word.args[0], context)
+            context.launch_configurations, context.environment = before
+        elif kind == "OpaqueFunction":
+            left += execute(word.kw["function"](context) or [], context)
+        else:
+            word.scope = context.scope()
+            left.append(word)
+    return left
+
+
+def read(
+    path: Path,
+    words: dict[str, Any],
+    scope: dict[str, Any] | None = None,
+    packages: tuple[str, ...] = (),
+    **given: str,
+) -> tuple[list[Word], Context]:
     """What the OpaqueFunction of a launch file gives with these arguments, and the context.
 
     Args:
         path: the launch file.
         words: modules and names it may import, such as HUMBLE of test_launch.py.
+        scope: launch configurations that are set around it.
+        packages: what is installed.
         given: launch arguments; the others have their defaults.
     """
     before = {name: sys.modules.get(name) for name in (*words, "launch", "launch_ros")}
     try:
         for name in before:
             sys.modules[name] = _Module(name)
-        description = runpy.run_path(str(path))["generate_launch_description"]()
+        sys.modules["ament_index_python"].has_resource = lambda _, name: name in packages
+        entities = runpy.run_path(str(path))["generate_launch_description"]().args[0]
+        defaults = {
+            word.args[0]: word.kw.get("default_value")
+            for word in entities
+            if type(word).__name__ == "DeclareLaunchArgument"
+        }
+        assert set(given) <= set(defaults), given
+        context = Context({**(scope or {}), **defaults, **given})
+        opaque = [word for word in entities if type(word).__name__ == "OpaqueFunction"]
+        return execute(opaque, context), context
     finally:
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
-    entities = description.args[0]
-    defaults = {
-        word.args[0]: word.kw["default_value"]
-        for word in entities
-        if type(word).__name__ == "DeclareLaunchArgument"
-    }
-    assert set(given) <= set(defaults), given
-    context = Context({**defaults, **given})
-    (opaque,) = [word for word in entities if type(word).__name__ == "OpaqueFunction"]
-    return opaque.kw["function"](context), context
