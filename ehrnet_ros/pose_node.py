@@ -24,6 +24,7 @@ import rclpy
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage
@@ -72,6 +73,8 @@ class PoseNode(LifecycleNode):
 
     def __init__(self, **options: Any) -> None:
         super().__init__("pose", **options)
+        self._change_state = self._service_change_state.callback
+        self._service_change_state.callback = self._on_change_state
         self._settings = parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._known_cameras: Dict[str, Camera] = {}
@@ -116,6 +119,24 @@ class PoseNode(LifecycleNode):
                 "Unconfigured: mend this and start again, or set the parameters and run "
                 f"`ros2 lifecycle set {self.get_fully_qualified_name()} configure`."
             )
+
+    def _on_change_state(self, request: Any, response: Any) -> Any:
+        """Refuses what is not possible now; on Humble and Jazzy rclpy would let it end the node."""
+        machine, asked = self._state_machine, request.transition
+        now = machine.current_state[1]
+        possible = {number: label for number, label, *_ in machine.available_transitions}
+        try:
+            response = self._change_state(request, response)
+        except rclpy_implementation.RCLError:
+            response.success = False
+        if asked.label not in possible.values() if asked.label else asked.id not in possible:
+            names = {number: label for number, label, *_ in machine.transition_graph}
+            hint = " A lifecycle manager wants autostart:=false." * self._settings.autostart
+            self.get_logger().error(
+                f"Transition {asked.label or names.get(asked.id, asked.id)} is not possible while "
+                f"{now}; possible: {', '.join(possible.values()) or 'none'}.{hint}"
+            )
+        return response
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Checks parameters and the model file, starts loading the engine, makes the publishers."""

@@ -73,9 +73,10 @@ def model(dots, tmp_path_factory):
 class Process:
     """A node as a process of its own; what it says is kept."""
 
-    def __init__(self, module, parameters, folder, remaps=(), namespace="", extra=()):
+    def __init__(self, module, parameters, folder, remaps=(), namespace="", extra=(), script=None):
         # A module, with a word behind it if it takes one.
-        command = [sys.executable, "-m", *f"ehrnet_ros.{module}".split(), "--ros-args"]
+        program = [script] if script else ["-m", *f"ehrnet_ros.{module}".split()]
+        command = [sys.executable, *program, "--ros-args"]
         for name, value in parameters.items():
             command += ["-p", f"{name}:={value}"]
         for remap in remaps:
@@ -120,8 +121,8 @@ def start(ros_environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("nodes")
     processes = []
 
-    def start(module, remaps=(), namespace="", extra=(), **parameters):
-        process = Process(module, parameters, folder, remaps, namespace, extra)
+    def start(module, remaps=(), namespace="", extra=(), script=None, **parameters):
+        process = Process(module, parameters, folder, remaps, namespace, extra, script)
         processes.append(process)
         return process
 

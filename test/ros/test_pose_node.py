@@ -3,6 +3,7 @@
 import array
 import functools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from visualization_msgs.msg import Marker, MarkerArray  # noqa: E402
 
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
+
+HUMBLE = Path(__file__).parents[1] / "support" / "humble_lifecycle.py"
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +278,20 @@ def test_lifecycle_from_outside(dots, peer, node, camera, ask, image_of, model):
     assert peer.set_parameter("pose", "size", "384x512").successful
     assert peer.change_state("pose", "configure") and peer.change_state("pose", "activate")
     assert_found(ask(image_of(picture)), people, 1.0)
+
+
+@pytest.mark.parametrize("script", [None, HUMBLE], ids=["as_here", "as_in_humble"])
+def test_a_transition_that_is_not_possible_is_refused(peer, start, model, script):
+    """A lifecycle manager configures what has started itself."""
+    name = "managed_as_here" if script is None else "managed_as_in_humble"
+    node = start("pose_node", model=model, remaps=[f"__node:={name}"], script=script)
+    node.wait_for_log("Ready:")
+    peer.until(lambda: peer.state(name) == "active", "active")
+    assert not peer.change_state(name, "configure")
+    log = node.wait_for_log("Transition configure is not possible while active; possible: deactiv")
+    assert "wants autostart:=false" in log and peer.state(name) == "active"
+    assert peer.change_state(name, "deactivate") and peer.state(name) == "inactive"
+    assert node.interrupt() == 0 and "Traceback" not in node.log()
 
 
 def test_compressed_and_lazy_in_a_namespace(dots, peer, start, model):
