@@ -11,6 +11,7 @@ the log and in the diagnostics.
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import sys
@@ -61,6 +62,24 @@ class _Seen:
     camera: Camera
     taken: _Taken
     picture: Picture
+
+
+_Transition = Callable[["PoseNode", LifecycleState], TransitionCallbackReturn]
+
+
+def _transition(change: _Transition) -> _Transition:
+    """A transition whose exceptions are told: rclpy goes on to ``on_error`` without a word."""
+
+    @functools.wraps(change)
+    def told(node: PoseNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return change(node, state)
+        except Exception as error:
+            node._problem = f"{change.__name__} failed: {type(error).__name__}: {error}."
+            node.get_logger().error(f"{node._problem}\n{traceback.format_exc()}")
+            return TransitionCallbackReturn.ERROR
+
+    return told
 
 
 class PoseNode(LifecycleNode):
@@ -138,6 +157,7 @@ class PoseNode(LifecycleNode):
             )
         return response
 
+    @_transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Checks parameters and the model file, starts loading the engine, makes the publishers."""
         settings = self._settings
@@ -187,6 +207,7 @@ class PoseNode(LifecycleNode):
             self._live.close()
             self._live = None
 
+    @_transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Allows subscribing; the watch does it once the engine is ready and somebody listens."""
         result = super().on_activate(state)
@@ -198,6 +219,7 @@ class PoseNode(LifecycleNode):
         self._on_watch()
         return result
 
+    @_transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribes; the engine stays."""
         with self._publishing:
@@ -205,19 +227,21 @@ class PoseNode(LifecycleNode):
             self._unsubscribe_all()
             return super().on_deactivate(state)
 
+    @_transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Releases the engine and the publishers."""
         self._release()
         return super().on_cleanup(state)
 
+    @_transition
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Releases everything, from whatever state."""
         self._release()
         return super().on_shutdown(state)
 
+    @_transition
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """An exception in a transition: back to unconfigured, from where it can be tried again."""
-        self._problem = "A lifecycle transition failed; the log has the traceback."
+        """After an exception in a transition: to unconfigured, from where it can be tried again."""
         self._release()
         return TransitionCallbackReturn.SUCCESS
 

@@ -374,6 +374,49 @@ def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start
     assert node.interrupt() == 0
 
 
+def patched(folder, text):
+    """A script that runs the pose node with something of it replaced."""
+    script = folder / "patched.py"
+    script.write_text(f"import sys\nfrom ehrnet_ros import camera, pose_node\n{text}\n")
+    with script.open("a") as file:
+        file.write("sys.exit(pose_node.main())\n")
+    return script
+
+
+RAISES_ONCE = """
+def broken(*_):
+    setattr(owner, name, sound)
+    raise ZeroDivisionError("made for a test")
+
+sound = getattr(owner, name)
+setattr(owner, name, broken)
+"""
+
+
+@pytest.mark.parametrize(
+    "name, what",
+    [("configure", 'pose_node, "find_model"'), ("activate", 'camera.Camera, "begin"')],
+)
+def test_an_exception_in_a_transition_is_told_and_can_be_tried_again(
+    peer, start, model, tmp_path, name, what
+):
+    script = patched(tmp_path, f"owner, name = {what}\n{RAISES_ONCE}")
+    diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
+    node = start("pose_node", model=model, remaps=[f"__node:=raises_in_{name}"], script=script)
+    sentence = f"on_{name} failed: ZeroDivisionError: made for a test."
+    assert "Traceback" in node.wait_for_log(sentence)
+
+    def told():
+        found = [s.message for m in diagnostics for s in m.status if f"raises_in_{name}" in s.name]
+        return f"Unconfigured: {sentence}" in found
+
+    peer.until(told, "the diagnosis")
+    assert peer.state(f"raises_in_{name}") == "unconfigured"
+    assert peer.change_state(f"raises_in_{name}", "configure")
+    assert peer.change_state(f"raises_in_{name}", "activate")
+    assert node.interrupt() == 0 and node.log().count("Traceback") == 1
+
+
 def test_weights_that_are_not_numbers_and_other_skeletons_never_go_active(
     peer, start, model, tmp_path
 ):
