@@ -99,7 +99,7 @@ class PoseNode(LifecycleNode):
         self._known_cameras: Dict[str, Camera] = {}
         self._cameras = self._make_cameras()
         self._configured = self._active = False
-        self._autostarting = self._settings.autostart
+        self._autostarting = False  # from start() until somebody activates
         self._problem = ""  # why the last configure came to nothing
         self._model: Optional[ModelInfo] = None
         self._enabled = True
@@ -130,8 +130,9 @@ class PoseNode(LifecycleNode):
 
     def start(self) -> None:
         """Configures, and activates once the engine is ready, if ``autostart`` says so."""
-        if not self._autostarting:
+        if not self._settings.autostart:
             return
+        self._autostarting = True
         if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
             self._autostarting = False
             self.get_logger().info(
@@ -210,6 +211,7 @@ class PoseNode(LifecycleNode):
     @_transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Allows subscribing; the watch does it once the engine is ready and somebody listens."""
+        self._autostarting = False
         result = super().on_activate(state)
         self._active = True
         for camera in self._cameras:
@@ -246,6 +248,7 @@ class PoseNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _release(self) -> None:
+        self._autostarting = False
         with self._publishing:
             self._active = self._configured = False
             self._unsubscribe_all()
@@ -267,13 +270,11 @@ class PoseNode(LifecycleNode):
             return
         if worker.state == READY:
             self._on_ready(worker)
-            if self._autostarting and not self._active:
-                self._autostarting = False
+            if self._autostarting:
                 self.trigger_activate()
             else:
                 self._on_watch()
         elif worker.state == FAILED:
-            self._autostarting = False
             self.get_logger().error(worker.error)
             if worker.details:
                 self.get_logger().error(worker.details)

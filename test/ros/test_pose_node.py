@@ -417,6 +417,39 @@ def test_an_exception_in_a_transition_is_told_and_can_be_tried_again(
     assert node.interrupt() == 0 and node.log().count("Traceback") == 1
 
 
+WAITS = """
+import pathlib, time
+
+def waits(*given):
+    while not pathlib.Path(sys.argv[0]).with_name("go").exists():
+        time.sleep(0.05)
+    return opens(*given)
+
+opens, pose_node.open_estimator = pose_node.open_estimator, waits
+"""
+
+
+def test_it_activates_by_itself_once_and_only_until_somebody_else_decides(
+    peer, start, model, tmp_path
+):
+    script = patched(tmp_path, WAITS)
+    node = start("pose_node", model=model, remaps=["__node:=decided"], script=script)
+    node.wait_for_log("Loading")
+    assert peer.change_state("decided", "activate")
+    assert peer.change_state("decided", "deactivate")
+    (tmp_path / "go").touch()
+    node.wait_for_log("Ready:")
+    peer.spin(1.0)
+    assert peer.state("decided") == "inactive"
+    # In the next engine's time nobody activates it either.
+    assert peer.change_state("decided", "cleanup") and peer.change_state("decided", "configure")
+    peer.until(lambda: node.log().count("Ready:") == 2, "the second engine")
+    peer.spin(1.0)
+    assert peer.state("decided") == "inactive"
+    assert peer.change_state("decided", "activate")
+    assert node.interrupt() == 0 and "Traceback" not in node.log()
+
+
 def test_weights_that_are_not_numbers_and_other_skeletons_never_go_active(
     peer, start, model, tmp_path
 ):
