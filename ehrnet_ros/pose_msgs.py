@@ -242,7 +242,8 @@ def to_markers_3d(
     """Skeletons for RViz where the people are.
 
     The first marker clears what was shown before, so that nobody stays who left; then per person
-    bones (LINE_LIST), joints (SPHERE_LIST) and, with a track identity, a label.
+    bones (LINE_LIST), joints (SPHERE_LIST) and, with a track identity, a label. The identity is the
+    markers' id; those without have negative ones.
 
     Args:
         xyz: (P, J, 3) metres in the frame of the header; a keypoint with NaN is left out.
@@ -260,8 +261,8 @@ def to_markers_3d(
     present = np.isfinite(xyz).all(2)
     for i in range(len(xyz)):
         identity = int(ids[i])
-        number = identity if identity >= 0 else i
-        red, green, blue = COLORS[number % len(COLORS)]
+        number = identity if identity >= 0 else -1 - i
+        red, green, blue = COLORS[(identity if identity >= 0 else i) % len(COLORS)]
         color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
         points = {
             j: Point(x=float(xyz[i, j, 0]), y=float(xyz[i, j, 1]), z=float(xyz[i, j, 2]))

@@ -110,12 +110,12 @@ def test_markers_project_back_onto_the_pixels():
     first, *rest = markers_of(poses)
     assert first.action == Marker.DELETEALL
     for i in range(4):
-        joints = next(m for m in rest if m.ns == "joints" and m.id == i)
+        joints = next(m for m in rest if m.ns == "joints" and m.id == -1 - i)
         points = np.array([(p.x, p.y, p.z) for p in joints.points])
         pixels = points[:, :2] / points[:, 2:] * 500 + (320, 240)
         present = poses.score[i] > 0
         np.testing.assert_allclose(pixels, poses.xy[i][present], atol=1e-3)
-        bones = next(m for m in rest if m.ns == "bones" and m.id == i)
+        bones = next(m for m in rest if m.ns == "bones" and m.id == -1 - i)
         drawn = sum(present[a] and present[b] for a, b in COCO_17.edges)
         assert len(bones.points) == 2 * drawn
 
@@ -132,3 +132,10 @@ def test_tracked_people_keep_their_number_and_get_a_label():
     markers = markers_of(poses)[1:]
     assert {m.id for m in markers} == {7, 9}
     assert {m.text for m in markers if m.ns == "labels"} == {"7", "9"}
+
+
+def test_nobody_takes_the_markers_of_another():
+    poses = some_poses(4)
+    poses.id[:] = 1, -1, 0, -1
+    names = [(m.ns, m.id) for m in markers_of(poses)[1:]]
+    assert len(set(names)) == len(names) == 4 * 2 + 2
