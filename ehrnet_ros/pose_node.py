@@ -38,7 +38,7 @@ from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.sizes import size_advice
 from ehrnet_ros import health, parameters
-from ehrnet_ros.camera import Camera
+from ehrnet_ros.camera import SILENT_S, Camera
 from ehrnet_ros.engine import model_name, open_estimator
 from ehrnet_ros.image_msgs import ImageError, Picture, to_picture, to_picture_compressed
 from ehrnet_ros.live import LiveView
@@ -497,6 +497,9 @@ class PoseNode(LifecycleNode):
             self.get_logger().warning(namesakes)
         for camera in self._cameras:
             snapshot = camera.counters.snapshot()
+            if snapshot.silent_s > SILENT_S or snapshot.failed_in_a_row >= health.DEAD_AFTER:
+                with self._publishing:
+                    camera.nobody()
             level, text = self._status(camera, snapshot)
             if namesakes and level == health.OK:
                 level, text = health.WARN, namesakes
