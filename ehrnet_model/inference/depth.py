@@ -105,10 +105,11 @@ def lift(poses: Poses, depth: np.ndarray, camera: np.ndarray, options: DepthOpti
     A position is where the surface of the body faces the camera, not the middle of the joint.
 
     Args:
-        poses: in pixels of the depth image, which has to be aligned to the picture they come from.
+        poses: in pixels of the depth image, which has to be aligned to the picture they come from;
+            both rectified.
         depth: (H, W) uint16 millimetres (16UC1) or float32 metres (32FC1) along the optical axis,
             in any byte order; 0, NaN and infinity mark holes.
-        camera: (3, 3) matrix K of the rectified picture.
+        camera: (3, 3) matrix of the rectified picture: the left part of CameraInfo's P.
         options: which depths count.
 
     Raises:

@@ -121,7 +121,9 @@ def ask(peer, node):
     for publisher in (poses, depth, infos):
         peer.until(publisher.get_subscription_count, "the node's subscription")
     peer.until(lambda: peer.node.count_publishers("depth/poses"), "the node's publisher")
-    info = CameraInfo(width=640, height=480, k=scenes.CAMERA.ravel().tolist())
+    # K is that of the raw picture, which is another one.
+    info = CameraInfo(width=640, height=480, k=[700.0, 0, 300, 0, 700, 200, 0, 0, 1])
+    info.p = np.hstack([scenes.CAMERA, np.zeros((3, 1))]).ravel()
 
     def send(pose_msg, depth_msg):
         infos.publish(info)

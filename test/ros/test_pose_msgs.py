@@ -93,6 +93,16 @@ def test_lens_of_camera_info():
     assert Lens.from_camera_info(CameraInfo(k=info.k), (480, 640)) is None
 
 
+def test_the_lens_is_that_of_the_rectified_picture():
+    info = CameraInfo(width=640, height=480, k=[605.0, 0, 322, 0, 606, 244, 0, 0, 1])
+    info.p = [560.0, 0, 318, 0, 0, 570, 246, 0, 0, 0, 1, 0]
+    assert Lens.from_camera_info(info, (480, 640)) == Lens(560, 570, 318, 246)
+    info.roi.x_offset, info.roi.width, info.roi.height = 100, 320, 480
+    assert Lens.from_camera_info(info, (240, 160)) == Lens(280, 285, 108.75, 122.75)
+    info.p[5] = math.nan
+    assert Lens.from_camera_info(info, (480, 640)) is None
+
+
 def test_nominal_lens_sees_its_angle():
     lens = Lens.nominal((480, 640), 90)
     edge = np.array([-0.5, 639.5])
