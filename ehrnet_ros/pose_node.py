@@ -86,7 +86,7 @@ class PoseNode(LifecycleNode):
     """The node ``pose``.
 
     Raises:
-        EhrnetError: a parameter it was started with is unknown, out of range or contradictory.
+        EhrnetError: a parameter it was started with is misspelt, out of range or contradictory.
 
     """
 

@@ -339,6 +339,16 @@ def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, s
     assert sentence in process.log() and "Traceback" not in process.log()
 
 
+def test_parameters_for_others_are_named_and_not_used(start, model, tmp_path):
+    """A file for all nodes of a robot."""
+    text = "/**:\n  ros__parameters: {use_sim_time: true, robot_name: r1, base: {frame: x}}\n"
+    (tmp_path / "robot.yaml").write_text(text)
+    node = start("pose_node", model=model, extra=["--params-file", str(tmp_path / "robot.yaml")])
+    log = node.wait_for_log("Ready:")
+    assert "There is no parameter robot_name, base.frame in this node: not used." in log
+    assert node.interrupt() == 0
+
+
 def test_a_params_file_that_is_none_ends_the_process_with_one_sentence(start, tmp_path):
     (tmp_path / "broken.yaml").write_text("/**:\n  ros__parameters: [1, 2")
     process = start("pose_node", extra=["--params-file", str(tmp_path / "broken.yaml")])

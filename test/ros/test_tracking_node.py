@@ -1,6 +1,7 @@
 """Ids over real DDS: the tracking node, and tracking in the pose node, real processes all."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +145,17 @@ def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, s
     process = start("tracking_node", **parameters)
     assert process.wait() == 2, process.log()
     assert sentence in process.log() and "Traceback" not in process.log()
+
+
+@pytest.mark.parametrize("module", ["tracking_node", "depth_node"])
+def test_the_parameters_of_the_pose_node_do_no_harm(start, peer, module):
+    file = Path(__file__).parents[2] / "config" / "pose.yaml"
+    remap = f"__node:=beside_{module}"
+    node = start(module, remaps=[remap], extra=["--params-file", str(file)])
+    log = node.wait_for_log("in this node: not used.")
+    assert "phi, model, runtime" in log and "lazy" not in log
+    peer.until(lambda: peer.node.count_publishers(f"beside_{module}/poses"), "the node")
+    assert node.interrupt() == 0
 
 
 def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image_of, request):
