@@ -60,13 +60,22 @@ _STEPS: Tuple[Tuple[Tuple[int, ...], Tuple[Tuple[int, ...], ...], float], ...] =
 
 @dataclass(frozen=True)
 class DepthOptions:
-    """What counts as depth. Every field may change between two images."""
+    """What counts as depth. Every field may change between two images.
+
+    Raises:
+        EhrnetError: a value is not possible, or there is nothing between the two.
+    """
 
     depth_min_m: float = option(0.1, 0.0, 100.0, "[m] nearer than this is no depth.")
     depth_max_m: float = option(15.0, 0.1, 1000.0, "[m] farther than this is no depth.")
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.depth_min_m >= self.depth_max_m:
+            raise EhrnetError(
+                f"depth_min_m = {self.depth_min_m:g} has to be less than depth_max_m = "
+                f"{self.depth_max_m:g}: between them is what counts as depth."
+            )
 
 
 class _Image(NamedTuple):
