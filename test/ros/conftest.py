@@ -176,8 +176,8 @@ class Peer:
         while time.monotonic() < end:
             self.executor.spin_once(timeout_sec=0.02)
 
-    def until(self, condition, what, seconds=PATIENCE_S, each=None):
-        """Spins until a condition gives something true; calls ``each`` about ten times a second."""
+    def until(self, condition, what, seconds=PATIENCE_S, each=None, every=0.1):
+        """Spins until a condition gives something true; calls ``each`` every so many seconds."""
         end = time.monotonic() + seconds
         again = 0.0
         while True:
@@ -187,7 +187,7 @@ class Peer:
             now = time.monotonic()
             assert now < end, f"{what} did not happen within {seconds} s"
             if each is not None and now >= again:
-                again = now + 0.1
+                again = now + every
                 each()
             self.executor.spin_once(timeout_sec=0.02)
 
