@@ -11,8 +11,8 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
 from builtin_interfaces.msg import Time  # noqa: E402
-from ehrnet_msgs.msg import PoseArray  # noqa: E402
-from rclpy.qos import qos_profile_sensor_data  # noqa: E402
+from ehrnet_msgs.msg import PoseArray, SkeletonInfo  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from visualization_msgs.msg import MarkerArray  # noqa: E402
@@ -20,6 +20,7 @@ from visualization_msgs.msg import MarkerArray  # noqa: E402
 from benchmarks import walkers  # noqa: E402
 from ehrnet_model.inference.poses import Poses  # noqa: E402
 from ehrnet_model.inference.tracker import PoseTracker  # noqa: E402
+from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_ros.pose_msgs import from_pose_array, to_pose_array  # noqa: E402
 
 
@@ -100,6 +101,21 @@ def test_parameters_change_at_any_time_or_say_why_not(ask, peer):
     assert ask(message(person, 350.0)).skeletons[0].id == -1
     for name, value in (("track_oks", 7.0), ("track_lost_s", "long"), ("nonsense", 1)):
         assert not peer.set_parameter("tracking", name, value).successful
+
+
+def test_what_the_skeletons_mean_is_latched_and_taken_over(start, peer):
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    node = start("tracking_node", remaps=["__node:=told", "poses:=/teller/poses"])
+    infos = peer.listen(SkeletonInfo, "told/skeleton_info", latched)
+    own = peer.until(lambda: infos, "skeleton_info")[0]
+    assert own.skeleton == "coco-17" and own.names == list(COCO_17.names) and own.model == ""
+    teller = peer.publisher(SkeletonInfo, "/teller/skeleton_info", latched)
+    teller.publish(SkeletonInfo(model="H-4 x", phi=-4, names=own.names, edges=own.edges))
+    peer.until(lambda: infos[-1].model == "H-4 x", "the poses' own skeleton_info")
+    late = peer.listen(SkeletonInfo, "told/skeleton_info", latched)
+    assert peer.until(lambda: late, "skeleton_info")[0] == infos[-1]
+    assert infos[-1].phi == -4 and infos[-1].header.stamp.sec > 0
+    assert node.interrupt() == 0
 
 
 def test_broken_messages_are_dropped_by_name_and_good_ones_still_answered(ask, peer, node):
