@@ -182,7 +182,7 @@ class Camera:
                 to_image(draw_poses(picture.bgr(), poses, skeleton, show_ids=True), header)
             )
         if self._other is not None:
-            self._other.publish(poses, header, image_hw, skeleton)
+            self._other.publish(poses, header, image_hw, skeleton, settings.tracking)
         if self._view is not None:
             self._view.publish(poses, picture, header, skeleton, timings, age_ms)
         return age_ms
@@ -240,11 +240,17 @@ class Camera:
         )
 
     def unsubscribe(self) -> None:
-        """No more images; those that wait are stale from now on."""
+        """No more images; those that wait are stale from now on. Not beside publish()."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = ()
         self.subscribed += 1
+        self.nobody()
+
+    def nobody(self) -> None:
+        """Nothing is known of the people seen last any more. Not beside publish()."""
+        if self._other is not None:
+            self._other.nobody()
 
     def begin(self) -> None:
         """The wait for an image begins now (activate)."""

@@ -1,6 +1,7 @@
 """DepthNode: a PoseArray, the aligned depth image and its CameraInfo in; people in metres out.
 
-Poses and depth belong together by the stamps of their images, whichever comes first.
+Poses and depth belong together by the stamps of their images, whichever comes first. Picture and
+depth image have to be rectified, as drivers give them aligned: metres come from the CameraInfo's P.
 """
 
 from __future__ import annotations

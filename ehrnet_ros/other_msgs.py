@@ -7,9 +7,10 @@ a person, on a topic of the person's own. Neither package is needed unless its o
 from __future__ import annotations
 
 import importlib
-from typing import Any, Dict, List, Tuple
+from typing import Any, Collection, Dict, List, Tuple
 
 import numpy as np
+from std_msgs.msg import Header
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.poses import Poses
@@ -117,8 +118,9 @@ class OtherOutputs:
 
     ``detections`` in the camera's own namespace; bodies where REP-155 has them,
     ``humans/bodies/tracked`` and ``humans/bodies/<id>/skeleton2d``, below the node's namespace.
-    A topic of a body exists while the body is in the image. Without tracking a body's id is its
-    place in the image's list, and means nothing from image to image.
+    A topic of a body exists while the body is in the image. With tracking, people are bodies as
+    soon as they have an id. Without it a body's id is its place in the image's list, and means
+    nothing from image to image.
 
     Args:
         node: owns the publishers.
@@ -150,27 +152,34 @@ class OtherOutputs:
             self._tracked = node.create_publisher(self._hri.IdsList, "humans/bodies/tracked", 10)
 
     def listeners(self) -> int:
-        """How many subscriptions there are to these outputs."""
-        return sum(publisher.get_subscription_count() for publisher in self._all())
+        """How many subscriptions there are to detections and to the list of bodies.
+
+        Bodies' own topics do not count: they may go in another thread meanwhile, and there are none
+        before there are images.
+        """
+        return sum(publisher.get_subscription_count() for publisher in self._lasting())
 
     def publish(
-        self, poses: Poses, header: Any, image_hw: Tuple[int, int], keypoints: KeypointSet
+        self,
+        poses: Poses,
+        header: Any,
+        image_hw: Tuple[int, int],
+        keypoints: KeypointSet,
+        tracking: bool,
     ) -> None:
         """Sends what follows from one image to those who listen; makes nothing for nobody."""
         if self._detections is not None and self._detections.get_subscription_count():
             self._detections.publish(to_detections(poses, header))
-        if self._hri is not None:
-            self._publish_bodies(poses, header, image_hw, keypoints)
-
-    def _publish_bodies(
-        self, poses: Poses, header: Any, image_hw: Tuple[int, int], keypoints: KeypointSet
-    ) -> None:
-        numbers = [identity if identity >= 0 else i for i, identity in enumerate(poses.id.tolist())]
-        # A topic's name part does not begin with a digit.
-        names = [f"body_{self._camera}{number}" for number in numbers]
-        for name in set(self._bodies) - set(names):
-            self._node.destroy_publisher(self._bodies.pop(name))
-        for person, name in enumerate(names):
+        if self._hri is None:
+            return
+        people = {
+            # A topic's name part does not begin with a digit.
+            f"body_{self._camera}{identity if tracking else person}": person
+            for person, identity in enumerate(poses.id.tolist())
+            if identity >= 0 or not tracking
+        }
+        self._keep(people)
+        for name, person in people.items():
             if name not in self._bodies:
                 self._bodies[name] = self._node.create_publisher(
                     self._hri.Skeleton2D,
@@ -181,20 +190,26 @@ class OtherOutputs:
             if self._bodies[name].get_subscription_count():
                 skeleton = to_skeleton_2d(poses, person, header, image_hw, keypoints)
                 self._bodies[name].publish(skeleton)
-        ids = self._hri.IdsList()
-        ids.header = header
-        ids.ids = names
-        self._tracked.publish(ids)
+        self._tracked.publish(self._hri.IdsList(header=header, ids=list(people)))
+
+    def nobody(self) -> None:
+        """Takes bodies back of which no image will tell that they left. Not beside publish()."""
+        if self._bodies:
+            self._keep(())
+            header = Header(stamp=self._node.get_clock().now().to_msg())
+            self._tracked.publish(self._hri.IdsList(header=header))
 
     def destroy(self) -> None:
         """Takes the topics away."""
-        for publisher in self._all():
+        self._keep(())
+        for publisher in self._lasting():
             self._node.destroy_publisher(publisher)
         self._detections = self._tracked = self._hri = None
-        self._bodies = {}
 
-    def _all(self) -> List[Any]:
-        fixed = [self._detections, self._tracked]
-        return [publisher for publisher in fixed if publisher is not None] + list(
-            self._bodies.values()
-        )
+    def _keep(self, names: Collection[str]) -> None:
+        for name in set(self._bodies) - set(names):
+            self._node.destroy_publisher(self._bodies.pop(name))
+
+    def _lasting(self) -> List[Any]:
+        both = (self._detections, self._tracked)
+        return [publisher for publisher in both if publisher is not None]

@@ -25,6 +25,7 @@ from ehrnet_model.inference.decode import DecodeOptions, typed_options
 from ehrnet_model.inference.runtime import RUNTIMES
 from ehrnet_model.inference.sizes import parse_size
 from ehrnet_model.inference.tracker import TrackOptions
+from ehrnet_ros.names import check_names
 
 ANY_TIME = "any time"
 UNCONFIGURED = "while unconfigured"
@@ -189,7 +190,7 @@ def declare(node: Any) -> Settings:
 
     Raises:
         EhrnetError: a value that was given has the wrong type, is out of range or contradicts
-            another, or a name that was given does not exist.
+            another, or a name that was given is almost one of these.
 
     """
     for name, field in FIELDS.items():
@@ -204,14 +205,7 @@ def declare(node: Any) -> Settings:
             raise EhrnetError(
                 f"Parameter {name} has to be {allowed(name)}: {error.args[0]}."
             ) from None
-    # rclpy keeps what it was started with; names that nobody declared are lost in silence there.
-    unknown = [
-        name
-        for name in getattr(node, "_parameter_overrides", {})
-        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
-    ]
-    if unknown:
-        raise EhrnetError(_unknown(unknown))
+    check_names(node, FIELDS)
     settings = Settings(**{name: _from_ros(node.get_parameter(name).value) for name in FIELDS})
     check(settings)
     return settings
@@ -249,13 +243,13 @@ def with_texts(pairs: Iterable[Tuple[str, str]]) -> Settings:
     """Settings by texts such as ``("phi", "-3")``, as on a command line; the rest is the default.
 
     Raises:
-        EhrnetError: a name does not exist or a value is not allowed, as in ``declare``.
+        EhrnetError: a name does not exist or a value is not allowed.
 
     """
     values: Dict[str, Any] = {}
     for name, text in pairs:
         if name not in FIELDS:
-            raise EhrnetError(_unknown([name]))
+            raise EhrnetError(_unknown(name))
         kind: Any = type(FIELDS[name].default)
         try:
             parse: Any = {"true": True, "false": False}.__getitem__ if kind is bool else kind
@@ -399,12 +393,10 @@ def _from_ros(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
-def _unknown(names: Iterable[str]) -> str:
-    texts: List[str] = []
-    for name in names:
-        near = difflib.get_close_matches(name, FIELDS, 1)
-        texts.append(name + (f" (did you mean {near[0]}?)" if near else ""))
-    return f"There is no parameter {', '.join(texts)}: the pose node has {', '.join(FIELDS)}."
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, FIELDS, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"There is no parameter {name}{hint}: the pose node has {', '.join(FIELDS)}."
 
 
 def _yaml(value: Any) -> str:

@@ -152,7 +152,7 @@ def to_skeleton_info(
 
 @dataclass(frozen=True)
 class Lens:
-    """A pinhole: where a pixel looks. Distortion is not undone, markers are for the eye.
+    """A pinhole: where a pixel of a rectified picture looks. Distortion is not undone.
 
     Attributes:
         fx, fy: focal lengths in pixels.
@@ -176,23 +176,27 @@ class Lens:
     def from_camera_info(info: Any, image_hw: Tuple[int, int]) -> Optional[Lens]:
         """The lens of a sensor_msgs/CameraInfo, scaled to the image; None if it is uncalibrated.
 
+        That of the rectified picture, P; K where P is empty. Towards the edges of a picture that is
+        not rectified directions are wrong, but RViz too lays P over whatever picture it shows.
+
         CameraInfo describes the full sensor; binning and region of interest are undone as
         sensor_msgs says: the region is cut out first, then binned.
         """
-        k = info.k
-        positive = k[0] > 0 and k[4] > 0 and info.width and info.height
-        if not positive or not np.isfinite((k[0], k[2], k[4], k[5])).all():
+        k, p = info.k, info.p
+        fx, fy, cx, cy = (p[0], p[5], p[2], p[6]) if p[0] > 0 else (k[0], k[4], k[2], k[5])
+        positive = fx > 0 and fy > 0 and info.width and info.height
+        if not positive or not np.isfinite((fx, fy, cx, cy)).all():
             return None
         roi = info.roi
         width = roi.width or info.width
         height = roi.height or info.height
         sx, sy = image_hw[1] / width, image_hw[0] / height
         return Lens(
-            k[0] * sx,
-            k[4] * sy,
+            fx * sx,
+            fy * sy,
             # Pixel edges scale, centres do not: half a pixel out and in again.
-            (k[2] - roi.x_offset + 0.5) * sx - 0.5,
-            (k[5] - roi.y_offset + 0.5) * sy - 0.5,
+            (cx - roi.x_offset + 0.5) * sx - 0.5,
+            (cy - roi.y_offset + 0.5) * sy - 0.5,
         )
 
 
@@ -242,7 +246,8 @@ def to_markers_3d(
     """Skeletons for RViz where the people are.
 
     The first marker clears what was shown before, so that nobody stays who left; then per person
-    bones (LINE_LIST), joints (SPHERE_LIST) and, with a track identity, a label.
+    bones (LINE_LIST), joints (SPHERE_LIST) and, with a track identity, a label. The identity is the
+    markers' id; those without have negative ones.
 
     Args:
         xyz: (P, J, 3) metres in the frame of the header; a keypoint with NaN is left out.
@@ -260,8 +265,8 @@ def to_markers_3d(
     present = np.isfinite(xyz).all(2)
     for i in range(len(xyz)):
         identity = int(ids[i])
-        number = identity if identity >= 0 else i
-        red, green, blue = COLORS[number % len(COLORS)]
+        number = identity if identity >= 0 else -1 - i
+        red, green, blue = COLORS[(identity if identity >= 0 else i) % len(COLORS)]
         color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
         points = {
             j: Point(x=float(xyz[i, j, 0]), y=float(xyz[i, j, 1]), z=float(xyz[i, j, 2]))

@@ -11,6 +11,7 @@ the log and in the diagnostics.
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import sys
@@ -24,6 +25,7 @@ import rclpy
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage
@@ -36,7 +38,7 @@ from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.sizes import size_advice
 from ehrnet_ros import health, parameters
-from ehrnet_ros.camera import Camera
+from ehrnet_ros.camera import SILENT_S, Camera
 from ehrnet_ros.engine import model_name, open_estimator
 from ehrnet_ros.image_msgs import ImageError, Picture, to_picture, to_picture_compressed
 from ehrnet_ros.live import LiveView
@@ -62,22 +64,42 @@ class _Seen:
     picture: Picture
 
 
+_Transition = Callable[["PoseNode", LifecycleState], TransitionCallbackReturn]
+
+
+def _transition(change: _Transition) -> _Transition:
+    """A transition whose exceptions are told: rclpy goes on to ``on_error`` without a word."""
+
+    @functools.wraps(change)
+    def told(node: PoseNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return change(node, state)
+        except Exception as error:
+            node._problem = f"{change.__name__} failed: {type(error).__name__}: {error}."
+            node.get_logger().error(f"{node._problem}\n{traceback.format_exc()}")
+            return TransitionCallbackReturn.ERROR
+
+    return told
+
+
 class PoseNode(LifecycleNode):
     """The node ``pose``.
 
     Raises:
-        EhrnetError: a parameter it was started with is unknown, out of range or contradictory.
+        EhrnetError: a parameter it was started with is misspelt, out of range or contradictory.
 
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__("pose", **options)
+        self._change_state = self._service_change_state.callback
+        self._service_change_state.callback = self._on_change_state
         self._settings = parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._known_cameras: Dict[str, Camera] = {}
         self._cameras = self._make_cameras()
         self._configured = self._active = False
-        self._autostarting = self._settings.autostart
+        self._autostarting = False  # from start() until somebody activates
         self._problem = ""  # why the last configure came to nothing
         self._model: Optional[ModelInfo] = None
         self._enabled = True
@@ -108,8 +130,9 @@ class PoseNode(LifecycleNode):
 
     def start(self) -> None:
         """Configures, and activates once the engine is ready, if ``autostart`` says so."""
-        if not self._autostarting:
+        if not self._settings.autostart:
             return
+        self._autostarting = True
         if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
             self._autostarting = False
             self.get_logger().info(
@@ -117,6 +140,25 @@ class PoseNode(LifecycleNode):
                 f"`ros2 lifecycle set {self.get_fully_qualified_name()} configure`."
             )
 
+    def _on_change_state(self, request: Any, response: Any) -> Any:
+        """Refuses what is not possible now; on Humble and Jazzy rclpy would let it end the node."""
+        machine, asked = self._state_machine, request.transition
+        now = machine.current_state[1]
+        possible = {number: label for number, label, *_ in machine.available_transitions}
+        try:
+            response = self._change_state(request, response)
+        except rclpy_implementation.RCLError:
+            response.success = False
+        if asked.label not in possible.values() if asked.label else asked.id not in possible:
+            names = {number: label for number, label, *_ in machine.transition_graph}
+            hint = " A lifecycle manager wants autostart:=false." * self._settings.autostart
+            self.get_logger().error(
+                f"Transition {asked.label or names.get(asked.id, asked.id)} is not possible while "
+                f"{now}; possible: {', '.join(possible.values()) or 'none'}.{hint}"
+            )
+        return response
+
+    @_transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Checks parameters and the model file, starts loading the engine, makes the publishers."""
         settings = self._settings
@@ -166,8 +208,10 @@ class PoseNode(LifecycleNode):
             self._live.close()
             self._live = None
 
+    @_transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Allows subscribing; the watch does it once the engine is ready and somebody listens."""
+        self._autostarting = False
         result = super().on_activate(state)
         self._active = True
         for camera in self._cameras:
@@ -177,6 +221,7 @@ class PoseNode(LifecycleNode):
         self._on_watch()
         return result
 
+    @_transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribes; the engine stays."""
         with self._publishing:
@@ -184,23 +229,26 @@ class PoseNode(LifecycleNode):
             self._unsubscribe_all()
             return super().on_deactivate(state)
 
+    @_transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Releases the engine and the publishers."""
         self._release()
         return super().on_cleanup(state)
 
+    @_transition
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Releases everything, from whatever state."""
         self._release()
         return super().on_shutdown(state)
 
+    @_transition
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """An exception in a transition: back to unconfigured, from where it can be tried again."""
-        self._problem = "A lifecycle transition failed; the log has the traceback."
+        """After an exception in a transition: to unconfigured, from where it can be tried again."""
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
     def _release(self) -> None:
+        self._autostarting = False
         with self._publishing:
             self._active = self._configured = False
             self._unsubscribe_all()
@@ -222,13 +270,11 @@ class PoseNode(LifecycleNode):
             return
         if worker.state == READY:
             self._on_ready(worker)
-            if self._autostarting and not self._active:
-                self._autostarting = False
+            if self._autostarting:
                 self.trigger_activate()
             else:
                 self._on_watch()
         elif worker.state == FAILED:
-            self._autostarting = False
             self.get_logger().error(worker.error)
             if worker.details:
                 self.get_logger().error(worker.details)
@@ -451,6 +497,9 @@ class PoseNode(LifecycleNode):
             self.get_logger().warning(namesakes)
         for camera in self._cameras:
             snapshot = camera.counters.snapshot()
+            if snapshot.silent_s > SILENT_S or snapshot.failed_in_a_row >= health.DEAD_AFTER:
+                with self._publishing:
+                    camera.nobody()
             level, text = self._status(camera, snapshot)
             if namesakes and level == health.OK:
                 level, text = health.WARN, namesakes

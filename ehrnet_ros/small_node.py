@@ -8,7 +8,6 @@ come the log says so, with the line to type.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import signal
 import threading
@@ -26,12 +25,13 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_ros.health import Repeated
+from ehrnet_ros.names import check_names
 
 T = TypeVar("T")
 _SILENT_S = 2.0
@@ -70,7 +70,7 @@ class SmallNode(Node):
         options: of rclpy's Node.
 
     Raises:
-        EhrnetError: a parameter it was started with is unknown, out of range or of another type.
+        EhrnetError: a parameter it was started with is misspelt, out of range or of another type.
 
     """
 
@@ -184,6 +184,16 @@ def sensor_qos(depth: int) -> QoSProfile:
     )
 
 
+def latched_qos() -> QoSProfile:
+    """Reliable, and the last message for whoever comes late."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
 def _fields(kind: Type[Any]) -> Dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(kind)}
 
@@ -199,17 +209,7 @@ def _declare(node: Node, kinds: Tuple[Type[Any], ...]) -> Dict[Type[Any], Any]:
             kind = {bool: "bool", int: "int", float: "double"}[type(field.default)]
             allowed = "true or false" if kind == "bool" else f"{kind}, {low:g} to {high:g}"
             raise EhrnetError(f"Parameter {name} has to be {allowed}: {error.args[0]}.") from None
-    unknown = [
-        name
-        for name in getattr(node, "_parameter_overrides", {})
-        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
-    ]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], fields, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise EhrnetError(
-            f"There is no parameter {unknown[0]}{hint}: this node has {', '.join(fields)}."
-        )
+    check_names(node, fields)
     return {
         kind: kind(**{name: node.get_parameter(name).value for name in _fields(kind)})
         for kind in kinds

@@ -2,6 +2,9 @@
 
 For poses of a node that does not track, or from a bag. Each frame_id is a camera with a tracker of
 its own; all of them take ids from one row of numbers.
+
+Latched beside them is what they mean: the ``skeleton_info`` beside the poses that come in; until
+that is heard, the keypoints of COCO, which all poses here have, and nothing of a model.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, List, Optional, OrderedDict
 
-from ehrnet_msgs.msg import PoseArray
+from ehrnet_msgs.msg import PoseArray, SkeletonInfo
 from sensor_msgs.msg import CameraInfo
 from visualization_msgs.msg import MarkerArray
 
@@ -20,8 +23,15 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_model.inference.tracker import PoseTracker, TrackOptions
 from ehrnet_model.skeleton import COCO_17
-from ehrnet_ros.pose_msgs import MARKER_LIFETIME_S, Lens, from_pose_array, to_markers, to_pose_array
-from ehrnet_ros.small_node import Input, SmallNode, run
+from ehrnet_ros.pose_msgs import (
+    MARKER_LIFETIME_S,
+    Lens,
+    from_pose_array,
+    to_markers,
+    to_pose_array,
+    to_skeleton_info,
+)
+from ehrnet_ros.small_node import Input, SmallNode, latched_qos, run
 
 _CAMERAS = 32  # trackers kept; beyond, the one unused for longest goes
 
@@ -52,6 +62,20 @@ class TrackingNode(SmallNode):
         self._camera_info: Optional[CameraInfo] = None
         self._poses = self.create_publisher(PoseArray, "~/poses", 10)
         self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
+        self._info = self.create_publisher(SkeletonInfo, "~/skeleton_info", latched_qos())
+        self._on_info(
+            to_skeleton_info(
+                COCO_17,
+                model="",
+                runtime="",
+                phi=0,
+                input_hw=(0, 0),
+                min_keypoint_score=0.0,
+                stamp=self.get_clock().now().to_msg(),
+            )
+        )
+        beside = self.resolve_topic_name("poses").rpartition("/")[0] + "/skeleton_info"
+        self.create_subscription(SkeletonInfo, beside, self._on_info, latched_qos())
 
     def inputs(self) -> List[Input]:
         """Poses; a CameraInfo for the markers."""
@@ -63,6 +87,10 @@ class TrackingNode(SmallNode):
     def outputs(self) -> List[Any]:
         """Poses and markers."""
         return [self._poses, self._markers]
+
+    def _on_info(self, msg: SkeletonInfo) -> None:
+        msg.header.stamp = self.get_clock().now().to_msg()
+        self._info.publish(msg)
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg

@@ -60,13 +60,22 @@ _STEPS: Tuple[Tuple[Tuple[int, ...], Tuple[Tuple[int, ...], ...], float], ...] =
 
 @dataclass(frozen=True)
 class DepthOptions:
-    """What counts as depth. Every field may change between two images."""
+    """What counts as depth. Every field may change between two images.
+
+    Raises:
+        EhrnetError: a value is not possible, or there is nothing between the two.
+    """
 
     depth_min_m: float = option(0.1, 0.0, 100.0, "[m] nearer than this is no depth.")
     depth_max_m: float = option(15.0, 0.1, 1000.0, "[m] farther than this is no depth.")
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.depth_min_m >= self.depth_max_m:
+            raise EhrnetError(
+                f"depth_min_m = {self.depth_min_m:g} has to be less than depth_max_m = "
+                f"{self.depth_max_m:g}: between them is what counts as depth."
+            )
 
 
 class _Image(NamedTuple):
@@ -105,10 +114,11 @@ def lift(poses: Poses, depth: np.ndarray, camera: np.ndarray, options: DepthOpti
     A position is where the surface of the body faces the camera, not the middle of the joint.
 
     Args:
-        poses: in pixels of the depth image, which has to be aligned to the picture they come from.
+        poses: in pixels of the depth image, which has to be aligned to the picture they come from;
+            both rectified.
         depth: (H, W) uint16 millimetres (16UC1) or float32 metres (32FC1) along the optical axis,
             in any byte order; 0, NaN and infinity mark holes.
-        camera: (3, 3) matrix K of the rectified picture.
+        camera: (3, 3) matrix of the rectified picture: the left part of CameraInfo's P.
         options: which depths count.
 
     Raises:

@@ -14,8 +14,15 @@ PACKAGE_FOLDER = Path(__file__).resolve().parent.parent / "data"
 
 
 def user_folder() -> Path:
-    """Where models of this user lie: ``$XDG_DATA_HOME/ehrnet/models``, XDG base directories."""
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    """Where models of this user lie: ``$XDG_DATA_HOME/ehrnet/models``, XDG base directories.
+
+    Raises:
+        EhrnetError: the variable is not set and the user has no home.
+    """
+    try:
+        base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    except RuntimeError:
+        raise EhrnetError("this user has no home folder: set XDG_DATA_HOME or HOME.") from None
     return Path(base) / "ehrnet" / "models"
 
 
@@ -25,7 +32,7 @@ def available_models() -> Dict[int, Path]:
     for variant in VARIANTS.values():
         for folder in (user_folder(), PACKAGE_FOLDER):
             path = folder / f"{variant.name}.onnx"
-            if variant.phi not in found and path.is_file():
+            if variant.phi not in found and os.path.isfile(path):
                 found[variant.phi] = path
     return found
 
@@ -38,12 +45,16 @@ def find_model(phi: int, model: Optional[str] = None) -> Path:
         model: path of a file that is taken instead.
 
     Raises:
-        EhrnetError: no such file, no such variant, or no weights for it; says what to do.
+        EhrnetError: no such file, no such variant, no weights for it, or a user without home; says
+            what to do.
     """
     if model:
-        path = Path(model).expanduser()
-        if not path.is_file():
-            raise EhrnetError(f"there is no model file {path}: check the path.")
+        # os.path: unlike pathlib it raises neither for unknown users nor for closed folders.
+        path = Path(os.path.expanduser(model))
+        if not os.path.isfile(path):
+            raise EhrnetError(
+                f"there is no model file {path} that this user can reach: check the path."
+            )
         return path
     variant = Variant.from_phi(phi)
     models = available_models()

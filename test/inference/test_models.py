@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,31 @@ def test_a_path_is_taken_as_it_is(folders: tuple[Path, Path], tmp_path: Path) ->
     assert find_model(5, str(own)) == own
     with pytest.raises(EhrnetError, match="no model file"):
         find_model(-4, str(tmp_path))
+
+
+def test_paths_that_lead_nowhere(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EhrnetError, match="~nosuchuser/H-4.onnx"):
+        find_model(-4, "~nosuchuser/H-4.onnx")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    monkeypatch.setattr(models, "PACKAGE_FOLDER", closed)
+    root = os.geteuid() == 0  # for whom nothing is closed
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(EhrnetError, match="closed/H-4.onnx that this user can reach"):
+            find_model(-4, str(closed / "H-4.onnx"))
+        assert available_models() == {}
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_user_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    with pytest.raises(EhrnetError, match="set XDG_DATA_HOME or HOME"):
+        user_folder()

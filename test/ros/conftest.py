@@ -73,9 +73,10 @@ def model(dots, tmp_path_factory):
 class Process:
     """A node as a process of its own; what it says is kept."""
 
-    def __init__(self, module, parameters, folder, remaps=(), namespace="", extra=()):
+    def __init__(self, module, parameters, folder, remaps=(), namespace="", extra=(), script=None):
         # A module, with a word behind it if it takes one.
-        command = [sys.executable, "-m", *f"ehrnet_ros.{module}".split(), "--ros-args"]
+        program = [script] if script else ["-m", *f"ehrnet_ros.{module}".split()]
+        command = [sys.executable, *program, "--ros-args"]
         for name, value in parameters.items():
             command += ["-p", f"{name}:={value}"]
         for remap in remaps:
@@ -120,8 +121,8 @@ def start(ros_environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("nodes")
     processes = []
 
-    def start(module, remaps=(), namespace="", extra=(), **parameters):
-        process = Process(module, parameters, folder, remaps, namespace, extra)
+    def start(module, remaps=(), namespace="", extra=(), script=None, **parameters):
+        process = Process(module, parameters, folder, remaps, namespace, extra, script)
         processes.append(process)
         return process
 
@@ -175,8 +176,8 @@ class Peer:
         while time.monotonic() < end:
             self.executor.spin_once(timeout_sec=0.02)
 
-    def until(self, condition, what, seconds=PATIENCE_S, each=None):
-        """Spins until a condition gives something true; calls ``each`` about ten times a second."""
+    def until(self, condition, what, seconds=PATIENCE_S, each=None, every=0.1):
+        """Spins until a condition gives something true; calls ``each`` every so many seconds."""
         end = time.monotonic() + seconds
         again = 0.0
         while True:
@@ -186,7 +187,7 @@ class Peer:
             now = time.monotonic()
             assert now < end, f"{what} did not happen within {seconds} s"
             if each is not None and now >= again:
-                again = now + 0.1
+                again = now + every
                 each()
             self.executor.spin_once(timeout_sec=0.02)
 

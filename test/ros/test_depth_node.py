@@ -121,7 +121,9 @@ def ask(peer, node):
     for publisher in (poses, depth, infos):
         peer.until(publisher.get_subscription_count, "the node's subscription")
     peer.until(lambda: peer.node.count_publishers("depth/poses"), "the node's publisher")
-    info = CameraInfo(width=640, height=480, k=scenes.CAMERA.ravel().tolist())
+    # K is that of the raw picture, which is another one.
+    info = CameraInfo(width=640, height=480, k=[700.0, 0, 300, 0, 700, 200, 0, 0, 1])
+    info.p = np.hstack([scenes.CAMERA, np.zeros((3, 1))]).ravel()
 
     def send(pose_msg, depth_msg):
         infos.publish(info)
@@ -221,6 +223,8 @@ def test_stamps_that_differ_a_little(ask, peer):
     poses = to_pose_array(made.poses, header(150.0), walkers.IMAGE_HW)
     assert len(ask(poses, depth_image(made.depth, header(150.01))).skeletons) == 1
     assert not peer.set_parameter("depth", "stamp_slop_s", -1.0).successful
+    refused = peer.set_parameter("depth", "depth_min_m", 15.0)
+    assert not refused.successful and "less than depth_max_m = 15" in refused.reason
     assert peer.set_parameter("depth", "depth_max_m", 0.5).successful
     poses = to_pose_array(made.poses, header(151.0), walkers.IMAGE_HW)
     assert np.isnan(points(ask(poses, depth_image(made.depth, header(151.0))))).all()
@@ -242,3 +246,10 @@ def test_it_says_which_input_is_missing(peer, start):
     log = node.wait_for_log("Waiting for sensor_msgs/msg/Image on /alone_in/depth: nobody")
     assert "PoseArray on /alone_in/poses" not in log
     assert node.interrupt() == 0, node.log()
+
+
+def test_nothing_between_the_depths_that_count_ends_the_process_with_one_sentence(start):
+    process = start("depth_node", depth_min_m=3.0, depth_max_m=2.0)
+    assert process.wait() == 2, process.log()
+    assert "depth_min_m = 3 has to be less than depth_max_m = 2" in process.log()
+    assert "Traceback" not in process.log()

@@ -21,6 +21,7 @@ pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 pytest.importorskip("rosidl_generator_py", reason="needs rosidl to build vision_msgs and hri_msgs")
 
 from sensor_msgs.msg import Image  # noqa: E402
+from std_srvs.srv import SetBool  # noqa: E402
 
 HW = (384, 512)
 # Says what it hears, one JSON object a line.
@@ -87,12 +88,14 @@ class Stranger:
             command = [sys.executable, "-c", LISTENER, foreign.POINTS]
             self.popen = subprocess.Popen(command, stdout=out)
 
+    def said(self, what):
+        assert self.popen.poll() is None
+        whole, _, _ = self.path.read_text().rpartition("\n")
+        return [one for one in map(json.loads, whole.splitlines()) if one["what"] == what]
+
     def heard(self, what, head):
         wanted = [head.frame_id, head.stamp.sec, head.stamp.nanosec]
-        lines = self.path.read_text().splitlines()
-        assert self.popen.poll() is None
-        said = [json.loads(line) for line in lines if line.endswith("}")]
-        return [one for one in said if one["what"] == what and one["header"] == wanted]
+        return [one for one in self.said(what) if one["header"] == wanted]
 
 
 @pytest.fixture
@@ -179,3 +182,91 @@ def test_people_for_nodes_that_know_other_messages(
             np.testing.assert_allclose((x * 512 - 0.5, y * 384 - 0.5), neck, atol=1)
             shoulders = [body["points"][f"{side}_SHOULDER"][2] for side in ("LEFT", "RIGHT")]
             assert confidence == min(shoulders)
+
+
+def test_bodies_are_those_with_an_id_and_go_when_nobody_looks(
+    dots, model, start, peer, image_of, foreign, stranger
+):
+    node = start(
+        "pose_node",
+        model=model,
+        size="384x512",
+        bodies="true",
+        tracking="true",
+        track_birth_images=1,
+        remaps=["__node:=bodies", "image:=bodies/image"],
+    )
+    node.wait_for_log("Ready:")
+    camera = peer.publisher(Image, "bodies/image")
+    peer.until(camera.get_subscription_count, "a subscription for the list of bodies")
+    people = np.stack([dots.figure((130, 190), 250), dots.figure((390, 200), 200)])
+
+    def ids(people):
+        """The list that follows from an image of these."""
+        msg = image_of(dots.draw_people(HW, people))
+        heard = peer.until(
+            lambda: stranger.heard("ids", msg.header), "ids", each=lambda: camera.publish(msg)
+        )
+        return heard[0]["ids"]
+
+    def topics():
+        names = (name for name, _ in peer.node.get_topic_names_and_types() if "bodies/body" in name)
+        return sum(map(peer.node.count_publishers, names))
+
+    def gone():
+        return stranger.said("ids")[-1]["ids"] == [] and not topics()
+
+    assert ids(people[1:]) == ["body_0"]
+    assert peer.set_parameter("bodies", "track_birth_images", 100).successful
+    assert ids(people) == ["body_0"]  # whichever comes first in the list
+    assert peer.set_parameter("bodies", "track_birth_images", 1).successful
+    assert sorted(ids(people)) == ["body_0", "body_1"]
+    peer.until(gone, "the end of the bodies of a silent camera")
+
+    def switch(on):
+        return peer.call(SetBool, "bodies/set_enabled", SetBool.Request(data=on)).success
+
+    for away, back in (
+        (lambda: switch(False), lambda: switch(True)),
+        (
+            lambda: peer.change_state("bodies", "deactivate"),
+            lambda: peer.change_state("bodies", "activate"),
+        ),
+    ):
+        assert ids(people)
+        peer.until(topics, "topics of bodies")
+        assert away()
+        peer.until(gone, "the end of the bodies")
+        assert back()
+        peer.until(camera.get_subscription_count, "a subscription")
+    assert node.interrupt() == 0 and "Traceback" not in node.log()
+
+
+CROWDS = """
+import os, sys, threading
+import numpy as np, rclpy
+from std_msgs.msg import Header
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.skeleton import COCO_17
+from ehrnet_ros.other_msgs import OtherOutputs
+
+def crowds():
+    for number in range(40):
+        ones = np.ones((number % 2 * 8, 17))
+        poses = Poses.build(ones[..., None].repeat(2, 2), ones, ones, ones[:, 0])
+        outputs.publish(poses, Header(), (480, 640), COCO_17, tracking=False)
+
+threading.excepthook = lambda failure: os._exit(1)
+sys.setswitchinterval(1e-6)
+rclpy.init()
+outputs = OtherOutputs(rclpy.create_node("crowds"), "~/", detections=False, bodies=True)
+thread = threading.Thread(target=crowds)
+thread.start()
+while thread.is_alive():
+    outputs.listeners()
+outputs.destroy()
+"""
+
+
+def test_bodies_may_come_and_go_while_listeners_are_counted(foreign):
+    subprocess.run([sys.executable, "-c", CROWDS], check=True)

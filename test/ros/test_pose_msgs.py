@@ -93,6 +93,16 @@ def test_lens_of_camera_info():
     assert Lens.from_camera_info(CameraInfo(k=info.k), (480, 640)) is None
 
 
+def test_the_lens_is_that_of_the_rectified_picture():
+    info = CameraInfo(width=640, height=480, k=[605.0, 0, 322, 0, 606, 244, 0, 0, 1])
+    info.p = [560.0, 0, 318, 0, 0, 570, 246, 0, 0, 0, 1, 0]
+    assert Lens.from_camera_info(info, (480, 640)) == Lens(560, 570, 318, 246)
+    info.roi.x_offset, info.roi.width, info.roi.height = 100, 320, 480
+    assert Lens.from_camera_info(info, (240, 160)) == Lens(280, 285, 108.75, 122.75)
+    info.p[5] = math.nan
+    assert Lens.from_camera_info(info, (480, 640)) is None
+
+
 def test_nominal_lens_sees_its_angle():
     lens = Lens.nominal((480, 640), 90)
     edge = np.array([-0.5, 639.5])
@@ -110,12 +120,12 @@ def test_markers_project_back_onto_the_pixels():
     first, *rest = markers_of(poses)
     assert first.action == Marker.DELETEALL
     for i in range(4):
-        joints = next(m for m in rest if m.ns == "joints" and m.id == i)
+        joints = next(m for m in rest if m.ns == "joints" and m.id == -1 - i)
         points = np.array([(p.x, p.y, p.z) for p in joints.points])
         pixels = points[:, :2] / points[:, 2:] * 500 + (320, 240)
         present = poses.score[i] > 0
         np.testing.assert_allclose(pixels, poses.xy[i][present], atol=1e-3)
-        bones = next(m for m in rest if m.ns == "bones" and m.id == i)
+        bones = next(m for m in rest if m.ns == "bones" and m.id == -1 - i)
         drawn = sum(present[a] and present[b] for a, b in COCO_17.edges)
         assert len(bones.points) == 2 * drawn
 
@@ -132,3 +142,10 @@ def test_tracked_people_keep_their_number_and_get_a_label():
     markers = markers_of(poses)[1:]
     assert {m.id for m in markers} == {7, 9}
     assert {m.text for m in markers if m.ns == "labels"} == {"7", "9"}
+
+
+def test_nobody_takes_the_markers_of_another():
+    poses = some_poses(4)
+    poses.id[:] = 1, -1, 0, -1
+    names = [(m.ns, m.id) for m in markers_of(poses)[1:]]
+    assert len(set(names)) == len(names) == 4 * 2 + 2

@@ -3,6 +3,7 @@
 import array
 import functools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from visualization_msgs.msg import Marker, MarkerArray  # noqa: E402
 
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
+
+HUMBLE = Path(__file__).parents[1] / "support" / "humble_lifecycle.py"
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +280,20 @@ def test_lifecycle_from_outside(dots, peer, node, camera, ask, image_of, model):
     assert_found(ask(image_of(picture)), people, 1.0)
 
 
+@pytest.mark.parametrize("script", [None, HUMBLE], ids=["as_here", "as_in_humble"])
+def test_a_transition_that_is_not_possible_is_refused(peer, start, model, script):
+    """A lifecycle manager configures what has started itself."""
+    name = "managed_as_here" if script is None else "managed_as_in_humble"
+    node = start("pose_node", model=model, remaps=[f"__node:={name}"], script=script)
+    node.wait_for_log("Ready:")
+    peer.until(lambda: peer.state(name) == "active", "active")
+    assert not peer.change_state(name, "configure")
+    log = node.wait_for_log("Transition configure is not possible while active; possible: deactiv")
+    assert "wants autostart:=false" in log and peer.state(name) == "active"
+    assert peer.change_state(name, "deactivate") and peer.state(name) == "inactive"
+    assert node.interrupt() == 0 and "Traceback" not in node.log()
+
+
 def test_compressed_and_lazy_in_a_namespace(dots, peer, start, model):
     node = start(
         "pose_node",
@@ -322,6 +339,16 @@ def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, s
     assert sentence in process.log() and "Traceback" not in process.log()
 
 
+def test_parameters_for_others_are_named_and_not_used(start, model, tmp_path):
+    """A file for all nodes of a robot."""
+    text = "/**:\n  ros__parameters: {use_sim_time: true, robot_name: r1, base: {frame: x}}\n"
+    (tmp_path / "robot.yaml").write_text(text)
+    node = start("pose_node", model=model, extra=["--params-file", str(tmp_path / "robot.yaml")])
+    log = node.wait_for_log("Ready:")
+    assert "There is no parameter robot_name, base.frame in this node: not used." in log
+    assert node.interrupt() == 0
+
+
 def test_a_params_file_that_is_none_ends_the_process_with_one_sentence(start, tmp_path):
     (tmp_path / "broken.yaml").write_text("/**:\n  ros__parameters: [1, 2")
     process = start("pose_node", extra=["--params-file", str(tmp_path / "broken.yaml")])
@@ -355,6 +382,82 @@ def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start
     assert peer.change_state("mended", "active_shutdown") and peer.state("mended") == "finalized"
     assert "Traceback" not in node.log()
     assert node.interrupt() == 0
+
+
+def patched(folder, text):
+    """A script that runs the pose node with something of it replaced."""
+    script = folder / "patched.py"
+    script.write_text(f"import sys\nfrom ehrnet_ros import camera, pose_node\n{text}\n")
+    with script.open("a") as file:
+        file.write("sys.exit(pose_node.main())\n")
+    return script
+
+
+RAISES_ONCE = """
+def broken(*_):
+    setattr(owner, name, sound)
+    raise ZeroDivisionError("made for a test")
+
+sound = getattr(owner, name)
+setattr(owner, name, broken)
+"""
+
+
+@pytest.mark.parametrize(
+    "name, what",
+    [("configure", 'pose_node, "find_model"'), ("activate", 'camera.Camera, "begin"')],
+)
+def test_an_exception_in_a_transition_is_told_and_can_be_tried_again(
+    peer, start, model, tmp_path, name, what
+):
+    script = patched(tmp_path, f"owner, name = {what}\n{RAISES_ONCE}")
+    diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
+    node = start("pose_node", model=model, remaps=[f"__node:=raises_in_{name}"], script=script)
+    sentence = f"on_{name} failed: ZeroDivisionError: made for a test."
+    assert "Traceback" in node.wait_for_log(sentence)
+
+    def told():
+        found = [s.message for m in diagnostics for s in m.status if f"raises_in_{name}" in s.name]
+        return f"Unconfigured: {sentence}" in found
+
+    peer.until(told, "the diagnosis")
+    assert peer.state(f"raises_in_{name}") == "unconfigured"
+    assert peer.change_state(f"raises_in_{name}", "configure")
+    assert peer.change_state(f"raises_in_{name}", "activate")
+    assert node.interrupt() == 0 and node.log().count("Traceback") == 1
+
+
+WAITS = """
+import pathlib, time
+
+def waits(*given):
+    while not pathlib.Path(sys.argv[0]).with_name("go").exists():
+        time.sleep(0.05)
+    return opens(*given)
+
+opens, pose_node.open_estimator = pose_node.open_estimator, waits
+"""
+
+
+def test_it_activates_by_itself_once_and_only_until_somebody_else_decides(
+    peer, start, model, tmp_path
+):
+    script = patched(tmp_path, WAITS)
+    node = start("pose_node", model=model, remaps=["__node:=decided"], script=script)
+    node.wait_for_log("Loading")
+    assert peer.change_state("decided", "activate")
+    assert peer.change_state("decided", "deactivate")
+    (tmp_path / "go").touch()
+    node.wait_for_log("Ready:")
+    peer.spin(1.0)
+    assert peer.state("decided") == "inactive"
+    # In the next engine's time nobody activates it either.
+    assert peer.change_state("decided", "cleanup") and peer.change_state("decided", "configure")
+    peer.until(lambda: node.log().count("Ready:") == 2, "the second engine")
+    peer.spin(1.0)
+    assert peer.state("decided") == "inactive"
+    assert peer.change_state("decided", "activate")
+    assert node.interrupt() == 0 and "Traceback" not in node.log()
 
 
 def test_weights_that_are_not_numbers_and_other_skeletons_never_go_active(

@@ -1,6 +1,7 @@
 """Ids over real DDS: the tracking node, and tracking in the pose node, real processes all."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
 from builtin_interfaces.msg import Time  # noqa: E402
-from ehrnet_msgs.msg import PoseArray  # noqa: E402
-from rclpy.qos import qos_profile_sensor_data  # noqa: E402
+from ehrnet_msgs.msg import PoseArray, SkeletonInfo  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from visualization_msgs.msg import MarkerArray  # noqa: E402
 
 from benchmarks import walkers  # noqa: E402
+from ehrnet_model.inference.poses import Poses  # noqa: E402
 from ehrnet_model.inference.tracker import PoseTracker  # noqa: E402
+from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_ros.pose_msgs import from_pose_array, to_pose_array  # noqa: E402
 
 
@@ -31,18 +34,23 @@ def node(start):
 
 @pytest.fixture
 def ask(peer, node):
-    """Sends a message to the tracking node until its answer comes; the answer."""
+    """Sends a message to the tracking node, as a rule once; the answer.
+
+    A tracker that gets an image twice counts it twice.
+    """
     publisher = peer.publisher(PoseArray, "poses", qos_profile_sensor_data)
     answers = peer.listen(PoseArray, "tracking/poses")
     peer.until(publisher.get_subscription_count, "the node's subscription")
     peer.until(lambda: peer.node.count_publishers("tracking/poses"), "the node's publisher")
 
-    def ask(msg):
+    def ask(msg, every=5.0):
         def answer():
             return [a for a in answers if a.header == msg.header]
 
-        return peer.until(answer, "an answer", each=lambda: publisher.publish(msg))[0]
+        return peer.until(answer, "an answer", each=lambda: publisher.publish(msg), every=every)[0]
 
+    # Both ways are open afterwards; a tracker of its own.
+    ask(message(Poses.empty(), 0.0, "nobody"), every=0.1)
     ask.publisher, ask.answers = publisher, answers
     return ask
 
@@ -93,6 +101,21 @@ def test_parameters_change_at_any_time_or_say_why_not(ask, peer):
     assert ask(message(person, 350.0)).skeletons[0].id == -1
     for name, value in (("track_oks", 7.0), ("track_lost_s", "long"), ("nonsense", 1)):
         assert not peer.set_parameter("tracking", name, value).successful
+
+
+def test_what_the_skeletons_mean_is_latched_and_taken_over(start, peer):
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    node = start("tracking_node", remaps=["__node:=told", "poses:=/teller/poses"])
+    infos = peer.listen(SkeletonInfo, "told/skeleton_info", latched)
+    own = peer.until(lambda: infos, "skeleton_info")[0]
+    assert own.skeleton == "coco-17" and own.names == list(COCO_17.names) and own.model == ""
+    teller = peer.publisher(SkeletonInfo, "/teller/skeleton_info", latched)
+    teller.publish(SkeletonInfo(model="H-4 x", phi=-4, names=own.names, edges=own.edges))
+    peer.until(lambda: infos[-1].model == "H-4 x", "the poses' own skeleton_info")
+    late = peer.listen(SkeletonInfo, "told/skeleton_info", latched)
+    assert peer.until(lambda: late, "skeleton_info")[0] == infos[-1]
+    assert infos[-1].phi == -4 and infos[-1].header.stamp.sec > 0
+    assert node.interrupt() == 0
 
 
 def test_broken_messages_are_dropped_by_name_and_good_ones_still_answered(ask, peer, node):
@@ -146,6 +169,17 @@ def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, s
     assert sentence in process.log() and "Traceback" not in process.log()
 
 
+@pytest.mark.parametrize("module", ["tracking_node", "depth_node"])
+def test_the_parameters_of_the_pose_node_do_no_harm(start, peer, module):
+    file = Path(__file__).parents[2] / "config" / "pose.yaml"
+    remap = f"__node:=beside_{module}"
+    node = start(module, remaps=[remap], extra=["--params-file", str(file)])
+    log = node.wait_for_log("in this node: not used.")
+    assert "phi, model, runtime" in log and "lazy" not in log
+    peer.until(lambda: peer.node.count_publishers(f"beside_{module}/poses"), "the node")
+    assert node.interrupt() == 0
+
+
 def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image_of, request):
     """Two people walk; tracking comes on, goes off and comes on again while the node runs."""
     node = start(
@@ -170,10 +204,13 @@ def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image
             [dots.figure((150 + 4 * step, 240), 300), dots.figure((450 + 4 * step, 240), 300)]
         )
         msg = image_of(dots.draw_people((480, 640), people[:: 1 if step % 2 else -1]))
+        # However long the node was made to wait, the people walk on at their pace.
+        msg.header.stamp = Time(sec=1000 + step // 10, nanosec=step % 10 * 10**8)
         answer = peer.until(
             lambda: [a for a in answers if a.header == msg.header],
             "an answer",
             each=lambda: camera.publish(msg),
+            every=1.0,
         )[0]
         poses = from_pose_array(answer)
         np.testing.assert_allclose(np.sort(poses.xy[:, 0, 0]), people[:, 0, 0], atol=3)
