@@ -33,7 +33,7 @@ _USUAL_HW = (480, 640)
 
 def read_measures(path: Path) -> dict[str, Any]:
     """What ``ehrnet evaluate --json`` wrote. Raises EhrnetError for any other file."""
-    values = read_json(path)
+    values = read_json(path, "files written by `ehrnet evaluate --json`")
     wanted = {"AP": float, "gmacs": float, "variant": str, "size": str, "mirror": bool}
     if not isinstance(values, dict) or not all(
         isinstance(values.get(name), kind) for name, kind in wanted.items()

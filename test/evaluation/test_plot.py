@@ -94,7 +94,8 @@ def test_wrong_files_are_named(tmp_path, monkeypatch):
     out = tmp_path / "out.png"
     for words, arguments in {
         "no AP with its cost": ["accuracy", bad, "-o", out],
-        "cannot be read as JSON": ["accuracy", tmp_path / "none.json", "-o", out],
+        r"none.json cannot be read as JSON \(No such file or directory\): give files written by "
+        "`ehrnet evaluate --json`": ["accuracy", tmp_path / "none.json", "-o", out],
         "should end in": ["accuracy", "-o", tmp_path / "out.bmp"],
         "does not exist": ["accuracy", "-o", tmp_path / "no" / "out.png"],
         "cannot be read": ["sheet", tmp_path / "none.png", "--model", bad, "-o", out],
