@@ -1,6 +1,7 @@
 """The README says what the code says."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -21,6 +22,22 @@ def test_generated_sections_are_current():
         [sys.executable, "tools/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_card_keeps_what_the_table_of_weights_needs(tmp_path):
+    data = ROOT / "ehrnet_model" / "data"
+    rows = json.loads((data / "H-4.evaluations.json").read_text())
+    more = dict.fromkeys(("AP75", "APm", "APl", "AR", "false_positives_per_person_free_image"), 0.0)
+    files = []
+    for number, row in enumerate([*rows, {**rows[-1], "images": 7}]):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({**row, **more}))
+    sizes = [f for f, row in zip(files, rows, strict=False) if len(row["input_sizes"]) == 1]
+    card = [f for f in files if f not in sizes]
+    command = [sys.executable, "tools/model_card.py", str(data / "H-4.onnx"), "--sizes", *sizes]
+    command += ["--evaluations", *card, "--names", *"abc", "-o", tmp_path / "H-4.md"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert json.loads((tmp_path / "H-4.evaluations.json").read_text()) == rows
 
 
 def test_every_file_it_links_to_exists():
