@@ -139,6 +139,25 @@ def test_what_cannot_be_is_one_sentence(arguments, said, video, dots_model, tmp_
     assert said in err.splitlines()[-1] and "Traceback" not in err
 
 
+@pytest.mark.parametrize("target", ["theirs", "gone"])
+def test_a_venv_that_is_a_link_gives_way_and_what_it_leads_to_stays(target, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import setup_env
+
+    stamp = tmp_path / "theirs" / "ehrnet-setup.json"
+    stamp.parent.mkdir()
+    stamp.write_text('{"python": "3.11", "path": "elsewhere"}')
+    venv = tmp_path / ".venv"
+    venv.symlink_to(tmp_path / target)
+    monkeypatch.setattr(setup_env, "VENV", venv)
+    monkeypatch.setattr(setup_env, "STAMP", venv / stamp.name)
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(setup_env.subprocess, "run", lambda *_, **__: done)
+    setup_env._make_venv(venv / "bin" / "python")
+    assert venv.is_dir() and not venv.is_symlink()
+    assert "elsewhere" in stamp.read_text()
+
+
 def test_without_weights_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     code, out, err = _finish(_start("--phi", "-1", "--out", tmp_path))
