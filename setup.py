@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 TORCH = ["torch>=2.1", "safetensors>=0.4"]
 EXPORT = TORCH + ["onnx>=1.15", "tqdm>=4.60"]
+EVALUATE = ["pycocotools>=2.0.7", "tqdm>=4.60"]
 LIVE = ["foxglove-sdk>=0.30"]
 BAG = ["rosbags>=0.11", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2023.3"]
@@ -45,13 +46,15 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "train": [*EXPORT, "pycocotools>=2.0.7", "tensorboard"],
+        "evaluate": EVALUATE,
+        "train": [*EXPORT, *EVALUATE, "tensorboard"],
         "openvino": OPENVINO,
         "plot": PLOT,
         "bag": BAG,
         "live": LIVE,
         "dev": [
             *EXPORT,
+            *EVALUATE,
             *OPENVINO,
             *PLOT,
             *BAG,
@@ -59,10 +62,8 @@ setup(
             "hypothesis",
             "mcap-ros2-support",
             "mypy",
-            "pycocotools",
             "pytest",
             "ruff",
-            "tqdm",
             "websockets",
         ],
     },

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.letterbox import Letterbox
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -51,8 +52,8 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 class VideoFile:
     """An MP4 video that is there when it is whole; use it in a ``with`` statement.
 
-    Every frame takes the size of the first one. Nothing is left where no frame was written or the
-    block ends in an exception.
+    Every frame takes the size of the first one, with black beside it where its shape is another.
+    Nothing is left where no frame was written or the block ends in an exception.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -81,7 +82,8 @@ class VideoFile:
             if (frame.shape[1] // 2 * 2, frame.shape[0] // 2 * 2) == self._size_wh:
                 frame = np.ascontiguousarray(frame[: self._size_wh[1], : self._size_wh[0]])
             else:
-                frame = cv2.resize(frame, self._size_wh, interpolation=cv2.INTER_AREA)
+                size_hw = self._size_wh[::-1]
+                frame = Letterbox.fit((frame.shape[0], frame.shape[1]), size_hw).apply(frame)
         self._writer.write(frame)
         self.frames += 1
 

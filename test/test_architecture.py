@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,48 @@ def test_package_xml_names_what_is_imported() -> None:
         if name in ROS
     }
     assert used - {"ehrnet_msgs"} <= declared  # ehrnet_msgs is part of this build
+
+
+def test_extras_bring_what_verbs_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ehrnet_ros.cli import VERBS
+    from ehrnet_ros.cli.packages import NEEDED
+
+    setuptools = pytest.importorskip("setuptools")
+    said: dict[str, dict[str, list[str]]] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **words: said.update(words))
+    runpy.run_path(str(ROOT / "setup.py"))
+    brought = {
+        extra: {re.split("[<>=;]", line)[0] for line in lines}
+        for extra, lines in said["extras_require"].items()
+    }
+    for verb, (extra, packages) in NEEDED.items():
+        assert verb in VERBS and set(packages) <= brought[extra], verb
+    assert {"torch", "safetensors"} <= brought["export"]  # weights where others take a graph
+    for extra in ("export", "evaluate"):  # one line brings all of training and measuring
+        assert brought[extra] <= brought["train"]
+
+
+@pytest.mark.parametrize(
+    ("words", "absent", "line"),
+    [
+        (["tune", "--annotations", "a", "--images", "i"], "pycocotools, tqdm", "'.[evaluate]'"),
+        (
+            ["evaluate", "--annotations", "a", "--images", "i", "--model", "m.safetensors"],
+            "pycocotools, tqdm, torch, safetensors",
+            "'.[evaluate,export]'",
+        ),
+        (["train", "--out", "o", "--pack", "p"], "torch, safetensors, tqdm", "'.[train]'"),
+        (["plot", "accuracy", "-o", "a.png"], "matplotlib", "'.[plot]'"),
+    ],
+)
+def test_all_that_a_verb_lacks_is_told_at_once(words, absent, line, monkeypatch, capsys) -> None:
+    from ehrnet_ros.cli import main
+
+    for name in ("pycocotools", "tqdm", *TORCH, "safetensors", "onnx", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"ehrnet: `ehrnet {words[0]}` needs {absent}, which " in said and line in said
 
 
 def test_no_place_of_one_machine() -> None:

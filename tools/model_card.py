@@ -4,8 +4,9 @@ python tools/model_card.py MODEL.onnx --evaluations E.json [E.json ...] --names 
     --tuned T.json [--sizes S.json ...] -o MODEL.md
 
 With ``--sizes`` the AP of these evaluations, each at one input size, is written beside the model as
-well, where `ehrnet benchmark` looks for it. None of INT8 belongs there: whoever exports such a
-graph calibrates it on other pictures.
+well, where `ehrnet benchmark` looks for it, and with them those of the card on the same images, of
+which README's table is made. None of INT8 belongs there: whoever exports such a graph calibrates it
+on other pictures.
 
 Every figure comes from files that `ehrnet` wrote: the model's own metadata, `ehrnet evaluate
 --json` and `ehrnet tune --json`. Files about other weights are refused.
@@ -148,16 +149,19 @@ def main() -> int:
     args = parser.parse_args()
     try:
         info = model_info(args.model)
-        rows = [
-            row(name, load(path, info))
-            for name, path in zip(args.names, args.evaluations, strict=True)
-        ]
+        evaluations = [load(path, info) for path in args.evaluations]
+        rows = [row(name, e) for name, e in zip(args.names, evaluations, strict=True)]
         tuned = None if args.tuned is None else load(args.tuned, info)
         args.out.write_text(card(info, rows, tuned, args.note))
         if args.sizes:
-            kept = ("weights_sha256", "precision", "input_sizes", "mirror", "scales", "decode")
+            kept = (
+                *("weights_sha256", "precision", "size", "short_side", "input_sizes", "mirror"),
+                *("scales", "decode", "gmacs", "images", "AP", "AP50"),
+            )
             found = [load(path, info) for path in args.sizes]
-            shipped = [{key: f[key] for key in (*kept, "images", "AP", "AP50")} for f in found]
+            images = found[0]["images"]
+            found += [e for e in evaluations if (e["images"], e["precision"]) == (images, "fp32")]
+            shipped = [{key: f[key] for key in kept} for f in found]
             beside = args.out.with_name(f"{args.out.stem}.evaluations.json")
             beside.write_text(json.dumps(shipped, indent=1) + "\n")
     except EhrnetError as error:

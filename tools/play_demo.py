@@ -6,6 +6,9 @@ rate and latency and writes the video and a picture with the skeletons drawn in.
 
 from __future__ import annotations
 
+import ctrl_c  # noqa: F401  first
+
+# isort: split
 import argparse
 import collections
 import os
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,8 @@ START_S = 60.0  # for the network to load and the processes to find each other
 SILENT_S = 3.0  # without poses for so long after the last image: no more are coming
 STILL_IMAGES = 50  # how often a single picture is sent, so that there is a rate to speak of
 STILL_RATE = 10.0
+FOLDER_RATE = 1.0  # pictures of a folder a second, in the video
+LISTENERS = 2  # to images, the pose node and we: nobody misses the beginning
 KEPT_IMAGES = 60  # images that wait for their poses, newest; older ones count as without
 
 
@@ -55,6 +61,12 @@ class Process:
         """Whether the process has not ended."""
         return self.popen.poll() is None
 
+    def go_on(self, answered: int) -> bool:
+        """Whether a camera has more to show; it goes on by itself. Raises when it failed."""
+        if not self.running and self.popen.returncode:
+            raise self.failed()
+        return self.running
+
     def failed(self) -> EhrnetError:
         """What to say when it ended or stays silent: its last error, else its last line."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
@@ -72,6 +84,33 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.popen.kill()
                 self.popen.wait()
+
+
+class Album:
+    """A camera for a folder: each picture when the poses of the one before have come."""
+
+    def __init__(self, node: Any, pictures: Iterator[np.ndarray]) -> None:
+        from sensor_msgs.msg import Image
+
+        self._node = node
+        self._images = node.create_publisher(Image, "image", 1)
+        self._pictures = pictures
+        self._sent = 0
+
+    def go_on(self, answered: int) -> bool:
+        """Publishes the next picture if it is its turn; False once the last one is answered."""
+        from std_msgs.msg import Header
+
+        from ehrnet_ros.image_msgs import to_image
+
+        if answered < self._sent or self._images.get_subscription_count() < LISTENERS:
+            return True
+        picture = next(self._pictures, None)
+        if picture is not None:
+            stamp = self._node.get_clock().now().to_msg()
+            self._images.publish(to_image(picture, Header(stamp=stamp)))
+            self._sent += 1
+        return picture is not None
 
 
 class Listener:
@@ -184,8 +223,16 @@ def environment(logs: Path) -> dict[str, str]:
     }
 
 
-def play(args: argparse.Namespace, source: Source, video: VideoFile, logs: Path) -> Listener:
-    """Runs camera and pose node until the source has ended or Ctrl-C; gives what was heard."""
+def play(
+    args: argparse.Namespace, source: Source, video: VideoFile, logs: Path, caught: list[int]
+) -> Listener:
+    """Runs camera and pose node until the source has ended; gives what was heard.
+
+    Ctrl-C and SIGTERM go to ``caught`` from here on. What was heard until then is given all the
+    same; before there was anything to hear it raises KeyboardInterrupt.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: caught.append(number))
     import rclpy
     from ehrnet_msgs.msg import PoseArray, SkeletonInfo
     from rclpy.executors import SingleThreadedExecutor
@@ -193,9 +240,6 @@ def play(args: argparse.Namespace, source: Source, video: VideoFile, logs: Path)
     from rclpy.signals import SignalHandlerOptions
     from sensor_msgs.msg import Image
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("listener")
     executor = SingleThreadedExecutor()
@@ -207,23 +251,35 @@ def play(args: argparse.Namespace, source: Source, video: VideoFile, logs: Path)
     node.create_subscription(PoseArray, "pose/poses", listener.on_poses, 100)
     node.create_subscription(Image, "image", listener.on_image, 10)
 
-    still = source.rate == 0 and not source.endless and Path(args.source).is_file()
+    pictures = source.rate == 0 and not source.endless
+    folder = pictures and Path(args.source).is_dir()
+    still = pictures and not folder
+    camera: Album | Process | None = Album(node, source.frames()) if folder else None
     camera_arguments = _parameters(
         source=args.source,
         rate=STILL_RATE if still else 0.0,
         loop=still,
-        wait_for_subscribers=2,  # the pose node and we: nobody misses the beginning
+        wait_for_subscribers=LISTENERS,
         camera_info=False,
     )
     pose_arguments = _parameters(
-        phi=args.phi, model=args.model, runtime=args.runtime, size=args.size
+        phi=args.phi,
+        model=args.model,
+        runtime=args.runtime,
+        size=args.size,
+        input_qos="reliable" if folder else "sensor_data",
+        # Only for colours that stay with people.
+        tracking=not pictures,
+        track_smoothing=False,
     )
     processes: list[Process] = []
 
     def until(done: Any, seconds: float, process: Process) -> None:
         end = time.monotonic() + seconds
-        while not done() and not stop.is_set():
+        while not done():
             executor.spin_once(timeout_sec=0.1)
+            if caught:
+                raise KeyboardInterrupt
             if not process.running or time.monotonic() > end:
                 raise process.failed()
 
@@ -231,15 +287,15 @@ def play(args: argparse.Namespace, source: Source, video: VideoFile, logs: Path)
         pose = Process("pose_node", pose_arguments, logs)
         processes.append(pose)
         # Ready means: the network computes, and the node takes images because we listen.
-        until(lambda: infos and node.count_subscribers("image") > 1, START_S, pose)
-        if infos:
-            info = infos[-1]
-            _say(f"pose node ready: {info.model}, phi {info.phi}, {info.runtime}")
-        camera = Process("picture_node", camera_arguments, logs)
-        processes.append(camera)
+        until(lambda: infos and node.count_subscribers("image") >= LISTENERS, START_S, pose)
+        info = infos[-1]
+        _say(f"pose node ready: {info.model}, phi {info.phi}, {info.runtime}")
+        if camera is None:
+            camera = Process("picture_node", camera_arguments, logs)
+            processes.append(camera)
         _say(f"playing {args.source} (Ctrl-C ends it)")
         last, told, seen = time.monotonic(), time.monotonic(), 0
-        while not stop.is_set():
+        while not caught:
             executor.spin_once(timeout_sec=0.1)
             now = time.monotonic()
             if listener.images_seen + listener.poses_seen > seen:
@@ -248,9 +304,7 @@ def play(args: argparse.Namespace, source: Source, video: VideoFile, logs: Path)
                 raise pose.failed()
             if still and listener.poses_seen >= STILL_IMAGES:
                 break
-            if not camera.running:
-                if camera.popen.returncode:
-                    raise camera.failed()
+            if not camera.go_on(min(listener.images_seen, listener.poses_seen)):
                 if listener.poses_seen >= listener.images_seen or now - last > SILENT_S:
                     break
             elif now - last > START_S:
@@ -306,7 +360,11 @@ def report(listener: Listener, info: ModelInfo) -> str:
 
 
 def main() -> int:
-    """Runs the demo; 0 when poses came, 1 when nobody was found, 2 when it could not run."""
+    """Runs the demo.
+
+    Returns:
+        0 when poses came, 1 when nobody was found, 2 when it could not run, 130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(
         prog="./demo",
         description="People's skeletons from a video, through real ROS 2 nodes. Without a file: a "
@@ -321,7 +379,9 @@ def main() -> int:
     parser.add_argument("--size", default="auto", help="auto, square, 4:3, 16:9 or HxW")
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="where to write")
     args = parser.parse_args()
+    caught: list[int] = []
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         # Before anything starts: is there a network, and something to look at?
         path = find_model(args.phi, args.model)
         info = model_info(path)
@@ -335,9 +395,12 @@ def main() -> int:
         out = make_folder(args.out)
         with tempfile.TemporaryDirectory(prefix="ehrnet_demo_") as folder:
             os.environ.update(environment(Path(folder)))
-            with VideoFile(out / f"{stem}_poses.mp4", source.rate or STILL_RATE) as video:
-                listener = play(args, source, video, Path(folder))
+            rate = FOLDER_RATE if Path(args.source).is_dir() else source.rate or STILL_RATE
+            with VideoFile(out / f"{stem}_poses.mp4", rate) as video:
+                listener = play(args, source, video, Path(folder), caught)
         if not listener.poses_seen:
+            if caught:
+                raise KeyboardInterrupt
             raise EhrnetError(f"No image of {args.source} came back with poses.")
         print(report(listener, info))
         if info.quality == "random":
@@ -348,10 +411,16 @@ def main() -> int:
             picture = out / f"{stem}_poses.jpg"
             write_picture(picture, listener.best[1])
             print(picture)
+        if caught:
+            raise KeyboardInterrupt
         return 0 if any(listener.people) else 1
     except EhrnetError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        _say("stopped.")
+        return 128 + (caught or [signal.SIGINT])[0]
 
 
 if __name__ == "__main__":

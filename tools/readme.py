@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -32,10 +33,35 @@ def variants() -> str:
     return f"```\n{table}\n```"
 
 
+def weights() -> str:
+    """What the shipped weights reach, from the evaluations of their cards."""
+    from ehrnet_model.inference.decode import DecodeOptions
+    from ehrnet_model.inference.runtime import model_info
+
+    lines = [
+        "| weights | input | GMACs | AP as shipped | with the options for AP | images of val2017 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted((README.parent / "ehrnet_model" / "data").glob("*.evaluations.json")):
+        info = model_info(path.with_name(path.name.replace("evaluations.json", "onnx")))
+        stored = DecodeOptions.from_dict(info.decode).to_dict()
+        ap = {}
+        for row in json.loads(path.read_text()):
+            mine = row["weights_sha256"] == info.weights_sha256 and row["precision"] == "fp32"
+            if mine and row.get("size") == "best":
+                ap[row["decode"] == stored] = row
+        if set(ap) != {True, False}:
+            raise SystemExit(f"{path} lacks AP as shipped or for AP: run tools/model_card.py.")
+        row = ap[True]
+        lines.append(
+            f"| {info.variant} ({info.weights_name}) | short side {row['short_side']} | "
+            f"{row['gmacs']:.2f} | **{row['AP']:.3f}** | {ap[False]['AP']:.3f} | {row['images']} |"
+        )
+    return "\n".join(lines)
+
+
 def speed() -> str:
     """The main figures of the last `python -m benchmarks`."""
-    import json
-
     report = json.loads((README.parent / "docs" / "speed.json").read_text())
     where, rows = report["machine"], report["results"]
     lines = [
@@ -63,7 +89,7 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-SECTIONS = {"parameters": parameters, "variants": variants, "speed": speed}
+SECTIONS = {"parameters": parameters, "variants": variants, "weights": weights, "speed": speed}
 
 
 def filled(text: str) -> str:

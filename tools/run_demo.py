@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import ctrl_c  # noqa: E402, F401  first
 import setup_env  # noqa: E402
 
 
@@ -18,7 +20,9 @@ def main() -> int:
     # Its own video is made of photographs; whoever brings a file does not need them.
     brings = _names_a_source(arguments)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         python = setup_env.ensure("demo", *([] if brings or asks else ["photos"]))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # play_demo.py lets it through
     except setup_env.SetupError as error:
         print(f"./demo: {error}", file=sys.stderr)
         return 2

@@ -230,7 +230,10 @@ def _make_venv(python: Path) -> None:
         if (stamp.get("python"), stamp.get("path")) == (version, str(VENV)) and _runs(python):
             return
         say(".venv was made by another Python or in another place: making it anew ...")
-        shutil.rmtree(VENV)
+        if not VENV.is_symlink():
+            shutil.rmtree(VENV)
+    if VENV.is_symlink():  # what it leads to is not ours
+        VENV.unlink()
     say(f"setting up {VENV} with Python {platform.python_version()} ({sys.executable})")
     VENV.mkdir()
     _write(STAMP, json.dumps({"python": version, "path": str(VENV)}))

@@ -1,8 +1,8 @@
 """Speed, power and efficiency of models on this machine: the paper's Tables 4 and 5, measured here.
 
 The paper divides by the board's maximum power and times the network alone. Here both times are
-given, and power is measured or left out. Its accuracy efficiency is AP (in percent) times frames
-per second and watt.
+given, and power is measured or left out. Its accuracy efficiency is AP in percent times frames per
+second and watt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -48,9 +48,10 @@ class Row:
         fps, network_fps: images per second at the median, of the pipeline and the network alone.
         watts, power_source: mean power meanwhile, and of what; None where nothing measures it.
         fps_per_watt: of the pipeline.
-        ap: COCO AP in percent at the same size, where an evaluation was given.
-        ae: accuracy efficiency: ap times fps_per_watt.
+        ap: COCO AP, 0 to 1, at the same size, where an evaluation was given.
+        ae: accuracy efficiency, in the paper's unit: 100 times ap times fps_per_watt.
         model: path of the model file.
+        date: day of the measurement.
     """
 
     variant: str
@@ -73,6 +74,13 @@ class Row:
     ap: Optional[float]
     ae: Optional[float]
     model: str
+    date: str
+
+    @property
+    def setting(self) -> Tuple[Any, ...]:
+        """What was measured: a later row of the same replaces it. Random weights have no file."""
+        model = self.variant if self.quality == "random" else self.model
+        return model, self.precision, self.runtime, self.size, self.threads
 
 
 def measure(
@@ -93,7 +101,7 @@ def measure(
         threads: of a CPU runtime.
         image: BGR uint8, as the camera gives it.
         frames: how many images are timed.
-        ap: the model's AP in percent at this size, if known.
+        ap: the model's AP at this size, if known.
 
     Raises:
         EhrnetError: the model cannot be run so, or less than one frame was asked for.
@@ -133,8 +141,9 @@ def measure(
         power_source=meter.source,
         fps_per_watt=None if per_watt is None else round(per_watt, 3),
         ap=ap,
-        ae=None if per_watt is None or ap is None else round(ap * per_watt, 2),
+        ae=None if per_watt is None or ap is None else round(100 * ap * per_watt, 2),
         model=str(Path(model).resolve()),
+        date=_today(),
     )
 
 
@@ -157,7 +166,7 @@ def shipped_evaluation(model: Path) -> List[Path]:
 
 
 def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optional[float]:
-    """AP in percent of a model from files that ``ehrnet evaluate --json`` wrote.
+    """AP of a model from files that ``ehrnet evaluate --json`` wrote.
 
     Only one of the same weights, precision, size and decode options, without mirror and further
     scales, counts: speed and accuracy of different settings do not belong in one row. So it has to
@@ -184,7 +193,7 @@ def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optiona
                 same = same and {**defaults, **measures.get("decode", decode)} == decode
                 ap = measures["AP"]
                 if same and ap is not None and found == (info.weights_sha256, info.precision):
-                    return round(float(ap) * 100, 2)
+                    return round(float(ap), 3)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EhrnetError(
                 f"{file} is not a result of `ehrnet evaluate --json` ({error!r}): make it again."
@@ -197,12 +206,32 @@ def result_file() -> Path:
     return user_folder().parent / "benchmark.json"
 
 
-def write_result(path: Path, rows: Sequence[Row]) -> None:
-    """Rows with the machine and day they were measured on, as JSON. Raises EhrnetError."""
+def read_result(path: Path) -> List[Row]:
+    """The rows of an earlier result; none where it is of another machine or version."""
+    try:
+        values, here = json.loads(path.read_text()), machine()
+        if any(values["machine"][key] != here[key] for key in ("processor", "cores")):
+            return []
+        return [Row(**row) for row in values["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_result(path: Path, rows: Sequence[Row], before: Sequence[Row] = ()) -> None:
+    """Rows with the machine they were measured on, as JSON.
+
+    Args:
+        path: the file, written whole or not at all.
+        rows: new ones.
+        before: earlier ones; those that were measured anew give way.
+
+    Raises:
+        EhrnetError: it cannot be written there.
+    """
     values = {
-        "date": datetime.date.today().isoformat(),
+        "date": _today(),
         "machine": machine(),
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) for row in {row.setting: row for row in (*before, *rows)}.values()],
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,6 +245,7 @@ def table(rows: Sequence[Row]) -> str:
     titles = {
         "variant": "model",
         "precision": "precision",
+        "quality": "weights",
         "runtime": "runtime",
         "input": "input",
         "ap": "AP",
@@ -232,8 +262,8 @@ def table(rows: Sequence[Row]) -> str:
     cells = [list(titles.values())]
     for row in rows:
         values = asdict(row)
-        line = ["-" if values[key] is None else str(values[key]) for key in titles]
-        cells.append(line)
+        values["ap"] = None if row.ap is None else f"{row.ap:.3f}"
+        cells.append(["-" if values[key] is None else str(values[key]) for key in titles])
     widths = [max(len(line[i]) for line in cells) for i in range(len(titles))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -269,6 +299,10 @@ def machine() -> Dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
 
 
 def _processor() -> str:

@@ -27,15 +27,22 @@ _VALUES = 51
 NAMES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
 
-def read_json(path: Path) -> Any:
-    """JSON, gzipped or not. Raises EhrnetError when it cannot be read."""
+def read_json(path: Path, wanted: str) -> Any:
+    """JSON, gzipped or not.
+
+    Args:
+        path: the file.
+        wanted: what it should be, for whoever gave another one.
+
+    Raises:
+        EhrnetError: it cannot be read.
+    """
     try:
         raw = Path(path).read_bytes()
         return json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
     except (OSError, EOFError, ValueError) as error:
-        raise EhrnetError(
-            f"{path} cannot be read as JSON ({error}): give a COCO-style file."
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        raise EhrnetError(f"{path} cannot be read as JSON ({why}): give {wanted}.") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -67,7 +74,7 @@ def load_annotations(path: Path, truth: bool = False) -> dict[str, Any]:
     Raises:
         EhrnetError: not such a file; the first image or annotation that is not right is named.
     """
-    data = read_json(path)
+    data = read_json(path, "a COCO-style annotation file")
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise EhrnetError(f"{path} has no list 'images': give a COCO-style annotation file.")
     if not isinstance(data.setdefault("annotations", []), list):

@@ -33,8 +33,8 @@ _USUAL_HW = (480, 640)
 
 def read_measures(path: Path) -> dict[str, Any]:
     """What ``ehrnet evaluate --json`` wrote. Raises EhrnetError for any other file."""
-    values = read_json(path)
-    wanted = {"AP": float, "gmacs": float, "variant": str, "size": str, "mirror": bool}
+    values = read_json(path, "files written by `ehrnet evaluate --json`")
+    wanted = {"AP": float, "gmacs": float, "variant": str, "input_sizes": list, "mirror": bool}
     if not isinstance(values, dict) or not all(
         isinstance(values.get(name), kind) for name, kind in wanted.items()
     ):
@@ -59,7 +59,7 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    printed = np.array([[float(p.flops.rstrip("B")), p.ap_val] for p in PUBLISHED.values()])
+    printed = np.array([[float(p.flops.rstrip("B")), p.ap_val / 100] for p in PUBLISHED.values()])
     true = printed.copy()
     for n, name in enumerate(PUBLISHED):
         variant = VARIANTS[name]
@@ -72,12 +72,12 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     for mirror, marker, words in ((False, "s", "single pass"), (True, "D", "with mirror")):
         ours = [row for row in rows if row["mirror"] is mirror]
         if ours:
-            places = np.array([[row["gmacs"], 100 * row["AP"]] for row in ours])
+            places = np.array([[row["gmacs"], row["AP"]] for row in ours])
             axes.plot(*places.T, marker, color="C0" if mirror else "C1", label=f"ours, {words}")
         for row in ours:
             several = row.get("scales", [1.0]) != [1.0]
-            text = f"{row['variant']} {row['size']}" + (" multi-scale" if several else "")
-            place = row["gmacs"], 100 * row["AP"]
+            text = f"{row['variant']}, {_size(row)}" + (", multi-scale" if several else "")
+            place = row["gmacs"], row["AP"]
             axes.annotate(text, place, (6, -10), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100, 200]))
@@ -85,7 +85,7 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GMACs per image, all passes")
     axes.set_ylabel("COCO keypoint AP")
-    axes.set_ylim(0, 75)
+    axes.set_ylim(0, 0.75)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     images = sorted({row["images"] for row in rows if "images" in row})
@@ -93,6 +93,16 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         counts = " and ".join(str(n) for n in images)
         axes.set_title(f"ours measured on {counts} images, the paper's on 5000", fontsize=9)
     return figure
+
+
+def _size(row: dict[str, Any]) -> str:
+    """The input as HxW; of several the short side, in pixels."""
+    sizes = row["input_sizes"]
+    if len(sizes) == 1:
+        return str(sizes[0])
+    sides = [min(map(int, size.split("x"))) for size in sizes]
+    low, high = min(sides), max(sides)
+    return f"short side {low}" + (f" to {high}" if high > low else "")
 
 
 def read_picture(path: Path) -> np.ndarray:

@@ -225,24 +225,30 @@ def tuned_options(path: Path, name: str, info: ModelInfo) -> dict[str, Any]:
     Args:
         path: the file.
         name: of the set, ``ap`` or ``display``.
-        info: the model they are meant for.
+        info: the model they are meant for; a warning is logged if it has other weights than the
+            options were chosen for, unless its hash is empty.
 
     Raises:
         EhrnetError: not such a file, no such set, or options of another variant.
     """
-    values = read_json(path)
+    wanted = "a file written by `ehrnet tune --json`"
+    values = read_json(path, wanted)
     try:
-        variant, options = values["variant"], dict(values[name]["decode"])
+        variant = values["variant"]
+        if "ap" in values and name not in values:
+            raise EhrnetError(
+                f"{path} has options for AP only, since `ehrnet tune` had no person-free images: "
+                "run it again with --person-free, a list of such images."
+            )
+        options = dict(values[name]["decode"])
     except (KeyError, TypeError, ValueError):
-        raise EhrnetError(
-            f"{path} has no options {name!r}: give a file written by `ehrnet tune --json`."
-        ) from None
+        raise EhrnetError(f"{path} has no options {name!r}: give {wanted}.") from None
     if variant != info.variant:
         raise EhrnetError(
             f"the options in {path} are for {variant}, the model is {info.variant}: run "
             "`ehrnet tune` for it."
         )
-    if values.get("weights_sha256") != info.weights_sha256:
+    if info.weights_sha256 not in ("", values.get("weights_sha256")):
         _log.warning("the options in %s were chosen for other weights of %s", path, variant)
     return options
 

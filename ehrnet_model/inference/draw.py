@@ -14,10 +14,19 @@ from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
 Colour = Tuple[int, int, int]
 
-# BGR. Blue against orange stays apart for colour-blind eyes too; left and right are the person's.
-_LEFT: Colour = (255, 178, 56)
-_RIGHT: Colour = (32, 160, 255)
-_CENTRE: Colour = (240, 240, 240)
+# BGR of a person's left and right. Found by a search for people, and sides of each, that stay apart
+# for colour-blind eyes too; the first ones in this order stay apart most.
+_PEOPLE: Tuple[Tuple[Colour, Colour], ...] = (
+    ((107, 194, 254), (3, 121, 179)),  # orange
+    ((255, 148, 223), (191, 3, 148)),  # purple
+    ((195, 255, 92), (109, 151, 6)),  # green
+    ((135, 152, 253), (1, 13, 186)),  # red
+    ((255, 239, 147), (199, 178, 9)),  # sky blue
+    ((103, 244, 255), (22, 178, 189)),  # yellow
+    ((209, 209, 26), (114, 114, 1)),  # teal
+    ((254, 200, 200), (252, 106, 127)),  # violet
+)
+_WORDS: Colour = (240, 240, 240)
 _OUTLINE: Colour = (24, 24, 24)
 # OpenCV draws at whole pixels unless coordinates come as fixed-point numbers.
 _FRACTION_BITS = 4
@@ -35,8 +44,9 @@ def draw_poses(
 ) -> np.ndarray:
     """A copy of the picture with every person's skeleton over it, the best person on top.
 
-    The person's left is blue, the right orange, what lies between white. Lines grow with the
-    picture and shrink with far people; low keypoint scores are drawn faint.
+    Everybody has a colour: by track identity where there is one, else by order. The person's left
+    is light, the right dark, what lies between in between. Lines grow with the picture and shrink
+    with far people; low keypoint scores are drawn faint.
 
     Args:
         image: uint8 (h, w, 3) BGR, not changed.
@@ -67,15 +77,17 @@ def draw_poses(
         return canvas
     sides = [_side(name) for name in skeleton.names]
     for person in reversed(range(len(poses))):
+        number = int(poses.id[person])
+        colours = _colours(number if number >= 0 else person)
         width = _line_width(canvas.shape[:2], poses.bbox[person])
         xy, score = poses.xy[person], poses.score[person]
         present = np.isfinite(xy).all(1) & (score > 0)
         for a, b in skeleton.edges:
             if present[a] and present[b]:
-                colour = _between(sides[a], sides[b])
+                colour = colours[_between(sides[a], sides[b])]
                 _bone(canvas, xy[a], xy[b], colour, width, _opacity(min(score[a], score[b])))
         for k in np.flatnonzero(present):
-            _dot(canvas, xy[k], sides[k], width, _opacity(score[k]))
+            _dot(canvas, xy[k], colours[sides[k]], width, _opacity(score[k]))
         words = []
         if show_ids and poses.id[person] >= 0:
             words.append(f"#{poses.id[person]}")
@@ -86,17 +98,20 @@ def draw_poses(
     return canvas
 
 
-def _side(name: str) -> Colour:
-    if name.startswith("left_"):
-        return _LEFT
-    return _RIGHT if name.startswith("right_") else _CENTRE
+def _colours(number: int) -> Tuple[Colour, Colour, Colour]:
+    """Centre, left and right of the person of this number: so ``_side`` counts them."""
+    left, right = _PEOPLE[number % len(_PEOPLE)]
+    b, g, r = ((a + b) // 2 for a, b in zip(left, right))
+    return (b, g, r), left, right
 
 
-def _between(a: Colour, b: Colour) -> Colour:
-    """A bone's colour: its side, also when one end is central; white between left and right."""
-    if a == b or b == _CENTRE:
-        return a
-    return b if a == _CENTRE else _CENTRE
+def _side(name: str) -> int:
+    return 1 if name.startswith("left_") else 2 if name.startswith("right_") else 0
+
+
+def _between(a: int, b: int) -> int:
+    """A bone's side: that of its ends, also when one is central; none between left and right."""
+    return max(a, b) if a == b or 0 in (a, b) else 0
 
 
 def _opacity(score: float) -> float:
@@ -174,4 +189,4 @@ def _label(canvas: np.ndarray, text: str, bbox: np.ndarray) -> None:
     y = int(np.clip(bbox[1] - 2 * text_h, text_h + gap, lowest))
     plate = canvas[max(0, y - text_h - gap) : y + gap, max(0, x - gap) : x + text_w + gap]
     plate[...] = plate // 4
-    cv2.putText(canvas, text, (x, y), font, scale, _CENTRE, stroke, cv2.LINE_AA)
+    cv2.putText(canvas, text, (x, y), font, scale, _WORDS, stroke, cv2.LINE_AA)

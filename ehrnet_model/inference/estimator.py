@@ -111,6 +111,11 @@ class PoseEstimator:
         started = time.perf_counter()
         boxes = []
         for image in images:
+            if not isinstance(image, np.ndarray):
+                raise EhrnetError(
+                    f"expected an image as a NumPy array, got {type(image).__name__}: cv2.imread "
+                    "reads one, and gives None where it cannot, so check the path."
+                )
             if image.ndim != 3:
                 raise EhrnetError(
                     f"expected an image of shape (height, width, 3), got {image.shape}: convert it "

@@ -139,6 +139,17 @@ def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
     return out
 
 
+def _held_back(measured: dict[str, float]) -> str:
+    """A line about what ``box_oks`` measured."""
+    if not measured:
+        return "held back: nobody to measure on"
+    parts = ", ".join(f"{name} {measured[name]:.3f}" for name in ("face", "arms", "legs"))
+    share = 100 * measured["p50"]
+    return (
+        f"held back: boxOKS {measured['box_oks']:.3f} ({parts}), {share:.0f} % of people above .5"
+    )
+
+
 def _history(start: Path) -> dict[str, Any]:
     """How the weights that a run starts from were made, themselves started from others perhaps."""
     if start.suffix == ".safetensors":
@@ -574,7 +585,7 @@ class Trainer:
                     sums, waited, mark, mark_images = Sums(), 0.0, now, self.images
                 now = time.monotonic()
                 if now - measured > o.holdout_seconds and self.rank == 0:
-                    tell(f"held back: {self.measure()}")
+                    tell(_held_back(self.measure()))
                     measured = time.monotonic()
                 if now - saved > o.save_seconds:
                     self._means(sums)
@@ -585,7 +596,7 @@ class Trainer:
         self._means(sums)
         self.save()
         if self.progress() >= 1 and self.rank == 0:
-            tell(f"held back: {self.measure()}")
+            tell(_held_back(self.measure()))
 
     def _means(self, sums: Sums, world: int = 1) -> dict[str, float]:
         """Means of the parts; refuses to go on, and so to save, where they are not numbers."""

@@ -16,6 +16,7 @@ import sys
 from typing import Any, List, Optional
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_ros.cli.packages import install, lacking_for
 
 # In the order of the help. The module is the verb with _ for -.
 VERBS = (
@@ -36,19 +37,13 @@ VERBS = (
     "plot",
 )
 
-# What to do about a package that is not there, by its import name.
+# What to do about a package that is not there, by its import name; of extras see packages.py.
 REMEDIES = {
     "numpy": "pip install numpy",
     "cv2": "pip install opencv-python-headless",
     "onnxruntime": "pip install onnxruntime",
     "openvino": "pip install openvino",
-    "onnx": "pip install onnx",
-    "torch": "pip install '.[train]' in the repository, or see pytorch.org for your machine",
-    "safetensors": "pip install safetensors",
-    "pycocotools": "pip install pycocotools",
-    "matplotlib": "pip install matplotlib",
-    "rosbags": "pip install rosbags",
-    "tqdm": "pip install tqdm",
+    "torch": f"{install('export')}, or see pytorch.org for your machine",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
     "rclpy": "source a ROS 2 installation (. /opt/ros/<distro>/setup.bash), or run ./demo once "
     "and use .venv/bin/ehrnet",
@@ -70,6 +65,10 @@ def main(argv: Optional[List[str]] = None) -> int:
         format="%(levelname)s: %(message)s",
         stream=sys.stderr,
     )
+    models = getattr(args, "model", None) or []
+    lack = lacking_for(args.verb, models if isinstance(models, list) else [models])
+    if lack:
+        return _refuse(f"{lack}.")
     try:
         code: int = _module(args.verb).run(args)
         sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any, Iterator, List
 
 HELP = "measure speed and power of models on this machine"
 
@@ -38,12 +39,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="results of `ehrnet evaluate --json`, for AP and Æ, before those the model came with",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write here instead of where phi:=auto looks"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write only these rows, here, instead of adding them to those that phi:=auto looks at",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures row by row, prints the table and keeps it; 1 when no row could be measured."""
+    """Measures row by row, keeps each at once and prints the table; 1 without any row."""
+    from ehrnet_model.evaluation import benchmark
+
+    path = args.json or benchmark.result_file()
+    before = [] if args.json else benchmark.read_result(path)
+    rows: List[Any] = []
+    try:
+        for row in _rows(args):
+            rows.append(row)
+            benchmark.write_result(path, rows, before)
+            if len(rows) == 1:
+                print(f"every row is written to {path} at once", file=sys.stderr)
+    finally:  # also after Ctrl-C
+        if rows:
+            print(benchmark.table(rows))
+    return 0 if rows else 1
+
+
+def _rows(args: argparse.Namespace) -> Iterator[Any]:
+    """The rows that were asked for, each when it is measured; trained weights come first."""
     import tempfile
 
     import cv2
@@ -51,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation import benchmark
+    from ehrnet_model.inference.models import available_models
     from ehrnet_model.inference.runtime import default_threads, model_info
     from ehrnet_model.inference.sizes import NAMED_SIZES
     from ehrnet_model.variants import VARIANTS
@@ -62,10 +86,10 @@ def run(args: argparse.Namespace) -> int:
         if image is None:
             raise EhrnetError(f"the picture {args.image} cannot be read: give a JPEG or PNG file.")
     phis = [variant.phi for variant in VARIANTS.values()] if args.all else args.phi
+    phis = sorted(phis, key=lambda phi: phi not in available_models())
     runtimes = benchmark.installed_runtimes() if args.all else args.runtime
     sizes = NAMED_SIZES if args.all else args.size
     threads = default_threads() if args.threads is None else args.threads
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for phi in phis if args.model is None else [None]:
             try:
@@ -88,14 +112,7 @@ def run(args: argparse.Namespace) -> int:
                                 raise
                             print(error, file=sys.stderr)
                             continue
-                        rows.append(row)
-    if not rows:
-        return 1
-    path = args.json or benchmark.result_file()
-    benchmark.write_result(path, rows)
-    print(benchmark.table(rows))
-    print(f"written to {path}", file=sys.stderr)
-    return 0
+                        yield row
 
 
 def _model(phi: int, folder: Path) -> Path:

@@ -17,7 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotations", type=Path, required=True, metavar="JSON[.gz]", help="COCO keypoint file"
     )
-    parser.add_argument("--images", type=Path, required=True, nargs="+", metavar="DIR_OR_ZIP")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="DIR_OR_ZIP",
+        help="where the pictures are",
+    )
     parser.add_argument("--phi", type=int, default=-4, help="which shipped model (default -4)")
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help=".onnx, .engine or .safetensors instead"

@@ -91,12 +91,6 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.random and not name:
         raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise EhrnetError(
-            "exporting needs PyTorch, which is not installed: pip install torch safetensors onnx."
-        ) from None
     from ehrnet_model.evaluation.tune import tuned_options
     from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.network.export import STORED_INPUTS, export_onnx

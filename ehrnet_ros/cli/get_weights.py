@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Tuple
+
+from ehrnet_ros.cli.packages import lacking
 
 HELP = "fetch published weights that everybody may use, and make a model of them"
 
@@ -45,19 +46,17 @@ def run(args: argparse.Namespace) -> int:
     if not args.replace and _is_there(out, what):
         print(out)
         return 0
+    packages = ("torch", "safetensors", "onnx", "onnxruntime", "tqdm")
+    lack = lacking("making a model of published weights", packages, "export")
+    if lack:
+        raise EhrnetError(
+            f"{lack}; or run this on a machine that has them, and bring {out.name} to {out.parent}."
+        )
     print(f"{what.source}; licence {what.licence}", file=sys.stderr)
     if args.files:
         graph, weights = recognise(args.files, what)
     else:
         graph, weights = _fetch(what, cache_folder())
-    missing = [name for name in ("torch", "safetensors", "onnx") if find_spec(name) is None]
-    if missing:
-        raise EhrnetError(
-            f"making a model of {graph} and {weights} needs {missing[0]}, which is not here: `pip "
-            "install torch safetensors onnx onnxruntime` (in the repository: `pip install "
-            f"'.[export]'`) and run this again, or run `ehrnet get-weights --phi {args.phi} --from "
-            f"{graph.name} {weights.name}` on a machine that has them and bring the model to {out}."
-        )
     from ehrnet_model.network.omz import install
 
     print("making a model of it, checking it ...", file=sys.stderr)

@@ -20,14 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert. Raises EhrnetError for a file that does not fit; nothing is written then."""
-    from ehrnet_model.errors import EhrnetError
-
-    try:
-        from ehrnet_model.network.checkpoint import import_checkpoint
-    except ImportError as error:
-        raise EhrnetError(
-            f"importing weights needs {error.name}: pip install 'ehrnet_ros[train]'."
-        ) from error
+    from ehrnet_model.network.checkpoint import import_checkpoint
 
     meta = import_checkpoint(args.file, args.variant, args.out, args.licence)
     print(f"variant {meta.variant}, licence: {meta.licence}", file=sys.stderr)

@@ -11,7 +11,9 @@ HELP = "pack pictures and COCO-style keypoint annotations into one file for trai
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("--annotations", type=Path, required=True, metavar="JSON[.gz]")
+    parser.add_argument(
+        "--annotations", type=Path, required=True, metavar="JSON[.gz]", help="COCO keypoint file"
+    )
     parser.add_argument(
         "--images",
         type=Path,
@@ -44,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="spread over N packs named FILE-1ofN.pack; training takes them all",
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.pack")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE.pack", help="the file to write"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "measures", type=Path, nargs="*", metavar="JSON", help="written by `ehrnet evaluate --json`"
     )
     sheet = figures.add_parser("sheet", help="pictures (rows) through models (columns)")
-    sheet.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE")
+    sheet.add_argument(
+        "pictures", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or the like, a row each"
+    )
     sheet.add_argument(
         "--model",
         type=Path,

@@ -44,32 +44,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="run folder; a run in it goes on"
     )
-    parser.add_argument("--phi", type=int, default=-4, choices=(0, -1, -2, -3, -4))
-    parser.add_argument("--pack", type=_pack, required=True, nargs="+", metavar="FILE[:WEIGHT]")
+    parser.add_argument(
+        "--phi",
+        type=int,
+        default=-4,
+        choices=(0, -1, -2, -3, -4),
+        help="which variant: 0 (H0) to -4 (H-4, default)",
+    )
+    parser.add_argument(
+        "--pack",
+        type=_pack,
+        required=True,
+        nargs="+",
+        metavar="FILE[:WEIGHT]",
+        help="what to train on; WEIGHT: how often its people are shown, against other packs' (1)",
+    )
     parser.add_argument(
         "--preset",
         choices=("ours", "paper"),
         default="ours",
-        help="recipe that gives every option below that is not given (ours)",
+        help="recipe that gives every option below that is not given (ours; its values are shown)",
     )
-    parser.add_argument("--hours", type=float, help="length of the schedule in hours of training")
-    parser.add_argument("--steps", type=int, help="length of the schedule in steps instead")
     parser.add_argument(
-        "--epochs", type=int, help="length in passes over the images with people instead"
+        "--hours", type=float, help="length of the schedule in hours of training (1)"
     )
-    parser.add_argument("--window", type=_window, nargs="+", metavar="SIDE:BATCH[:SHARE]")
+    parser.add_argument(
+        "--steps", type=int, help="length of the schedule in steps instead (0: in hours)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="length in passes over the images with people instead (0)"
+    )
+    parser.add_argument(
+        "--window",
+        type=_window,
+        nargs="+",
+        metavar="SIDE:BATCH[:SHARE]",
+        help="squares of SIDE pixels cut out of the pictures, BATCH of them a step, in this share "
+        "of the steps (128:16)",
+    )
     parser.add_argument(
         "--optimiser", choices=("muon", "adamw"), help="of the kernels that mix channels (muon)"
     )
-    parser.add_argument("--lr", type=float, help="learning rate")
-    parser.add_argument("--weight-decay", type=float, help="of kernels")
-    parser.add_argument("--warmup-steps", type=int, help="steps until the rate is reached")
-    parser.add_argument("--schedule", choices=("cosine", "steps"), help="how the rate falls")
-    parser.add_argument("--final", type=float, help="share of the rate left at a cosine's end")
-    parser.add_argument("--ema", type=float, help="decay of the average of the weights")
-    parser.add_argument("--drop-connect", type=float, help="of the backbone's blocks, 0 to 1")
-    parser.add_argument("--seed", type=int, help="of weights and windows")
-    parser.add_argument("--holdout", type=float, help="share of the images never trained on")
+    parser.add_argument("--lr", type=float, help="learning rate (0.004)")
+    parser.add_argument("--weight-decay", type=float, help="of kernels (0.01)")
+    parser.add_argument("--warmup-steps", type=int, help="steps until the rate is reached (100)")
+    parser.add_argument(
+        "--schedule", choices=("cosine", "steps"), help="how the rate falls (cosine)"
+    )
+    parser.add_argument(
+        "--final", type=float, help="share of the rate left at a cosine's end (0.01)"
+    )
+    parser.add_argument("--ema", type=float, help="decay of the average of the weights (0.999)")
+    parser.add_argument("--drop-connect", type=float, help="of the backbone's blocks, 0 to 1 (0)")
+    parser.add_argument("--seed", type=int, help="of weights and windows (0)")
+    parser.add_argument("--holdout", type=float, help="share of the images never trained on (0.03)")
     parser.add_argument(
         "--lite0", default="", metavar="NPZ", help="EfficientNet-Lite0 weights to start from"
     )
@@ -106,10 +134,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--freeze",
         type=int,
         metavar="N",
-        help="keep weights and statistics of the backbone's stem and first N of its 7 stages",
+        help="keep weights and statistics of the backbone's stem and first N of its 7 stages "
+        "(0: train all)",
     )
     parser.add_argument(
-        "--unfreeze-at", type=float, metavar="SHARE", help="of the schedule; then train all"
+        "--unfreeze-at", type=float, metavar="SHARE", help="of the schedule (1); then train all"
     )
     parser.add_argument(
         "--device",
@@ -146,8 +175,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=math.inf,
         help="stop after so many minutes of training and save; the same command goes on",
     )
-    parser.add_argument("--save-seconds", type=float, help="seconds between two saves")
-    parser.add_argument("--log-steps", type=int, help="steps between two lines of log")
+    parser.add_argument("--save-seconds", type=float, help="seconds between two saves (180)")
+    parser.add_argument("--log-steps", type=int, help="steps between two lines of log (50)")
     parser.add_argument(
         "--fp32", dest="bf16", action="store_false", default=None, help="no bfloat16"
     )
@@ -206,6 +235,7 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.training.presets import preset
     from ehrnet_model.training.states import read_compact, save_state
     from ehrnet_model.training.trainer import Trainer
+    from ehrnet_model.variants import Variant
 
     cv2.setNumThreads(1)
     if args.backbone and (args.lite0 or args.start):
@@ -229,6 +259,11 @@ def run(args: argparse.Namespace) -> int:
         return dataclasses.replace(start, **values)
 
     options = preset(args.preset, args.phi)
+    # Read before training, after which it would be late for a wrong one.
+    decode = typed_options(args.decode)
+    info = ModelInfo(Variant.from_phi(args.phi).name, args.phi)
+    if args.tuned is not None:
+        decode = {**tuned_options(args.tuned, "display", info), **decode}
     given = {
         field.name: getattr(args, field.name)
         for field in dataclasses.fields(options)
@@ -271,12 +306,10 @@ def run(args: argparse.Namespace) -> int:
             )
     if trainer.rank:
         return 0
-    name = trainer.network.variant.name
-    decode = typed_options(args.decode)
-    if args.tuned is not None:
+    name = info.variant
+    if args.tuned is not None:  # says if they are of other weights
         hash_now = weights_sha256(trainer.average.state)
-        info = ModelInfo(name, options.phi, weights_sha256=hash_now)
-        decode = {**tuned_options(args.tuned, "display", info), **decode}
+        tuned_options(args.tuned, "display", dataclasses.replace(info, weights_sha256=hash_now))
     trainer.save_compact(args.out / f"{name}.resume.safetensors")
     trainer.save_weights(
         args.out / f"{name}.safetensors",

@@ -24,19 +24,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="run folder; a run in it goes on"
     )
-    parser.add_argument("--phi", type=int, default=-4, choices=(0, -1, -2, -3, -4))
+    parser.add_argument(
+        "--phi",
+        type=int,
+        default=-4,
+        choices=(0, -1, -2, -3, -4),
+        help="whose backbone: 0 (B0, of H0) to -4 (B-4, default)",
+    )
     parser.add_argument(
         "--size", type=int, default=0, help="side of the input (default: the paper's, 128 to 224)"
     )
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--warmup-epochs", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=200, help="passes over the pictures (200)")
+    parser.add_argument(
+        "--warmup-epochs", type=int, default=5, help="epochs until the rate is reached (5)"
+    )
+    parser.add_argument("--batch", type=int, default=128, help="pictures a step (128)")
     parser.add_argument("--lr", type=float, default=0.05, help="rate after the warm-up (0.05)")
     parser.add_argument(
         "--drop-epochs", type=int, default=30, help="the rate falls to a tenth every N epochs (30)"
     )
     parser.add_argument("--drop-connect", type=float, default=0.2, help="rate in the blocks (0.2)")
-    parser.add_argument("--dropout", type=float, default=0.2, help="rate before the last layer")
+    parser.add_argument(
+        "--dropout", type=float, default=0.2, help="rate before the last layer (0.2)"
+    )
     parser.add_argument(
         "--augment",
         type=name_number,
@@ -45,10 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=NUMBER",
         help="rotate (degrees), area, aspect, colour, mirror (probability, 0 as in the paper)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and pictures (0)")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--workers", type=int, default=2, help="threads that prepare pictures")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="where to compute (auto: CUDA where there is a GPU)",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="threads that prepare pictures (2)")
     parser.add_argument(
         "--measure-only", action="store_true", help="train nothing: measure the run as it stands"
     )

@@ -25,7 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON[.gz]",
         help="COCO keypoint file of the training data",
     )
-    parser.add_argument("--images", type=Path, required=True, nargs="+", metavar="DIR_OR_ZIP")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="DIR_OR_ZIP",
+        help="where the pictures are",
+    )
     parser.add_argument(
         "--person-free",
         type=Path,
@@ -93,7 +100,11 @@ def run(args: argparse.Namespace) -> int:
     annotations = load_annotations(args.annotations, truth=True)
     images = _images(args, annotations)
     if not images.empty:
-        print("no person-free images: only the set for AP is chosen", file=sys.stderr)
+        print(
+            "no person-free images: only the set for AP is chosen, not the one that export takes "
+            "(--person-free brings some)",
+            file=sys.stderr,
+        )
     seen, info = _see(args, images)
     inhabited, visited = len(images.part["images"]), len(images.part["images"]) + len(images.empty)
     start = DecodeOptions.from_dict(info.decode)

@@ -19,7 +19,7 @@ OURS = {
     "variant": "H-4",
     "AP": 0.25,
     "gmacs": 2.5,
-    "size": "best",
+    "input_sizes": ["192x256", "256x192", "192x352"],
     "mirror": False,
     "scales": [1.0],
     "images": 131,
@@ -33,18 +33,19 @@ def command(*arguments):
 
 
 def test_every_row_stands_at_its_accuracy_and_cost():
-    rows = [OURS, {**OURS, "mirror": True, "gmacs": 5.0, "AP": 0.3}]
+    rows = [OURS, {**OURS, "mirror": True, "gmacs": 5.0, "AP": 0.3, "input_sizes": ["384x512"]}]
+    rows.append({**OURS, "gmacs": 9.0, "input_sizes": ["192x256", "64x64"]})
     (axes,) = accuracy_figure(rows).axes
-    points = {(round(float(x), 2), round(float(y), 1)) for x, y in _points(axes)}
+    points = {(round(float(x), 2), round(100 * float(y), 1)) for x, y in _points(axes)}
     # The paper's Table 3, as printed; and the true cost of its evaluation on a 640x480 image.
     printed = {(25.6, 64.8), (14.2, 59.2), (7.7, 52.9), (4.2, 44.8), (2.1, 35.7)}
     true = {(65.88, 64.8), (41.08, 59.2), (20.09, 52.9), (12.46, 44.8), (4.82, 35.7)}
     assert printed <= points
     for cost, ap in true:
         assert any(abs(x - cost) < 0.02 and y == ap for x, y in points), (cost, ap)
-    assert {(2.5, 25.0), (5.0, 30.0)} <= points
-    texts = " ".join(text.get_text() for text in axes.texts)
-    assert "H0" in texts and "H-4 best" in texts
+    assert {(2.5, 25.0), (5.0, 30.0), (9.0, 25.0)} <= points
+    texts = [text.get_text() for text in axes.texts]
+    assert {"H0", "H-4, short side 192", "H-4, 384x512", "H-4, short side 64 to 192"} <= set(texts)
     assert "131 images" in axes.get_title()
 
 
@@ -94,7 +95,8 @@ def test_wrong_files_are_named(tmp_path, monkeypatch):
     out = tmp_path / "out.png"
     for words, arguments in {
         "no AP with its cost": ["accuracy", bad, "-o", out],
-        "cannot be read as JSON": ["accuracy", tmp_path / "none.json", "-o", out],
+        r"none.json cannot be read as JSON \(No such file or directory\): give files written by "
+        "`ehrnet evaluate --json`": ["accuracy", tmp_path / "none.json", "-o", out],
         "should end in": ["accuracy", "-o", tmp_path / "out.bmp"],
         "does not exist": ["accuracy", "-o", tmp_path / "no" / "out.png"],
         "cannot be read": ["sheet", tmp_path / "none.png", "--model", bad, "-o", out],

@@ -234,7 +234,27 @@ def test_shares_that_are_none_are_refused(tempting, dots_model):
             command("tune", *data, "--model", dots_model, *words)
 
 
+def test_without_person_free_images_there_is_nothing_to_export_and_it_is_said(
+    tempting, dots_model, h4_weights, tmp_path, capsys
+):
+    out = tmp_path / "tuned.json"
+    inhabited = load_annotations(tempting / "truth.json.gz")
+    inhabited["images"] = inhabited["images"][:2]
+    (tmp_path / "inhabited.json").write_text(json.dumps(inhabited))
+    data = ["--annotations", tmp_path / "inhabited.json", "--images", tempting / "images.zip"]
+    words = ["--held-back", 1, "--score-share", 0, "--size", "square", "--json", out]
+    assert command("tune", *data, "--model", dots_model, *words) == 0
+    assert "--person-free brings some" in capsys.readouterr().err
+    with pytest.raises(EhrnetError, match="had no person-free images: run it again with --person"):
+        command("export", "--weights", h4_weights, "-o", tmp_path / "a.onnx", "--tuned", out)
+
+
 def test_export_knows_the_options(h4_weights, tmp_path):
+    with pytest.raises(EhrnetError, match="none.json cannot be read .* by `ehrnet tune --json`"):
+        command(
+            "export", "--weights", h4_weights, "-o", tmp_path / "a.onnx",
+            "--tuned", tmp_path / "none.json",
+        )  # fmt: skip
     with pytest.raises(EhrnetError, match="does not exist"):
         command(
             "export", "--weights", h4_weights, "-o", tmp_path / "a.onnx", "--decode", "nothing=1"

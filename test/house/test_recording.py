@@ -62,11 +62,17 @@ def test_video_comes_back_frame_by_frame(tmp_path, size_wh):
     assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
 
 
-def test_frames_of_another_size_take_that_of_the_first(tmp_path):
+def test_frames_of_another_size_take_that_of_the_first_and_keep_their_shape(tmp_path):
     with VideoFile(tmp_path / "v.mp4", 10.0) as video:
         video.write(np.zeros((48, 64, 3), np.uint8))
-        video.write(np.full((96, 128, 3), 99, np.uint8))
-    assert cv2.VideoCapture(str(tmp_path / "v.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
+        video.write(np.full((96, 128, 3), 200, np.uint8))
+        video.write(np.full((128, 64, 3), 200, np.uint8))  # upright
+    capture = cv2.VideoCapture(str(tmp_path / "v.mp4"))
+    frames = [capture.read()[1] for _ in range(3)]
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3 and not capture.read()[0]
+    assert frames[1].min() > 150
+    assert (frames[2][24, 24:40] > 150).all()
+    assert (frames[2][:, :16] < 50).all() and (frames[2][:, 48:] < 50).all()
 
 
 def test_a_video_that_was_not_finished_is_not_there(tmp_path):

@@ -47,6 +47,39 @@ def test_left_and_right_have_their_own_colours() -> None:
     assert len(left | right | {colours[0]}) == 3
 
 
+def colours(drawn: np.ndarray, keypoints: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Of the left and of the right shoulder."""
+    return tuple(tuple(int(c) for c in drawn[y, x]) for x, y in keypoints[5:7].round().astype(int))
+
+
+def test_everybody_has_a_colour_that_goes_with_the_id() -> None:
+    image = np.zeros((240, 640, 3), np.uint8)
+    one, two = figure((160, 120), 180), figure((480, 120), 180)
+    poses = people(one, two)
+    drawn = draw_poses(image, poses)
+    assert len({*colours(drawn, one), *colours(drawn, two)}) == 4
+    poses.id[:] = 11, 4
+    tracked = draw_poses(image, poses)
+    swapped = people(two, one)
+    swapped.id[:] = 4, 11
+    assert (draw_poses(image, swapped) == tracked).all()
+    assert colours(tracked, one) != colours(drawn, one)
+
+
+def test_left_is_lighter_than_right_and_both_than_the_outline() -> None:
+    image = np.zeros((240, 320, 3), np.uint8)
+    keypoints = figure((160, 120), 180)
+    poses = people(keypoints)
+    seen = set()
+    for number in range(8):
+        poses.id[:] = number
+        left, right = colours(draw_poses(image, poses), keypoints)
+        seen |= {left, right}
+        blue_green_red = 0.114, 0.587, 0.299
+        assert np.dot(left, blue_green_red) > 1.3 * np.dot(right, blue_green_red) > 60
+    assert len(seen) == 16
+
+
 def test_absent_keypoints_and_bones_to_them_are_not_drawn() -> None:
     image = np.zeros((240, 320, 3), np.uint8)
     keypoints = figure((160, 120), 180)

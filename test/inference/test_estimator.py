@@ -111,6 +111,12 @@ def test_images_that_are_none(runtime: Runtime, image: np.ndarray) -> None:
     assert len(estimator(scene()[0])) == 2
 
 
+@pytest.mark.parametrize("image", [None, "people.jpg"])
+def test_what_imread_gives_for_a_wrong_path(runtime: Runtime, image: object) -> None:
+    with pytest.raises(EhrnetError, match=f"got {type(image).__name__}: .* check the path"):
+        PoseEstimator(runtime)(image)
+
+
 class Broken:
     """An engine whose answers have one value that is not finite, as in a precision too low."""
 

@@ -1,8 +1,10 @@
 """What the options of a run do: recipes, schedules, frozen parts, decay, records."""
 
+import argparse
 import csv
 import dataclasses
 import json
+import math
 import sys
 
 import pytest
@@ -16,9 +18,9 @@ from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.presets import preset
 from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.trainer import Trainer, TrainOptions, _held_back
 from ehrnet_model.variants import Variant
-from ehrnet_ros.cli import main
+from ehrnet_ros.cli import main, train
 
 
 def small(pack_file, **more):
@@ -169,10 +171,38 @@ def test_without_tensorboard_it_is_said_once(tmp_path, monkeypatch, caplog):
     ]
 
 
+def test_help_shows_the_recipe_as_it_is():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    texts = {action.dest: action.help for action in parser._actions}
+    ours = TrainOptions()
+    for name in (
+        *("hours", "optimiser", "lr", "weight_decay", "warmup_steps", "schedule", "final", "ema"),
+        *("drop_connect", "seed", "holdout", "unfreeze_at", "save_seconds", "log_steps"),
+    ):
+        value = getattr(ours, name)
+        assert f"({value if isinstance(value, str) else format(value, 'g')})" in texts[name], name
+    assert "({}:{})".format(*ours.windows[0]) in texts["window"] and all(texts.values())
+
+
+def test_what_is_measured_is_a_line_to_read():
+    measured = {"box_oks": 0.54, "p50": 0.62, "face": 0.63, "arms": 0.5, "legs": math.nan}
+    line = "held back: boxOKS 0.540 (face 0.630, arms 0.500, legs nan), 62 % of people above .5"
+    assert _held_back(measured) == line
+
+
+def test_a_wrong_file_of_options_is_told_before_training(tmp_path, capsys):
+    words = ["--pack", str(tmp_path / "none.pack"), "--tuned", str(tmp_path / "none.json")]
+    assert main(["train", "--out", str(tmp_path), *words]) == 2
+    said = capsys.readouterr().err
+    assert "none.json cannot be read" in said and "`ehrnet tune --json`" in said
+
+
 def test_the_command_fills_a_preset_with_what_is_given(pack_file, tmp_path, capsys):
     where = ["train", "--device", "cpu", "--pack", str(pack_file), "--out", str(tmp_path / "run")]
     words = ["--preset", "paper", "--steps", "1", "--window", "64:1", "--holdout", "0"]
     assert main([*where, *words, "--loss", "tag=0.01"]) == 0
+    assert "held back: nobody to measure on\n" in capsys.readouterr().err
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["steps"], config["epochs"], config["lr"], config["bf16"]) == (1, 0, 1e-3, False)
     assert (config["schedule"], config["sample"]["published"]) == ("steps", True)
