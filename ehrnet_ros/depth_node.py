@@ -49,8 +49,13 @@ class MatchOptions:
 class DepthNode(SmallNode):
     """The node ``depth``. Raises EhrnetError for wrong parameters."""
 
+    called = "depth"
+    kinds = (DepthOptions, MatchOptions)
+    what = "Poses, the aligned depth image and its CameraInfo in; people in metres out."
+    example = "-r poses:=/pose/poses -r depth_image:=/camera/depth -r camera_info:=/camera/info"
+
     def __init__(self, **options: Any) -> None:
-        super().__init__("depth", (DepthOptions, MatchOptions), **options)
+        super().__init__(**options)
         self._matcher = StampMatcher()
         self._missed_told = 0
         self._camera_info: Optional[CameraInfo] = None
@@ -155,7 +160,7 @@ def _in_image(poses: Poses, from_hw: Tuple[int, int], to_hw: Tuple[int, int]) ->
 
 def main(args: Optional[List[str]] = None) -> int:
     """Runs the node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
-    return run("depth", DepthNode, args)
+    return run(DepthNode, args)
 
 
 if __name__ == "__main__":

@@ -326,9 +326,24 @@ def test_compressed_and_lazy_in_a_namespace(dots, peer, start, model):
 @pytest.mark.parametrize(
     "parameters, sentence",
     [
-        ({"phi": 5}, "Parameter phi has to be -4 to 0"),
-        ({"phii": -3}, "There is no parameter phii (did you mean phi?)"),
-        ({"marker_depth": "far"}, "Parameter marker_depth has to be a double"),
+        (
+            {"phi": 5},
+            "start. Parameter phi cannot be 5: it has to be a whole number, -4 to 0.\n",
+        ),
+        (
+            {"phi": "auto"},
+            'phi cannot be "auto": it has to be a whole number, -4 to 0.\n',
+        ),
+        ({"phii": -3}, "There is no parameter phii (did you mean phi?).\n"),
+        (
+            # A whole number is a number, too: only the second one is refused.
+            {"keypoint_threshold": 1, "marker_depth": "far"},
+            'Parameter marker_depth cannot be "far": it has to be a number, 0.01 to 1000.\n',
+        ),
+        (
+            {"keypoint_threshold": 2},
+            "threshold cannot be 2: it has to be a number, 0 to 1, or -1",
+        ),
         ({"runtime": "cuda"}, 'Parameter runtime cannot be "cuda": it has to be auto'),
         ({"size": "300x300"}, "multiples of 32"),
     ],
@@ -494,6 +509,12 @@ def test_a_phi_without_weights_is_told_what_to_do_and_never_answers(peer, start,
     assert f"no weights for phi {phi}" in log and f"`{command}" in log
     assert peer.state("empty") == "unconfigured"
     assert "empty/poses" not in dict(peer.node.get_topic_names_and_types())
+    assert node.interrupt() == 0
+
+
+def test_a_file_that_is_no_model_is_named_once(start):
+    node = start("pose_node", model=__file__, remaps=["__node:=no_model"])
+    assert f"Loading {__file__}." in node.wait_for_log("Loading")
     assert node.interrupt() == 0
 
 
