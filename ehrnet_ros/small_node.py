@@ -30,11 +30,11 @@ from rclpy.signals import SignalHandlerOptions
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_ros import arguments
-from ehrnet_ros.health import Repeated
+from ehrnet_ros.health import Repeated, publishes
 from ehrnet_ros.names import check_names, declare_parameter
 
 T = TypeVar("T")
-_SILENT_S = 2.0
+SILENT_S = 2.0  # without a message for so long, say what is missing
 _REPEAT_S = 30.0
 
 
@@ -113,6 +113,13 @@ class SmallNode(Node):
         if self._refused.should_say(why):
             self.get_logger().warning(f"Message dropped: {why}")
 
+    def introduce(self) -> None:
+        """Says what comes in, what goes out and what it waits for."""
+        inputs = ", ".join(self.resolve_topic_name(item.topic) for item in self.inputs())
+        outputs = ", ".join(publisher.topic_name for publisher in self.outputs())
+        lazy = " as soon as somebody subscribes there" * self.options(CommonOptions).lazy
+        self.get_logger().info(f"Takes {inputs} and publishes {outputs}{lazy}.")
+
     def stamp_s(self, header: Any) -> float:
         """Seconds of a header's stamp, those of the node's clock where it has none."""
         nanoseconds = header.stamp.sec * 10**9 + header.stamp.nanosec
@@ -156,8 +163,9 @@ class SmallNode(Node):
         for item in self.inputs() if self._subscriptions_now else ():
             silent = time.monotonic() - self._heard.get(item.topic, math.inf)
             topic = self.resolve_topic_name(item.topic)
-            if silent > _SILENT_S and not self.count_publishers(topic):
-                self._complain(item, topic)
+            name = f"{item.kind.__module__.split('.')[0]}/msg/{item.kind.__name__}"
+            if silent > SILENT_S and not publishes(self, topic, name):
+                self._complain(item, topic, name)
                 break
 
     def _heard_by(self, item: Input) -> Callable[[Any], None]:
@@ -168,15 +176,16 @@ class SmallNode(Node):
 
         return heard
 
-    def _complain(self, item: Input, topic: str) -> None:
-        name = f"{item.kind.__module__.split('.')[0]}/msg/{item.kind.__name__}"
+    def _complain(self, item: Input, topic: str, name: str) -> None:
         own = {publisher.topic_name for publisher in self.outputs()}
         others = sorted(
             other
             for other, kinds in self.get_topic_names_and_types()
-            if name in kinds and other not in own and self.count_publishers(other)
+            if name in kinds and other not in own and publishes(self, other, name)
         )
-        text = f"Waiting for {name} on {topic}: nobody publishes there."
+        there = {info.topic_type for info in self.get_publishers_info_by_topic(topic)}
+        what = f"what is published there is {', '.join(sorted(there))}"
+        text = f"Waiting for {name} on {topic}: {what if there else 'nobody publishes there'}."
         if others:
             text += f" Such messages are on {', '.join(others)}: start with "
             text += f"`--ros-args -r {item.topic}:={others[0]}`."
@@ -255,6 +264,7 @@ def run(kind: Type[SmallNode], args: Optional[List[str]] = None) -> int:
         return 2
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    node.introduce()
     while not stop.is_set():
         executor.spin_once(timeout_sec=0.1)
     executor.shutdown()

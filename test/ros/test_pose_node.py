@@ -3,6 +3,7 @@
 import array
 import functools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -540,6 +541,18 @@ def test_it_says_what_it_waits_for_and_what_to_type(peer, start, model):
     log = node.wait_for_log("takes them")
     assert "/nothing: nobody publishes there" in log
     assert "`ros2 launch ehrnet_ros pose.launch.py image:=/head/camera/image_raw` takes them" in log
+    assert node.interrupt() == 0
+
+
+def test_it_waits_a_while_before_it_says_that_nobody_publishes(start, model):
+    """A camera that runs is not discovered at once."""
+    node = start("pose_node", model=model, remaps=["__node:=patient", "image:=/not/there"])
+    log = node.wait_for_log("nobody publishes there")
+    ready, complaint = (
+        float(re.search(rf"\[([\d.]+)\] \[patient\]: {text}", log)[1])
+        for text in ("Ready", "Waiting for images")
+    )
+    assert complaint - ready > 1.9
     assert node.interrupt() == 0
 
 

@@ -155,6 +155,13 @@ def test_lazy_and_what_it_waits_for(peer, start):
     assert node.interrupt() == 0, node.log()
 
 
+def test_a_topic_of_another_type_is_named(peer, start):
+    peer.publisher(Image, "/pictures")
+    node = start("tracking_node", lazy="false", remaps=["__node:=mistaken", "poses:=/pictures"])
+    node.wait_for_log("on /pictures: what is published there is sensor_msgs/msg/Image.")
+    assert node.interrupt() == 0, node.log()
+
+
 @pytest.mark.parametrize(
     "parameters, sentence",
     [
