@@ -274,7 +274,9 @@ class Camera:
     def status(self, snapshot: health.Snapshot, settings: Settings) -> Tuple[bytes, str]:
         """Level and sentence of an active camera; complaints about its input go to the log too."""
         if not self.is_subscribed:
-            if not self._node.count_publishers(self.input(settings)[1]):
+            _, topic, type_name = self.input(settings)
+            silent = snapshot.silent_s > SILENT_S
+            if silent and not health.publishes(self._node, topic, type_name):
                 return self._silent(snapshot.silent_s, settings)
             return health.OK, "Idle: nobody subscribes to poses, markers, overlay or latency."
         if snapshot.silent_s > SILENT_S:

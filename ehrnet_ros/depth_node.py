@@ -6,7 +6,9 @@ depth image have to be rectified, as drivers give them aligned: metres come from
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple
 
@@ -23,7 +25,7 @@ from ehrnet_model.skeleton import COCO_17
 from ehrnet_ros.image_msgs import to_depth
 from ehrnet_ros.matching import StampMatcher
 from ehrnet_ros.pose_msgs import Lens, from_pose_array, to_markers_3d, to_pose_array_3d
-from ehrnet_ros.small_node import Input, SmallNode, run
+from ehrnet_ros.small_node import SILENT_S, Input, SmallNode, run
 
 _MARKER_LIFETIME_S = 0.5
 # Sizes of picture and depth image may differ by rounding, not in shape.
@@ -49,10 +51,16 @@ class MatchOptions:
 class DepthNode(SmallNode):
     """The node ``depth``. Raises EhrnetError for wrong parameters."""
 
+    called = "depth"
+    kinds = (DepthOptions, MatchOptions)
+    what = "Poses, the aligned depth image and its CameraInfo in; people in metres out."
+    example = "-r poses:=/pose/poses -r depth_image:=/camera/depth -r camera_info:=/camera/info"
+
     def __init__(self, **options: Any) -> None:
-        super().__init__("depth", (DepthOptions, MatchOptions), **options)
+        super().__init__(**options)
         self._matcher = StampMatcher()
-        self._missed_told = 0
+        self._missed = 0
+        self._missed_since = math.inf
         self._camera_info: Optional[CameraInfo] = None
         self._poses = self.create_publisher(PoseArray3D, "~/poses", 10)
         self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
@@ -72,6 +80,7 @@ class DepthNode(SmallNode):
     def forget(self) -> None:
         """Depth images of long ago belong to nothing that will come."""
         self._matcher.clear()
+        self._missed_since = math.inf
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg
@@ -95,8 +104,11 @@ class DepthNode(SmallNode):
                 self._lift(poses, depth)
             except (EhrnetError, ValueError) as error:  # people of unequal numbers of keypoints
                 self.refuse(str(error))
-        if self._matcher.missed > self._missed_told:
-            self._missed_told = self._matcher.missed
+        if self._matcher.missed == self._missed:
+            return
+        self._missed, now = self._matcher.missed, time.monotonic()
+        self._missed_since = min(self._missed_since, now)
+        if now - self._missed_since > SILENT_S:  # not the first ones, before all were discovered
             self.refuse(
                 "No depth image has the stamp of these poses: are both of one camera? The "
                 "parameter stamp_slop_s allows stamps that differ."
@@ -155,7 +167,7 @@ def _in_image(poses: Poses, from_hw: Tuple[int, int], to_hw: Tuple[int, int]) ->
 
 def main(args: Optional[List[str]] = None) -> int:
     """Runs the node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
-    return run("depth", DepthNode, args)
+    return run(DepthNode, args)
 
 
 if __name__ == "__main__":

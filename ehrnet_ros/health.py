@@ -7,11 +7,12 @@ line to type, and publishes both on /diagnostics.
 from __future__ import annotations
 
 import collections
+import math
 import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Collection, Deque, Dict, List, Optional, Tuple
+from typing import Any, Collection, Deque, Dict, List, OrderedDict, Tuple
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -27,6 +28,7 @@ OK, WARN, ERROR, STALE = (
 )
 
 _WINDOW = 200  # latencies kept for the percentiles
+_SENTENCES = 100  # remembered as said
 DEAD_AFTER = 5  # failures in a row after which the engine counts as dead
 
 
@@ -171,6 +173,11 @@ def explain_namesakes(node: Any) -> str:
     )
 
 
+def publishes(node: Any, topic: str, type_name: str) -> bool:
+    """Whether somebody publishes messages of a type there; a subscription of ours counts not."""
+    return any(info.topic_type == type_name for info in node.get_publishers_info_by_topic(topic))
+
+
 def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera: str = "") -> str:
     """Why no image comes on a topic, as seen from the ROS graph, and the line to type.
 
@@ -206,12 +213,13 @@ def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera:
     )
 
 
-def look_for_images(topic: str, seconds: float = 3.0) -> Tuple[bool, str]:
+def look_for_images(topic: str, seconds: float = 3.0, patience_s: float = 10.0) -> Tuple[bool, str]:
     """Whether images arrive on a topic, as a node of its own sees it, and what to do if not.
 
     Args:
         topic: of Image, or of CompressedImage where it ends in /compressed.
-        seconds: how long to look.
+        seconds: how long to count, from the first image on.
+        patience_s: how long to wait for the first one; discovery is part of that.
 
     """
     import rclpy
@@ -226,9 +234,12 @@ def look_for_images(topic: str, seconds: float = 3.0) -> Tuple[bool, str]:
     try:
         topic = node.resolve_topic_name(topic)
         node.create_subscription(kind, topic, seen.append, qos_profile_sensor_data)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            rclpy.spin_once(node, timeout_sec=0.1)
+        for wait_s, enough in ((patience_s, 1), (seconds, math.inf)):
+            end = time.monotonic() + wait_s
+            while time.monotonic() < end and len(seen) < enough:
+                rclpy.spin_once(node, timeout_sec=0.1)
+            if not seen:
+                break
         if not seen:
             return False, explain_input(node, topic, type_name, reliable=False)
         last = seen[-1]
@@ -251,7 +262,7 @@ def _elsewhere(node: Any, topic: str, type_name: str, camera: str) -> str:
         # What a pose node draws is no camera.
         drawn = name.endswith("/overlay") and name[: -len("overlay")] + "poses" in topics
         for kind in topics[name]:
-            if kind in found and not drawn and node.count_publishers(name):
+            if kind in found and not drawn and publishes(node, name, kind):
                 found[kind].append(name)
     for kind in (type_name, compressed if type_name == raw else raw):
         if not found[kind]:
@@ -357,17 +368,19 @@ class Repeated:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._said: Optional[str] = None
-        self._when = 0.0
+        self._said: OrderedDict[str, float] = collections.OrderedDict()
 
     def should_say(self, text: str) -> bool:
         """Whether to say it; if so, it counts as said."""
         now = time.monotonic()
-        if text == self._said and now - self._when < self._seconds:
+        if now - self._said.get(text, -math.inf) < self._seconds:
             return False
-        self._said, self._when = text, now
+        self._said[text] = now
+        self._said.move_to_end(text)
+        if len(self._said) > _SENTENCES:
+            self._said.popitem(last=False)
         return True
 
     def reset(self) -> None:
-        """The next sentence is new."""
-        self._said = None
+        """Every sentence is new."""
+        self._said.clear()

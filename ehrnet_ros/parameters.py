@@ -7,25 +7,18 @@ all come from here.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import (
-    InvalidParameterTypeException,
-    InvalidParameterValueException,
-    ParameterException,
-)
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions, typed_options
 from ehrnet_model.inference.runtime import RUNTIMES
 from ehrnet_model.inference.sizes import parse_size
 from ehrnet_model.inference.tracker import TrackOptions
-from ehrnet_ros.names import check_names
+from ehrnet_ros.names import as_yaml, cannot_be, check_names, declare_parameter, no_such
 
 ANY_TIME = "any time"
 UNCONFIGURED = "while unconfigured"
@@ -181,7 +174,6 @@ class Settings:
 
 
 FIELDS: Dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Settings)}
-_TYPE_NAMES = {bool: "bool", int: "int", float: "double", str: "string", tuple: "list of strings"}
 _CAMERA_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -194,17 +186,8 @@ def declare(node: Any) -> Settings:
 
     """
     for name, field in FIELDS.items():
-        try:
-            node.declare_parameter(name, _as_ros(field.default), _descriptor(field))
-        except InvalidParameterTypeException as error:
-            raise EhrnetError(
-                f"Parameter {name} has to be a {_TYPE_NAMES[type(field.default)]}, such as "
-                f"{_yaml(field.default)}: {error.args[0]}."
-            ) from None
-        except (InvalidParameterValueException, ParameterException) as error:
-            raise EhrnetError(
-                f"Parameter {name} has to be {allowed(name)}: {error.args[0]}."
-            ) from None
+        default = _as_ros(field.default)
+        declare_parameter(node, name, default, _descriptor(field), allowed(name))
     check_names(node, FIELDS)
     settings = Settings(**{name: _from_ros(node.get_parameter(name).value) for name in FIELDS})
     check(settings)
@@ -221,15 +204,13 @@ def check(settings: Settings) -> None:
             fits = low <= value <= high  # false for NaN
             fits |= field.metadata["by_model"] and value == -1
         if not fits:
-            raise EhrnetError(
-                f"Parameter {name} cannot be {_yaml(value)}: it has to be {allowed(name)}."
-            )
+            raise EhrnetError(cannot_be(name, as_yaml(value), field.default, allowed(name)))
     input_size(settings, 384)
     names = settings.cameras
     named = names == ("",) or all(_CAMERA_NAME.fullmatch(name) for name in names)
     if not names or not named or len(set(names)) < len(names):
         raise EhrnetError(
-            f"Parameter cameras cannot be {_yaml(names)}: it has to be a list of different names "
+            f"Parameter cameras cannot be {as_yaml(names)}: it has to be a list of different names "
             'of letters, digits and underscores, such as ["front", "rear"].'
         )
     if settings.bodies and len(names) > 1:
@@ -249,15 +230,14 @@ def with_texts(pairs: Iterable[Tuple[str, str]]) -> Settings:
     values: Dict[str, Any] = {}
     for name, text in pairs:
         if name not in FIELDS:
-            raise EhrnetError(_unknown(name))
+            raise EhrnetError(no_such(name, FIELDS))
         kind: Any = type(FIELDS[name].default)
         try:
             parse: Any = {"true": True, "false": False}.__getitem__ if kind is bool else kind
             values[name] = tuple(text.split(",")) if kind is tuple else parse(text)
         except (KeyError, ValueError):
-            raise EhrnetError(
-                f"Parameter {name} cannot be '{text}': it has to be {allowed(name)}."
-            ) from None
+            default = FIELDS[name].default
+            raise EhrnetError(cannot_be(name, f"'{text}'", default, allowed(name))) from None
     settings = Settings(**values)
     check(settings)
     return settings
@@ -348,7 +328,7 @@ def parameters_table() -> str:
     """All parameters as a Markdown table."""
     rows = ["| parameter | default | allowed | changes | what it does |", "|---|---|---|---|---|"]
     for name, field in FIELDS.items():
-        default = "(empty)" if field.default == "" else f"`{_yaml(field.default)}`"
+        default = "(empty)" if field.default == "" else f"`{as_yaml(field.default)}`"
         may = "see there" if name == "size" else allowed(name)
         rows.append(
             f"| `{name}` | {default} | {may} | {field.metadata['changes']} | "
@@ -363,7 +343,7 @@ def parameters_yaml() -> str:
     for name, field in FIELDS.items():
         note = f"{field.metadata['description']} Changes: {field.metadata['changes']}."
         lines += [f"    # {line}" for line in _wrap(note, 92)]
-        lines.append(f"    {name}: {_yaml(field.default)}")
+        lines.append(f"    {name}: {as_yaml(field.default)}")
     return "\n".join(lines) + "\n"
 
 
@@ -391,24 +371,6 @@ def _as_ros(value: Any) -> Any:
 
 def _from_ros(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, FIELDS, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"There is no parameter {name}{hint}: the pose node has {', '.join(FIELDS)}."
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, tuple):
-        return f"[{', '.join(_yaml(item) for item in value)}]"
-    if isinstance(value, float) and math.isnan(value):
-        return ".nan"
-    return str(value)
 
 
 def _wrap(text: str, width: int) -> List[str]:

@@ -10,14 +10,13 @@ import math
 import signal
 import sys
 import threading
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -26,8 +25,40 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_ros import arguments
 from ehrnet_ros.image_msgs import to_image
+from ehrnet_ros.names import check_names, declare_parameter
 from ehrnet_ros.source import open_source
+
+
+class Parameter(NamedTuple):
+    """A parameter of this node, read at start."""
+
+    name: str
+    default: Any
+    description: str
+    limits: Optional[Tuple[int, int]] = None
+
+
+PARAMETERS = (
+    Parameter("source", "", "Picture, folder of pictures, video file, or index of a camera."),
+    Parameter(
+        "rate", 0.0, "[Hz] images per second; 0: that of the video or camera, else 10.", (0, 1000)
+    ),
+    Parameter("loop", True, "Begin again at the end; else exit with 0 there."),
+    Parameter(
+        "wait_for_subscribers", 0, "Hold the first image until so many have subscribed to it."
+    ),
+    Parameter(
+        "frame_id", "camera_optical_frame", "Frame of the images: x right, y down, z forward."
+    ),
+    Parameter(
+        "reliable", True, "Publish reliably, which matches every subscriber; else best effort."
+    ),
+    Parameter("width", 0, "[px] scale images to this width and keep their aspect; 0: as they are."),
+    Parameter("camera_info", True, "Publish camera_info of a nominal lens."),
+    Parameter("fov_deg", 60.0, "[degrees] horizontal field of view of that lens.", (1, 179)),
+)
 
 
 class PictureNode(Node):
@@ -40,33 +71,13 @@ class PictureNode(Node):
 
     def __init__(self, **options: Any) -> None:
         super().__init__("camera", **options)
-        source = self._declare(
-            "source", "", "Picture, folder of pictures, video file, or index of a camera."
-        )
-        rate = self._declare(
-            "rate",
-            0.0,
-            "[Hz] images per second; 0: that of the video or camera, else 10.",
-            (0, 1000),
-        )
-        self._loop = self._declare("loop", True, "Begin again at the end; else exit with 0 there.")
-        self._wait = self._declare(
-            "wait_for_subscribers", 0, "Hold the first image until so many have subscribed to it."
-        )
-        self._frame_id = self._declare(
-            "frame_id", "camera_optical_frame", "Frame of the images: x right, y down, z forward."
-        )
-        reliable = self._declare(
-            "reliable", True, "Publish reliably, which matches every subscriber; else best effort."
-        )
-        width = self._declare(
-            "width", 0, "[px] scale images to this width and keep their aspect; 0: as they are."
-        )
-        info = self._declare("camera_info", True, "Publish camera_info of a nominal lens.")
-        self._fov_deg = self._declare(
-            "fov_deg", 60.0, "[degrees] horizontal field of view of that lens.", (1, 179)
-        )
-        self._width = max(0, width)
+        values = {parameter.name: self._declare(parameter) for parameter in PARAMETERS}
+        check_names(self, values)
+        source, rate = values["source"], values["rate"]
+        reliable, info = values["reliable"], values["camera_info"]
+        self._loop, self._wait = values["loop"], values["wait_for_subscribers"]
+        self._frame_id, self._fov_deg = values["frame_id"], values["fov_deg"]
+        self._width = max(0, values["width"])
         self._source = open_source(str(source))
         self._frames = self._source.frames()
         qos = QoSProfile(
@@ -87,21 +98,19 @@ class PictureNode(Node):
             1 / rate, self._send, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
 
-    def _declare(
-        self, name: str, default: Any, description: str, limits: Optional[Tuple[int, int]] = None
-    ) -> Any:
+    def _declare(self, parameter: Parameter) -> Any:
         # A camera's index is an integer to ROS, a path a string.
+        name, default, description, limits = parameter
         descriptor = ParameterDescriptor(
             description=description, read_only=True, dynamic_typing=name == "source"
         )
+        allowed = {bool: "true or false", int: "0 or more", str: "a string"}.get(type(default), "")
         if limits is not None:
+            allowed = f"{limits[0]} to {limits[1]}"
             descriptor.floating_point_range = [
                 FloatingPointRange(from_value=float(limits[0]), to_value=float(limits[1]))
             ]
-        try:
-            return self.declare_parameter(name, default, descriptor).value
-        except ParameterException as error:
-            raise EhrnetError(f"Parameter {name} cannot be used: {error}.") from None
+        return declare_parameter(self, name, default, descriptor, allowed)
 
     def _send(self) -> None:
         if self.done or (self._wait and self._images.get_subscription_count() < self._wait):
@@ -150,6 +159,16 @@ def nominal_camera_info(image: Image, fov_deg: float) -> CameraInfo:
 
 def main(args: Optional[List[str]] = None) -> int:
     """Runs the node until its source ends, SIGINT or SIGTERM. 2 when it could not start."""
+    code = arguments.answer(
+        "picture_node",
+        "Publishes a picture, a folder of pictures, a video or a camera as image and camera_info.",
+        {parameter.name: parameter.default for parameter in PARAMETERS},
+        "-p source:=people.jpg",
+        args,
+        bare="source",
+    )
+    if code is not None:
+        return code
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

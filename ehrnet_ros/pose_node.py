@@ -37,7 +37,7 @@ from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.sizes import size_advice
-from ehrnet_ros import health, parameters
+from ehrnet_ros import arguments, health, parameters
 from ehrnet_ros.camera import SILENT_S, Camera
 from ehrnet_ros.engine import model_name, open_estimator
 from ehrnet_ros.image_msgs import ImageError, Picture, to_picture, to_picture_compressed
@@ -174,7 +174,8 @@ class PoseNode(LifecycleNode):
         self._problem = ""
         self._engine_name = self._verdict = ""
         self._configured = True
-        self.get_logger().info(f"Loading {model_name(self._model)} from {model_path}.")
+        name = f"{model_name(self._model)} from " * (self._model is not None)
+        self.get_logger().info(f"Loading {name}{model_path}.")
         self._worker = EngineWorker(
             lambda: open_estimator(model_path, settings),
             self._process,
@@ -563,6 +564,11 @@ class _ToRos(logging.Handler):
 
 def main(args: Optional[List[str]] = None) -> int:
     """Runs the node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
+    defaults = {name: field.default for name, field in parameters.FIELDS.items()}
+    example = "-p phi:=-3 -r image:=/camera/image_raw"
+    code = arguments.answer("pose_node", "Images in, skeletons out.", defaults, example, args)
+    if code is not None:
+        return code
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -22,7 +22,6 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -30,11 +29,12 @@ from rclpy.signals import SignalHandlerOptions
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
-from ehrnet_ros.health import Repeated
-from ehrnet_ros.names import check_names
+from ehrnet_ros import arguments
+from ehrnet_ros.health import Repeated, publishes
+from ehrnet_ros.names import check_names, declare_parameter
 
 T = TypeVar("T")
-_SILENT_S = 2.0
+SILENT_S = 2.0  # without a message for so long, say what is missing
 _REPEAT_S = 30.0
 
 
@@ -65,18 +65,25 @@ class SmallNode(Node):
     """A node with options, lazy inputs and outputs.
 
     Args:
-        name: of the node.
-        kinds: dataclasses of options beside CommonOptions.
         options: of rclpy's Node.
 
     Raises:
         EhrnetError: a parameter it was started with is misspelt, out of range or of another type.
 
+    Attributes:
+        called: name of the node, and with _node behind it of its command.
+        kinds: dataclasses of options beside CommonOptions.
+        what: it does, in a sentence.
+        example: of what follows --ros-args.
+
     """
 
-    def __init__(self, name: str, kinds: Tuple[Type[Any], ...], **options: Any) -> None:
-        super().__init__(name, **options)
-        self._values = _declare(self, (CommonOptions, *kinds))
+    kinds: Tuple[Type[Any], ...] = ()
+    called = what = example = ""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(self.called, **options)
+        self._values = _declare(self, (CommonOptions, *self.kinds))
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._subscriptions_now: List[Any] = []
         self._heard: Dict[str, float] = {}
@@ -105,6 +112,13 @@ class SmallNode(Node):
         """Says that a message was dropped; the same again only after half a minute."""
         if self._refused.should_say(why):
             self.get_logger().warning(f"Message dropped: {why}")
+
+    def introduce(self) -> None:
+        """Says what comes in, what goes out and what it waits for."""
+        inputs = ", ".join(self.resolve_topic_name(item.topic) for item in self.inputs())
+        outputs = ", ".join(publisher.topic_name for publisher in self.outputs())
+        lazy = " as soon as somebody subscribes there" * self.options(CommonOptions).lazy
+        self.get_logger().info(f"Takes {inputs} and publishes {outputs}{lazy}.")
 
     def stamp_s(self, header: Any) -> float:
         """Seconds of a header's stamp, those of the node's clock where it has none."""
@@ -149,8 +163,9 @@ class SmallNode(Node):
         for item in self.inputs() if self._subscriptions_now else ():
             silent = time.monotonic() - self._heard.get(item.topic, math.inf)
             topic = self.resolve_topic_name(item.topic)
-            if silent > _SILENT_S and not self.count_publishers(topic):
-                self._complain(item, topic)
+            name = f"{item.kind.__module__.split('.')[0]}/msg/{item.kind.__name__}"
+            if silent > SILENT_S and not publishes(self, topic, name):
+                self._complain(item, topic, name)
                 break
 
     def _heard_by(self, item: Input) -> Callable[[Any], None]:
@@ -161,15 +176,16 @@ class SmallNode(Node):
 
         return heard
 
-    def _complain(self, item: Input, topic: str) -> None:
-        name = f"{item.kind.__module__.split('.')[0]}/msg/{item.kind.__name__}"
+    def _complain(self, item: Input, topic: str, name: str) -> None:
         own = {publisher.topic_name for publisher in self.outputs()}
         others = sorted(
             other
             for other, kinds in self.get_topic_names_and_types()
-            if name in kinds and other not in own and self.count_publishers(other)
+            if name in kinds and other not in own and publishes(self, other, name)
         )
-        text = f"Waiting for {name} on {topic}: nobody publishes there."
+        there = {info.topic_type for info in self.get_publishers_info_by_topic(topic)}
+        what = f"what is published there is {', '.join(sorted(there))}"
+        text = f"Waiting for {name} on {topic}: {what if there else 'nobody publishes there'}."
         if others:
             text += f" Such messages are on {', '.join(others)}: start with "
             text += f"`--ros-args -r {item.topic}:={others[0]}`."
@@ -198,17 +214,17 @@ def _fields(kind: Type[Any]) -> Dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(kind)}
 
 
+def _all_fields(kinds: Tuple[Type[Any], ...]) -> Dict[str, dataclasses.Field]:
+    return {name: field for kind in kinds for name, field in _fields(kind).items()}
+
+
 def _declare(node: Node, kinds: Tuple[Type[Any], ...]) -> Dict[Type[Any], Any]:
     """Declares a parameter for every field; the options with the values of the start."""
-    fields = {name: field for kind in kinds for name, field in _fields(kind).items()}
+    fields = _all_fields(kinds)
     for name, field in fields.items():
         low, high = field.metadata["range"]
-        try:
-            node.declare_parameter(name, field.default, _descriptor(field))
-        except ParameterException as error:
-            kind = {bool: "bool", int: "int", float: "double"}[type(field.default)]
-            allowed = "true or false" if kind == "bool" else f"{kind}, {low:g} to {high:g}"
-            raise EhrnetError(f"Parameter {name} has to be {allowed}: {error.args[0]}.") from None
+        allowed = "true or false" if isinstance(field.default, bool) else f"{low:g} to {high:g}"
+        declare_parameter(node, name, field.default, _descriptor(field), allowed)
     check_names(node, fields)
     return {
         kind: kind(**{name: node.get_parameter(name).value for name in _fields(kind)})
@@ -228,20 +244,27 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     return descriptor
 
 
-def run(name: str, make: Callable[[], SmallNode], args: Optional[List[str]] = None) -> int:
+def run(kind: Type[SmallNode], args: Optional[List[str]] = None) -> int:
     """Runs a node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
+    name = kind.called
+    fields = _all_fields((CommonOptions, *kind.kinds))
+    defaults = {key: field.default for key, field in fields.items()}
+    code = arguments.answer(f"{name}_node", kind.what, defaults, kind.example, args)
+    if code is not None:
+        return code
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = make()
+        node = kind()
     except Exception as error:  # a params_file that is none ends here too, with ROS's own words
         rclpy.logging.get_logger(name).fatal(f"The node {name} cannot start. {error}")
         rclpy.try_shutdown()
         return 2
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    node.introduce()
     while not stop.is_set():
         executor.spin_once(timeout_sec=0.1)
     executor.shutdown()

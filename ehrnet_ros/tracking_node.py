@@ -55,8 +55,13 @@ class MarkerOptions:
 class TrackingNode(SmallNode):
     """The node ``tracking``. Raises EhrnetError for wrong parameters."""
 
+    called = "tracking"
+    kinds = (TrackOptions, MarkerOptions)
+    what = "Poses in, the same people with lasting ids out."
+    example = "-p track_lost_s:=2.0 -r poses:=/pose/poses"
+
     def __init__(self, **options: Any) -> None:
-        super().__init__("tracking", (TrackOptions, MarkerOptions), **options)
+        super().__init__(**options)
         self._ids = itertools.count()
         self._trackers: OrderedDict[str, PoseTracker] = collections.OrderedDict()
         self._camera_info: Optional[CameraInfo] = None
@@ -132,7 +137,7 @@ class TrackingNode(SmallNode):
 
 def main(args: Optional[List[str]] = None) -> int:
     """Runs the node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
-    return run("tracking", TrackingNode, args)
+    return run(TrackingNode, args)
 
 
 if __name__ == "__main__":

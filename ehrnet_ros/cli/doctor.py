@@ -9,7 +9,7 @@ import platform
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import List, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 HELP = "what is here, what is missing, and what to do about it"
 
@@ -58,26 +58,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report; 1 when something that poses need is missing or broken."""
-    findings = [_python()]
-    findings += [_package(*row) for row in PACKAGES]
-    here = {finding.name for finding in findings if finding.state == OK}
-    if not here & {"onnxruntime", "openvino", "tensorrt"}:
-        findings.append(
-            Finding("runtime", FAULT, "nothing here can compute a network: pip install onnxruntime")
-        )
-    if {"numpy", "cv2"} <= here:
-        findings += _gpu()
-        findings += _models()
-        findings += _engines()
-    if args.image:
-        findings.append(_images(args.image))
+    findings = []
+    for finding in _findings(args.image):
+        findings.append(finding)
+        if not args.json:
+            print(f"{finding.state:<9} {finding.name:<12} {finding.text}", flush=True)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        width = max(len(finding.name) for finding in findings)
-        for finding in findings:
-            print(f"{finding.state:<9} {finding.name:<{width}}  {finding.text}")
     return 1 if any(finding.state == FAULT for finding in findings) else 0
+
+
+def _findings(image: Optional[str]) -> Iterator[Finding]:
+    """One after the other: some take seconds."""
+    yield _python()
+    here = set()
+    for row in PACKAGES:
+        finding = _package(*row)
+        here |= {finding.name} if finding.state == OK else set()
+        yield finding
+    if not here & {"onnxruntime", "openvino", "tensorrt"}:
+        yield Finding(
+            "runtime", FAULT, "nothing here can compute a network: pip install onnxruntime"
+        )
+    if {"numpy", "cv2"} <= here:
+        yield from _gpu()
+        yield from _models()
+        yield from _engines()
+    if image:
+        yield _images(image)
 
 
 def _images(topic: str) -> Finding:
@@ -114,29 +122,27 @@ def _package(name: str, needed: bool, purpose: str) -> Finding:
     return Finding(name, OK, str(getattr(module, "__version__", "")) or "here")
 
 
-def _models() -> List[Finding]:
+def _models() -> Iterator[Finding]:
     """Each variant's model, and whether it computes."""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import model_info
     from ehrnet_model.variants import VARIANTS
 
-    findings = []
     for variant in VARIANTS.values():
         name = f"model {variant.name}"
         try:
             path = find_model(variant.phi)
         except EhrnetError as error:
-            findings.append(Finding(name, OPTIONAL, str(error)))
+            yield Finding(name, OPTIONAL, str(error))
             continue
         try:
             info = model_info(path)
             state, verdict = _verdict(path)
             text = f"{info.quality} weights {info.weights_name}; {_self_test(path)}; {verdict}"
-            findings.append(Finding(name, state, text))
+            yield Finding(name, state, text)
         except Exception as error:  # a broken file, library or driver: all of it is the diagnosis
-            findings.append(Finding(name, FAULT, f"{path}: {_one_line(error)}"))
-    return findings
+            yield Finding(name, FAULT, f"{path}: {_one_line(error)}")
 
 
 def _self_test(path: Path) -> str:
@@ -184,7 +190,7 @@ def _gpu() -> List[Finding]:
     return findings
 
 
-def _engines() -> List[Finding]:
+def _engines() -> Iterator[Finding]:
     """Every engine built here: does it load, and does it still give the right answers?"""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.answers import read_answers
@@ -194,7 +200,6 @@ def _engines() -> List[Finding]:
     from ehrnet_model.inference.tensorrt_runtime import TensorRTRuntime
 
     models = {file_sha256(path): path for path in available_models().values()}
-    findings = []
     for engine in stored_engines():
         spec, name = engine.info.spec, f"engine {engine.info.model.variant}"
         height, width = spec.size_hw
@@ -202,7 +207,7 @@ def _engines() -> List[Finding]:
         try:
             runtime = TensorRTRuntime(read_plan(engine), engine.info, str(engine.path))
         except EhrnetError as error:
-            findings.append(Finding(name, OPTIONAL, text + str(error)))
+            yield Finding(name, OPTIONAL, text + str(error))
             continue
         model = models.get(spec.onnx_sha256)
         try:
@@ -213,12 +218,11 @@ def _engines() -> List[Finding]:
                 verdict = check_engine(runtime, answers, spec.precision, spec.max_batch)
                 when = "now"
             state = FAULT if verdict.state == DIFFERS else OK
-            findings.append(Finding(name, state, f"{text}{when} {verdict}"))
+            yield Finding(name, state, f"{text}{when} {verdict}")
         except EhrnetError as error:
-            findings.append(Finding(name, FAULT, text + str(error)))
+            yield Finding(name, FAULT, text + str(error))
         finally:
             runtime.close()
-    return findings
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """Poses and depth to metres over real DDS; which depth belongs to which poses."""
 
 import array
+import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -244,7 +246,28 @@ def test_it_says_which_input_is_missing(peer, start):
         ],
     )
     log = node.wait_for_log("Waiting for sensor_msgs/msg/Image on /alone_in/depth: nobody")
+    assert "Takes /alone_in/poses, /alone_in/depth, /alone_in/camera_info and publishes" in log
+    assert "publishes /alone/poses, /alone/markers as soon as somebody subscribes there." in log
     assert "PoseArray on /alone_in/poses" not in log
+    assert node.interrupt() == 0, node.log()
+
+
+def test_first_stamps_that_do_not_fit_are_not_yet_a_fault(peer, start):
+    node = start("depth_node", lazy="false", namespace="early")
+    poses = peer.publisher(PoseArray, "/early/poses")
+    depth = peer.publisher(Image, "/early/depth_image", qos_profile_sensor_data)
+    for publisher in (poses, depth):
+        peer.until(publisher.get_subscription_count, "the node's subscription")
+    pixel, times = np.ones((1, 1), np.float32), itertools.count(1)
+    started = time.monotonic()
+
+    def send():
+        seconds = next(times)
+        depth.publish(depth_image(pixel, header(seconds + 0.5)))
+        poses.publish(to_pose_array(Poses.empty(), header(seconds), (1, 1)))
+
+    peer.until(lambda: "No depth image has the stamp" in node.log(), "complaint", each=send)
+    assert time.monotonic() - started > 2
     assert node.interrupt() == 0, node.log()
 
 

@@ -1,8 +1,10 @@
 """ehrnet doctor --image, from outside: the same answer as the node's."""
 
+import argparse
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
 from sensor_msgs.msg import Image  # noqa: E402
+
+from ehrnet_ros.cli import doctor  # noqa: E402
 
 
 def ask(peer, topic, each=lambda: None):
@@ -36,3 +40,31 @@ def test_images_that_arrive(peer, image_of):
     msg = image_of(np.zeros((48, 64, 3), np.uint8), frame_id="eye")
     _, finding = ask(peer, "/good/image", each=lambda: publisher.publish(msg))
     assert finding["state"] == "ok" and "64x48 bgr8, frame_id 'eye'" in finding["text"]
+
+
+def test_a_camera_that_is_discovered_late_is_healthy(peer, image_of):
+    publisher = peer.publisher(Image, "/late/image")
+    msg = image_of(np.zeros((48, 64, 3), np.uint8))
+    begins = []
+
+    def each():
+        if publisher.get_subscription_count():
+            begins[:] = begins or [time.monotonic() + 4]
+            if time.monotonic() > begins[0]:
+                publisher.publish(msg)
+
+    _, finding = ask(peer, "/late/image", each=each)
+    assert finding["state"] == "ok" and " images in 3 s" in finding["text"]
+
+
+def test_each_finding_is_printed_as_it_comes(monkeypatch, capsys):
+    before = []
+
+    def images(topic):
+        before.append(capsys.readouterr().out)
+        return doctor.Finding(topic, doctor.OK, "arrive")
+
+    monkeypatch.setattr(doctor, "PACKAGES", ())
+    monkeypatch.setattr(doctor, "_images", images)
+    doctor.run(argparse.Namespace(json=False, image="/image"))
+    assert "python" in before[0] and "arrive" in capsys.readouterr().out

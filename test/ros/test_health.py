@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
+import rclpy  # noqa: E402
 from rclpy.qos import qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
@@ -66,6 +67,22 @@ def test_what_a_pose_node_draws_is_not_offered_as_a_camera(peer):
     assert "/some/image" in said and "/there/pose/overlay" not in said
 
 
+def test_what_somebody_only_listens_to_is_not_offered_as_a_camera(peer):
+    """As when a camera's CameraInfo was asked for images: that topic seems to be of both types."""
+    context = rclpy.Context()  # a participant of its own: one has one type on a topic
+    rclpy.init(args=[], context=context)
+    other = rclpy.create_node("writer", context=context)
+    other.create_publisher(String, "/words", 1)
+    peer.listen(Image, "/words")
+    try:
+        peer.until(lambda: peer.node.count_publishers("/words"), "the publisher")
+        said = explain_input(peer.node, "/words", RAW, False)
+    finally:
+        other.destroy_node()
+        rclpy.try_shutdown(context=context)
+    assert "what is published there is std_msgs/msg/String. No image topic" in said
+
+
 def test_counters():
     counters = Counters()
     assert math.isnan(counters.snapshot().age_ms[0])
@@ -93,10 +110,12 @@ def test_counters():
     assert again.failed_in_a_row == 0 and not again.bad_now and again.published == 101
 
 
-def test_the_same_thing_is_not_said_twice_in_a_row():
+def test_the_same_thing_is_not_said_twice_in_a_while():
     repeated = Repeated(60.0)
     assert repeated.should_say("a") and not repeated.should_say("a")
-    assert repeated.should_say("b") and repeated.should_say("a")
+    assert repeated.should_say("b") and not repeated.should_say("a")
+    assert all(repeated.should_say(str(number)) for number in range(100))
+    assert repeated.should_say("a")  # memory has an end
     repeated.reset()
     assert repeated.should_say("a")
     impatient = Repeated(0.0)

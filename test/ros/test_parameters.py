@@ -1,6 +1,7 @@
 """Parameters: one declaration, and every text that repeats it is held to it."""
 
 import dataclasses
+import importlib
 import pathlib
 
 import pytest
@@ -101,3 +102,38 @@ def test_what_changes_when():
         changed(settings, {"transport": "h264"}, configured=False)
     with pytest.raises(EhrnetError, match="marker_depth cannot be .nan"):
         changed(settings, {"marker_depth": float("nan")}, configured=False)
+
+
+@pytest.mark.parametrize(
+    "program, words, line",
+    [
+        ("pose_node", "phi:=-3", "-p phi:=-3"),
+        ("pose_node", "--phi -3 --lazy", "-p phi:=-3 -p lazy:=true"),
+        ("pose_node", "--phi=-3 --ros-args -p batch:=1 -- --threads 2", "-p phi:=-3 -p threads:=2"),
+        ("pose_node", "-p runtime:=openvino", "-p runtime:=openvino"),  # a remap rule to ROS
+        ("pose_node", "runtime:=openvino", "-p runtime:=openvino"),
+        ("depth_node", "--depth-min-m 1.0", "-p depth_min_m:=1.0"),
+        ("tracking_node", "--params-file x.yaml", "--params-file x.yaml"),
+        ("picture_node", "people.jpg", "-p source:=people.jpg"),
+    ],
+)
+def test_what_ros_would_lose_is_refused_with_the_line_to_type(capfd, program, words, line):
+    pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+    assert importlib.import_module(f"ehrnet_ros.{program}").main(words.split()) == 2
+    assert capfd.readouterr().err.endswith(f"is not understood: write --ros-args {line}\n")
+
+
+@pytest.mark.parametrize(
+    "program, word, texts",
+    [
+        ("pose_node", "--help", ("phi:=-4", "-p phi:=-3")),
+        ("picture_node", "-h", ("fov_deg:=60.0", "-p source:=people.jpg")),
+        ("depth_node", "--help", ("lazy:=true", "stamp_slop_s:=0.02", "-r depth_image:=")),
+        ("tracking_node", "--help", ("track_smoothing:=true", "-r poses:=")),
+    ],
+)
+def test_help(capfd, program, word, texts):
+    pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
+    assert importlib.import_module(f"ehrnet_ros.{program}").main([word]) == 0
+    said = capfd.readouterr().out
+    assert said.startswith(f"usage: {program} ") and all(text in said for text in texts)

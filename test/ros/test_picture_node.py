@@ -71,7 +71,10 @@ def test_video_loops_at_its_own_rate_until_interrupted(start, peer, tmp_path):
         ({}, "The parameter source is empty"),
         ({"source": "/nowhere/at/all.mp4"}, "There is no file or folder /nowhere/at/all.mp4"),
         ({"source": "."}, "holds no picture"),
-        ({"source": "x.png", "rate": -1.0}, "Parameter rate cannot be used"),
+        ({"rate": -1}, "Parameter rate cannot be -1: it has to be a number, 0 to 1000.\n"),
+        ({"rate": 10, "source": "/nowhere"}, "There is no file or folder /nowhere"),
+        ({"loop": 3}, "Parameter loop cannot be 3: it has to be true or false."),
+        ({"sorce": "x.png"}, "There is no parameter sorce (did you mean source?).\n"),
     ],
 )
 def test_wrong_sources_end_with_one_sentence(start, parameters, sentence):

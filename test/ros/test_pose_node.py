@@ -3,6 +3,7 @@
 import array
 import functools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -326,9 +327,24 @@ def test_compressed_and_lazy_in_a_namespace(dots, peer, start, model):
 @pytest.mark.parametrize(
     "parameters, sentence",
     [
-        ({"phi": 5}, "Parameter phi has to be -4 to 0"),
-        ({"phii": -3}, "There is no parameter phii (did you mean phi?)"),
-        ({"marker_depth": "far"}, "Parameter marker_depth has to be a double"),
+        (
+            {"phi": 5},
+            "start. Parameter phi cannot be 5: it has to be a whole number, -4 to 0.\n",
+        ),
+        (
+            {"phi": "auto"},
+            'phi cannot be "auto": it has to be a whole number, -4 to 0.\n',
+        ),
+        ({"phii": -3}, "There is no parameter phii (did you mean phi?).\n"),
+        (
+            # A whole number is a number, too: only the second one is refused.
+            {"keypoint_threshold": 1, "marker_depth": "far"},
+            'Parameter marker_depth cannot be "far": it has to be a number, 0.01 to 1000.\n',
+        ),
+        (
+            {"keypoint_threshold": 2},
+            "threshold cannot be 2: it has to be a number, 0 to 1, or -1",
+        ),
         ({"runtime": "cuda"}, 'Parameter runtime cannot be "cuda": it has to be auto'),
         ({"size": "300x300"}, "multiples of 32"),
     ],
@@ -497,6 +513,12 @@ def test_a_phi_without_weights_is_told_what_to_do_and_never_answers(peer, start,
     assert node.interrupt() == 0
 
 
+def test_a_file_that_is_no_model_is_named_once(start):
+    node = start("pose_node", model=__file__, remaps=["__node:=no_model"])
+    assert f"Loading {__file__}." in node.wait_for_log("Loading")
+    assert node.interrupt() == 0
+
+
 def test_an_engine_that_does_not_open_takes_the_node_back(peer, start, model):
     node = start("pose_node", model=model, runtime="tensorrt", remaps=["__node:=backward"])
     log = node.wait_for_log("ERROR")
@@ -519,6 +541,18 @@ def test_it_says_what_it_waits_for_and_what_to_type(peer, start, model):
     log = node.wait_for_log("takes them")
     assert "/nothing: nobody publishes there" in log
     assert "`ros2 launch ehrnet_ros pose.launch.py image:=/head/camera/image_raw` takes them" in log
+    assert node.interrupt() == 0
+
+
+def test_it_waits_a_while_before_it_says_that_nobody_publishes(start, model):
+    """A camera that runs is not discovered at once."""
+    node = start("pose_node", model=model, remaps=["__node:=patient", "image:=/not/there"])
+    log = node.wait_for_log("nobody publishes there")
+    ready, complaint = (
+        float(re.search(rf"\[([\d.]+)\] \[patient\]: {text}", log)[1])
+        for text in ("Ready", "Waiting for images")
+    )
+    assert complaint - ready > 1.9
     assert node.interrupt() == 0
 
 

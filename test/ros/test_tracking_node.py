@@ -155,12 +155,19 @@ def test_lazy_and_what_it_waits_for(peer, start):
     assert node.interrupt() == 0, node.log()
 
 
+def test_a_topic_of_another_type_is_named(peer, start):
+    peer.publisher(Image, "/pictures")
+    node = start("tracking_node", lazy="false", remaps=["__node:=mistaken", "poses:=/pictures"])
+    node.wait_for_log("on /pictures: what is published there is sensor_msgs/msg/Image.")
+    assert node.interrupt() == 0, node.log()
+
+
 @pytest.mark.parametrize(
     "parameters, sentence",
     [
-        ({"track_oks": 5.0}, "Parameter track_oks has to be double, 0.01 to 1"),
-        ({"track_smoothing": 3}, "Parameter track_smoothing has to be true or false"),
-        ({"track_lost": 1.0}, "There is no parameter track_lost (did you mean track_lost_s?)"),
+        ({"track_oks": 5.0}, "track_oks cannot be 5.0: it has to be a number, 0.01 to 1.\n"),
+        ({"track_smoothing": 3}, "track_smoothing cannot be 3: it has to be true or false.\n"),
+        ({"track_lost": 1.0}, "There is no parameter track_lost (did you mean track_lost_s?).\n"),
     ],
 )
 def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, sentence):
