@@ -178,9 +178,11 @@ def _add_teacher(
             score > rule.keypoint, POSITIVE, np.where(score > rule.weak_keypoint, WEAK, ABSENT)
         )
         box = np.array(ann["bbox"], np.float32)
-        match = _same_person(raw, box, keypoints[:own], boxes[:own], areas[:own])
+        # Also among the teacher's own, better first: a second view of somebody is nobody, and
+        # ignoring its box would hide the first.
+        match = _same_person(raw, box, keypoints, boxes, areas)
         if match is not None:
-            if match not in met and ann["score"] >= rule.person:
+            if match < own and match not in met and ann["score"] >= rule.person:
                 met.add(match)
                 keypoints[match][channels] = raw[channels]
             continue
@@ -201,7 +203,7 @@ def _same_person(
     boxes: list[np.ndarray],
     areas: list[float],
 ) -> int | None:
-    """Index of the labelled person that a teacher's person is, or None."""
+    """Index of the known person that a teacher's person is, or None."""
     if not keypoints:
         return None
     truth = np.stack(keypoints)

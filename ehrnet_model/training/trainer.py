@@ -277,7 +277,10 @@ class Trainer:
                 self.network, options.ema, state["average"], state["average_count"]
             )
             if stored["optimiser"] == options.optimiser:
+                decays = [group["weight_decay"] for group in self.optimiser.param_groups]
                 self.optimiser.load_state_dict(state["optimiser"])
+                for group, decay in zip(self.optimiser.param_groups, decays, strict=True):
+                    group["weight_decay"] = decay  # as asked for now, not as stored
         if self.device.type == "cpu":
             quicken(self.network)
         where = self.hardware.windows_on
@@ -389,7 +392,8 @@ class Trainer:
 
     def _jobs(self) -> Iterator[Job]:
         """This process's part of every step from the current position on."""
-        images = self.images
+        # A run that goes on from another sees other windows than that one did.
+        images = self.images + self.config["started_from"].get("images_seen", 0)
         for step in itertools.count(self.step):
             side, count = self._plan(step)
             yield Job(side, count, images + self.rank * count)

@@ -204,6 +204,18 @@ def test_teacher_fills_gaps_and_human_labels_win():
     np.testing.assert_allclose(both.ignore, [weak["bbox"]])
 
 
+def test_a_teachers_second_view_of_somebody_is_neither_a_person_nor_ignored():
+    scores = [0.9] * 17
+    first = person(100, 100, 80, score=0.9, keypoint_scores=scores)
+    again = person(103, 102, 76, score=0.6, keypoint_scores=scores)
+    weakly = person(96, 98, 82, score=0.1, keypoint_scores=scores)
+    neighbour = person(190, 100, 80, score=0.5, keypoint_scores=scores)
+    labels = merge({}, [], [weakly, neighbour, again, first])
+    np.testing.assert_allclose(labels.boxes, [first["bbox"], neighbour["bbox"]])
+    assert not len(labels.ignore)
+    np.testing.assert_allclose(labels.keypoints[0, :, 0], first["keypoints"][::3])
+
+
 def test_crowds_and_people_without_keypoints_give_no_loss():
     crowd = person(0, 0, 50, iscrowd=1)
     empty = person(60, 0, 50, v=0)

@@ -102,6 +102,12 @@ def test_a_recipe_counts_what_came_before(pack_file, tmp_path):
     from_state = small(pack_file, start=str(tmp_path / "b/state.pt"))
     third = Trainer(from_state, tmp_path / "c")
     assert third.config["started_from"]["images_seen"] == recipe["images_seen"]
+    # And goes on with windows that none before it has seen.
+    here, there = (
+        next(t.batches()).images for t in (Trainer(small(pack_file), tmp_path / "d"), third)
+    )
+    again = next(Trainer(small(pack_file), tmp_path / "e").batches()).images
+    assert torch.equal(here, again) and not torch.equal(here, there)
 
 
 def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
@@ -116,8 +122,9 @@ def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
         Trainer(small(pack_file, packs=((str(pack_file), 0.5),)), tmp_path)
     with pytest.raises(EhrnetError, match="lr"):
         Trainer(small(pack_file, lr=1e-3), tmp_path)
-    changed = Trainer(small(pack_file, lr=1e-3), tmp_path, change=True)
+    changed = Trainer(small(pack_file, lr=1e-3, weight_decay=0.5), tmp_path, change=True)
     assert changed.step == 1
+    assert {group["weight_decay"] for group in changed.optimiser.param_groups} == {0.0, 0.5}
 
 
 def test_a_few_pictures_are_learnt(pack_file, tmp_path):
