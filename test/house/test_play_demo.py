@@ -91,7 +91,7 @@ def test_interrupt_ends_everything_and_still_reports(video, dots_model, tmp_path
     assert err.splitlines()[-1] == "demo: stopped." and "Traceback" not in err
 
 
-@pytest.mark.parametrize("seconds", [0, 0.4, 1.5])
+@pytest.mark.parametrize("seconds", [0, 0.4])  # nothing plays so early
 def test_interrupt_before_that_is_one_word(seconds, video, dots_model, tmp_path):
     process = _start(video, "--model", dots_model, "--out", tmp_path / "out")
     time.sleep(seconds)
