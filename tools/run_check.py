@@ -84,7 +84,7 @@ def main() -> int:
         run(
             "pytest",
             [
-                *(python, "-m", "pytest", "-q", "-rR", "--reruns", "1"),
+                *(python, "-m", "pytest", "-q", "-raR", "--reruns", "1"),
                 *(f"--ignore={COLCON_TEST}", *rest),
             ],
             env,

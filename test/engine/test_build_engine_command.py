@@ -121,6 +121,11 @@ def test_diagnostics_hear_how_far_it_is(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path))
+    # Fast DDS reads its profile once in a process: without it here, the images of all later tests
+    # of this process would not fit its shared memory.
+    old = os.environ.get("ROS_DISTRO", "") in ("humble", "iron", "jazzy")
+    profile = Path(__file__).parents[2] / "config" / "fastdds_shm.xml"
+    monkeypatch.setenv(f"{'FASTRTPS' if old else 'FASTDDS'}_DEFAULT_PROFILES_FILE", str(profile))
     context = rclpy.Context()
     context.init()
     node = rclpy.create_node("listener", context=context)

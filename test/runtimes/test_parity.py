@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ehrnet_model.inference.parity import compare_peaks
+from ehrnet_model.inference.answers import read_answers
+from ehrnet_model.inference.models import PACKAGE_FOLDER
+from ehrnet_model.inference.parity import SAME, check_engine, compare_peaks
+from ehrnet_model.inference.runtime import open_runtime
 
 
 def some_peaks() -> np.ndarray:
@@ -107,3 +110,14 @@ def test_no_peaks_on_either_side_is_agreement() -> None:
     assert compare_peaks(nothing, nothing).within(0, 0, 0)
     assert compare_peaks(nothing, some_peaks()).missing == 17 * 12
     assert not compare_peaks(nothing, some_peaks()).within(1, 1, 0.5)
+
+
+@pytest.mark.parametrize("phi", [-3, -4])
+def test_the_shipped_models_give_the_answers_stored_beside_them(phi) -> None:
+    model = PACKAGE_FOLDER / f"H{phi}.onnx"
+    runtime = open_runtime(model, "onnxruntime", threads=1)
+    answers = read_answers(model, runtime.info)
+    verdict = check_engine(runtime, answers, "fp32")
+    assert verdict.state == SAME, verdict
+    # Three photographs with people, of whom some are clear.
+    assert "0 people" not in verdict.reason
