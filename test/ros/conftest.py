@@ -117,7 +117,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def start(ros_environment, tmp_path_factory):
-    """Starts nodes; at the end of the file each must have ended, or it is interrupted."""
+    """Starts nodes; those of fixtures end with the file, a test's own with the test."""
     folder = tmp_path_factory.mktemp("nodes")
     processes = []
 
@@ -126,11 +126,26 @@ def start(ros_environment, tmp_path_factory):
         processes.append(process)
         return process
 
+    start.processes = processes
     yield start
+    _kill(processes)
+
+
+def _kill(processes):
     for process in processes:
         if process.popen.poll() is None:
             process.popen.kill()
             process.popen.wait()
+
+
+@pytest.fixture(autouse=True)
+def nodes_end_with_their_test(request):
+    """What a test starts does not outlive it: its second attempt would meet the first's node."""
+    uses = "start" in request.fixturenames
+    processes = request.getfixturevalue("start").processes if uses else []
+    shared = len(processes)
+    yield
+    _kill(processes[shared:])
 
 
 class Peer:
