@@ -36,7 +36,7 @@ def answer(
     """
     try:
         left = remove_ros_args(args)
-    except Exception:  # rclpy.init says what is wrong
+    except RuntimeError:  # base of what rclpy has for wrong arguments; rclpy.init says which
         return None
     rest = [
         word

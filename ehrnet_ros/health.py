@@ -174,7 +174,7 @@ def explain_namesakes(node: Any) -> str:
 
 
 def publishes(node: Any, topic: str, type_name: str) -> bool:
-    """Whether somebody publishes messages of a type there; a subscription of ours counts not."""
+    """Whether somebody publishes messages of a type there; subscriptions do not count."""
     return any(info.topic_type == type_name for info in node.get_publishers_info_by_topic(topic))
 
 

@@ -74,10 +74,10 @@ def _transition(change: _Transition) -> _Transition:
     def told(node: PoseNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return change(node, state)
-        except Exception as error:
+        except Exception as error:  # whatever it is goes on to rclpy, which loses it
             node._problem = f"{change.__name__} failed: {type(error).__name__}: {error}."
             node.get_logger().error(f"{node._problem}\n{traceback.format_exc()}")
-            return TransitionCallbackReturn.ERROR
+            raise
 
     return told
 

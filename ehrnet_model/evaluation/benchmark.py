@@ -193,7 +193,7 @@ def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optiona
                 same = same and {**defaults, **measures.get("decode", decode)} == decode
                 ap = measures["AP"]
                 if same and ap is not None and found == (info.weights_sha256, info.precision):
-                    return round(float(ap), 3)
+                    return round(float(ap), 4)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EhrnetError(
                 f"{file} is not a result of `ehrnet evaluate --json` ({error!r}): make it again."

@@ -7,24 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
-from ehrnet_ros.cli.settings import name_number
+from ehrnet_ros.cli.settings import add_pictures, name_number
 
 HELP = "measure COCO keypoint AP and AR of a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
-    parser.add_argument(
-        "--annotations", type=Path, required=True, metavar="JSON[.gz]", help="COCO keypoint file"
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        required=True,
-        nargs="+",
-        metavar="DIR_OR_ZIP",
-        help="where the pictures are",
-    )
+    add_pictures(parser)
     parser.add_argument("--phi", type=int, default=-4, help="which shipped model (default -4)")
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help=".onnx, .engine or .safetensors instead"

@@ -6,22 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from ehrnet_ros.cli.settings import add_pictures
+
 HELP = "pack pictures and COCO-style keypoint annotations into one file for training"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument(
-        "--annotations", type=Path, required=True, metavar="JSON[.gz]", help="COCO keypoint file"
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        required=True,
-        nargs="+",
-        metavar="DIR_OR_ZIP",
-        help="where the pictures are",
-    )
+    add_pictures(parser)
     parser.add_argument(
         "--pseudo", type=Path, metavar="JSON[.gz]", help="a teacher's labels to fill gaps with"
     )

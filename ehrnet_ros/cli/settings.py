@@ -3,7 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Tuple
+
+
+def add_pictures(parser: argparse.ArgumentParser, annotations: str = "COCO keypoint file") -> None:
+    """Declares --annotations and --images: labelled pictures.
+
+    Args:
+        parser: of the verb.
+        annotations: what the file is, for the help.
+    """
+    parser.add_argument(
+        "--annotations", type=Path, required=True, metavar="JSON[.gz]", help=annotations
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="DIR_OR_ZIP",
+        help="where the pictures are",
+    )
 
 
 def name_number(text: str) -> Tuple[str, float]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ehrnet_ros.cli.settings import add_pictures
+
 if TYPE_CHECKING:
     from ehrnet_model.evaluation.seen import Seen
     from ehrnet_model.evaluation.tune import Choice
@@ -18,21 +20,7 @@ HELP = "choose decode options for a model by measuring on images held back from 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        required=True,
-        metavar="JSON[.gz]",
-        help="COCO keypoint file of the training data",
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        required=True,
-        nargs="+",
-        metavar="DIR_OR_ZIP",
-        help="where the pictures are",
-    )
+    add_pictures(parser, "COCO keypoint file of the training data")
     parser.add_argument(
         "--person-free",
         type=Path,
