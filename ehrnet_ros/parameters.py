@@ -144,6 +144,7 @@ class Settings:
     max_people: int = _decode_option("max_people")
     min_keypoints: int = _decode_option("min_keypoints")
     refine: int = _decode_option("refine")
+    legs: int = _decode_option("legs")
     tracking: bool = _parameter(
         False, "Give people ids that last from image to image.", changes=ANY_TIME
     )

@@ -44,12 +44,12 @@ def weights() -> str:
     ]
     for path in sorted((README.parent / "ehrnet_model" / "data").glob("*.evaluations.json")):
         info = model_info(path.with_name(path.name.replace("evaluations.json", "onnx")))
-        stored = DecodeOptions.from_dict(info.decode).to_dict()
+        stored = DecodeOptions.from_dict(info.decode)
         ap = {}
         for row in json.loads(path.read_text()):
             mine = row["weights_sha256"] == info.weights_sha256 and row["precision"] == "fp32"
             if mine and row.get("size") == "best":
-                ap[row["decode"] == stored] = row
+                ap[DecodeOptions.from_dict(row["decode"]) == stored] = row
         if set(ap) != {True, False}:
             raise SystemExit(f"{path} lacks AP as shipped or for AP: run tools/model_card.py.")
         row = ap[True]

@@ -43,13 +43,14 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "reach": (0.0, 1.0, 1.3, 1.8, 2.5),
     "refine": (False, True),
     "refine_threshold": (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3),
+    "legs": (False, True),
     "nms_oks": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     "min_keypoints": (1, 2, 3, 4, 5, 6, 8),
     "person_threshold": (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12),
 }
 SWEEPS = 3
-# Less than this is the noise of some hundred people.
-_WORTH = 5e-4
+# On halves of 462 pictures the difference of two options' AP varies by .002 and more.
+_WORTH = 2e-3
 # Person thresholds are chosen in steps of this.
 _STEP = 1e-3
 # From here on a result is somebody's, and a keypoint is right.

@@ -20,6 +20,7 @@ import numpy as np
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.assignment import best_pairs
+from ehrnet_model.inference.legs import part_legs
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.options import check_options, numbers, option
 from ehrnet_model.inference.person_score import TERMS, expected_similarity, terms
@@ -72,6 +73,13 @@ class DecodeOptions:
     )
     refine_threshold: float = option(
         0.05, 0.0, 1.0, "Weakest peak that may fill a missing keypoint."
+    )
+    legs: bool = option(
+        False,
+        0,
+        1,
+        "Knees and ankles found twice at one place are parted, where two places offer themselves, "
+        "in the order of shoulders and hips. For networks that do not know left from right there.",
     )
     nms_oks: float = option(
         0.7,
@@ -209,7 +217,7 @@ def _level(
     threshold: float,
     scored: bool,
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """People grouped at one threshold, best first, gaps filled.
+    """People grouped at one threshold, best first, gaps filled and legs parted.
 
     Args:
         peaks: of one image.
@@ -219,7 +227,7 @@ def _level(
         scored: leave out people below the person threshold.
 
     Returns:
-        (P, J) index of the peak or -1, and (P,) mean score of the keypoints before filling.
+        (P, J) index of the peak or -1, and (P,) mean score of the keypoints as they were grouped.
     """
     chosen = group(peaks, options, spans, threshold)
     mean = _take(peaks.score, chosen).mean(1)
@@ -230,6 +238,8 @@ def _level(
     chosen, mean = chosen[order], mean[order]
     if options.refine and len(chosen):
         chosen = refine(peaks, chosen, options)
+    if options.legs and chosen.shape[1] == len(_ORDER_17):
+        chosen = part_legs(peaks.score, peaks.xy, peaks.tag, chosen, options.tag_threshold)
     return chosen, mean
 
 

@@ -78,11 +78,18 @@ class EfficientHRNet(nn.Module):
             ``lowres`` (N, 2K, H/4, W/4): K heatmaps, then K tags; ``highres`` (N, K, H/2, W/2):
             K heatmaps. No activation.
         """
+        return self.heads(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to what the heads read, (N, C, H/4, W/4)."""
         taps: list[Tensor] = self.backbone(x)
         xs = taps[:1]
         for stage, tap in zip(self.stages, taps[1:], strict=True):
             xs = stage([*xs, tap])
-        features = xs[0]
+        return xs[0]
+
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """From ``features`` to what ``forward`` gives."""
         lowres = self.head_low(features)
         highres = self.head_high(self.enlarge(torch.cat((features, lowres), 1)))
         return lowres, highres

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.batches import Batch
+from ehrnet_model.training.sides import side_loss
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class LossOptions:
         tag: factor of pull + push.
         place: factor of ``place_loss`` at half the input size.
         sharpness: see there.
+        sides: factor of ``sides.side_loss``.
     """
 
     scale: float = 1000.0
@@ -34,6 +37,7 @@ class LossOptions:
     tag: float = 2e-2
     place: float = 10.0
     sharpness: float = 10.0
+    sides: float = 0.0
 
 
 def heatmap_loss(
@@ -153,7 +157,7 @@ def tag_loss(
 
 
 def compute_losses(
-    network: torch.nn.Module, batch: Batch, options: LossOptions, bf16: bool
+    network: EfficientHRNet, batch: Batch, options: LossOptions, bf16: bool
 ) -> dict[str, torch.Tensor]:
     """The weighted sum under ``loss`` and its parts.
 
@@ -162,7 +166,8 @@ def compute_losses(
     joints = batch.low.shape[1]
     device = batch.images.device.type
     with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
-        low_all, high = network(batch.images)
+        features = network.features(batch.images)
+        low_all, high = network.heads(features)
     low, tags = low_all[:, :joints].float(), low_all[:, joints:]
     high = high.float()
     low_loss = heatmap_loss(low, batch.low, batch.low_mask, options.peak_weight)
@@ -173,7 +178,9 @@ def compute_losses(
         people = len(batch.image_of_person)
         where = (batch.high_mask, batch.tag_index, batch.tag_person, people)
         total = total + options.place * place_loss(high, batch.high, *where, options.sharpness)
-    parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss}
+    sides = side_loss(features, batch.tag_index, batch.tag_person, len(batch.image_of_person))
+    total = total + options.sides * sides
+    parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss, "sides": sides}
     with torch.no_grad():
         for name, maps, target, mask in (
             ("rel4", low, batch.low, batch.low_mask),

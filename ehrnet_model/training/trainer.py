@@ -145,8 +145,12 @@ def _held_back(measured: dict[str, float]) -> str:
         return "held back: nobody to measure on"
     parts = ", ".join(f"{name} {measured[name]:.3f}" for name in ("face", "arms", "legs"))
     share = 100 * measured["p50"]
+    sides = ", ".join(
+        f"{name} {100 * measured[f'{name}_sides']:.0f} %" for name in ("knee", "ankle")
+    )
     return (
-        f"held back: boxOKS {measured['box_oks']:.3f} ({parts}), {share:.0f} % of people above .5"
+        f"held back: boxOKS {measured['box_oks']:.3f} ({parts}), {share:.0f} % of people above .5, "
+        f"sides right: {sides}"
     )
 
 

@@ -22,6 +22,7 @@ from ehrnet_model.inference.decode import (
     oks_nms,
     refine,
 )
+from ehrnet_model.inference.legs import part_legs
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.person_score import TERMS
 from ehrnet_model.inference.reference import find_peaks
@@ -415,6 +416,83 @@ def test_refine_keeps_what_was_there() -> None:
     for k in range(17):
         owned = after[after[:, k] >= 0, k]
         assert len(set(owned)) == len(owned)
+
+
+# ---------------------------------------------------------------------------- legs
+# Seen from the front: the left is at the right of the picture.
+FRONT = [
+    (5, 120.0, 80.0, 0.9, 0.0),
+    (6, 80.0, 80.0, 0.9, 0.1),
+    (11, 112.0, 150.0, 0.9, 0.0),
+    (12, 88.0, 150.0, 0.9, 0.1),
+]
+BACK = [(k, 200 - x, y, score, tag) for k, x, y, score, tag in FRONT]
+# Both maps have both feet, and the same one is the higher in both.
+FEET = [(k, 90.0, 250.0, 0.8, 0.05) for k in (15, 16)]
+FEET += [(k, 111.0, 250.0, 0.7, 0.4) for k in (15, 16)]
+
+
+def feet(*peaks: tuple[int, float, float, float, float], **options: float) -> list[float]:
+    """Where along the picture the best person's left and right ankle are."""
+    chosen = DecodeOptions(**{"legs": True, "nms_oks": 1.0, **options})  # type: ignore[arg-type]
+    poses = decode(Peaks.from_output(output(*peaks)), chosen, COCO_17, SAME)
+    return poses.xy[0, [15, 16], 0].tolist()
+
+
+@pytest.mark.parametrize(("torso", "parted"), [(FRONT, [111, 90]), (BACK, [90, 111])])
+def test_two_feet_in_one_place_are_parted_as_the_torso_has_left_and_right(torso, parted) -> None:
+    assert feet(*torso, *FEET) == parted
+    assert feet(*torso, *FEET, legs=False) == [90, 90]
+
+
+@pytest.mark.parametrize(
+    "peaks",
+    [
+        [(15, 90, 250, 0.8, 0), (16, 90, 250, 0.8, 0)],  # one place is all there is
+        [(15, 90, 250, 0.8, 0), (16, 90, 250, 0.8, 0), (15, 111, 250, 0.5, 0)],  # too weak
+        [(15, 90, 250, 0.8, 0), (16, 90, 250, 0.8, 0), (15, 105, 250, 0.7, 0)],  # too near
+        [(15, 90, 250, 0.8, 0), (16, 90, 250, 0.8, 0), (15, 111, 250, 0.7, 4)],  # another's tag
+        [(15, 90, 250, 0.8, 0), (16, 90, 250, 0.8, 0), (15, 300, 250, 0.7, 0)],  # far away
+        [(15, 90, 250, 0.8, 0), (16, 90, 250, 0.8, 0), (16, 111, 250, 0.7, 0)],  # wrong order
+    ],
+)
+def test_feet_stay_where_nothing_better_offers_itself(peaks) -> None:
+    assert feet(*FRONT, *peaks) == [90, 90]
+
+
+def test_feet_that_stand_apart_are_left_alone_crossed_or_not() -> None:
+    crossed = [(15, 90.0, 250.0, 0.8, 0.05), (16, 111.0, 250.0, 0.8, 0.05)]
+    others = [(15, 111.0, 250.0, 0.75, 0.4), (16, 90.0, 250.0, 0.75, 0.4)]
+    assert feet(*FRONT, *crossed, *others) == [90, 111]
+
+
+def test_without_a_torso_that_shows_order_the_higher_two_are_taken() -> None:
+    narrow = [(k, 100.0 + (x - 100) / 50, y, score, tag) for k, x, y, score, tag in FRONT]
+    weaker = [(15, 90, 250, 0.8, 0), (16, 90, 250, 0.78, 0), (16, 111, 250, 0.7, 0.4)]
+    assert feet(*narrow, *weaker) == [90, 111]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parting_legs_shares_no_peak_and_changes_no_other_keypoint(seed: int) -> None:
+    places = [(50.0 + 30 * i, 100.0 + 4 * i, 20.0) for i in range(4)]
+    out = people_at(places, [0.0, 0.5, 1.0, 1.5])
+    rng = np.random.default_rng(seed)
+    for left in (13, 15):  # both maps have all legs
+        out[left, 4:8] = out[left + 1, :4]
+        out[left + 1, 4:8] = out[left, :4]
+        out[[left, left + 1], :8, 0] = rng.uniform(0.5, 0.9, (2, 8))
+    peaks = Peaks.from_output(mixed(out, seed))
+    before = group(peaks, EVERYBODY)
+    after = part_legs(peaks.score, peaks.xy, peaks.tag, before, 1.0)
+    np.testing.assert_array_equal(after[:, :13], before[:, :13])
+    np.testing.assert_array_equal(after < 0, before < 0)
+    for k in range(17):
+        owned = after[after[:, k] >= 0, k]
+        assert len(set(owned)) == len(owned)
+
+
+def test_nobody_has_no_legs() -> None:
+    assert len(decode(Peaks.from_output(output()), DecodeOptions(legs=True), COCO_17, SAME)) == 0
 
 
 # ---------------------------------------------------------------------------- doubles

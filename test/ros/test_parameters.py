@@ -70,6 +70,7 @@ def test_decode_options_come_from_the_model_until_they_are_set():
         min_keypoints=5,
         refine=False,
         refine_threshold=0.11,
+        legs=True,
         nms_oks=0.9,
         person_score=(0.5,) * TERMS,
     )

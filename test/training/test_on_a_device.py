@@ -133,7 +133,7 @@ def test_losses_are_computed_where_the_batch_is(pack_file, tmp_path):
     batch = collate([trainer.sampler.sample(i, 64, options) for i in range(2)])
     meta = torch.device("meta")
     network = EfficientHRNet(Variant.from_phi(-4), drop_connect=0.2).to(meta).train()
-    parts = compute_losses(network, batch.to(meta), LossOptions(), False)
+    parts = compute_losses(network, batch.to(meta), LossOptions(sides=0.02), False)
     assert {p.device for p in parts.values()} == {meta}
     parts["loss"].backward()
     assert all(p.grad.device == meta for p in network.parameters() if p.grad is not None)

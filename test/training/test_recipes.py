@@ -187,7 +187,11 @@ def test_help_shows_the_recipe_as_it_is():
 
 def test_what_is_measured_is_a_line_to_read():
     measured = {"box_oks": 0.54, "p50": 0.62, "face": 0.63, "arms": 0.5, "legs": math.nan}
-    line = "held back: boxOKS 0.540 (face 0.630, arms 0.500, legs nan), 62 % of people above .5"
+    measured.update(knee_sides=0.71, ankle_sides=0.5)
+    line = (
+        "held back: boxOKS 0.540 (face 0.630, arms 0.500, legs nan), 62 % of people above .5, "
+        "sides right: knee 71 %, ankle 50 %"
+    )
     assert _held_back(measured) == line
 
 

@@ -11,6 +11,7 @@ from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.losses import heatmap_loss, place_loss, tag_loss
 from ehrnet_model.training.plans import published_affine
+from ehrnet_model.training.sides import side_loss
 from ehrnet_model.training.targets import (
     heatmaps,
     loss_mask,
@@ -154,6 +155,54 @@ def test_place_loss_of_nobody_and_of_masked_people_is_zero():
     assert float(place_loss(maps, maps * 0, maps * 0 + 1, none, none, 0, 10.0)) == 0
     one = torch.zeros(1, dtype=torch.long)
     assert float(place_loss(maps, maps * 0, maps * 0, one, one, 1, 10.0)) == 0
+
+
+def marks(*keypoints, side=32):
+    """Flat places and owners of (image, person, joint, x, y)."""
+    index = [((n * 17 + j) * side + y) * side + x for n, _, j, x, y in keypoints]
+    return torch.tensor(index), torch.tensor([person for _, person, *_ in keypoints])
+
+
+def learnt_scores(index, person, people, steps=300):
+    """Where features end that nothing but the loss of sides moves, and the loss they end with."""
+    features = torch.zeros(2, 17, 32, 32, requires_grad=True)
+    optimiser = torch.optim.SGD([features], lr=3.0)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = side_loss(features, index, person, people)
+        loss.backward()
+        optimiser.step()
+    # All that moves is a multiple of one vector: its sign tells the side.
+    moved = features.detach()
+    direction = moved[tuple([0, slice(None), 3, 20])]
+    return torch.einsum("nchw,c->nhw", moved, direction), float(loss.detach())
+
+
+def test_side_loss_parts_features_along_left_and_right_limbs():
+    index, person = marks(
+        *((0, 0, 5, 20, 3), (0, 0, 11, 20, 13), (0, 0, 6, 10, 3), (0, 0, 12, 10, 13)),
+        *((1, 1, 14, 4, 4), (1, 1, 16, 4, 24), (1, 1, 3, 9, 9)),
+    )
+    nothing = torch.zeros(2, 17, 32, 32)
+    assert side_loss(nothing, index, person, 2) == pytest.approx(np.log(2))
+    scores, loss = learnt_scores(index, person, 2)
+    assert loss < 0.1
+    left, right, other = scores[0, 3:14, 20], scores[0, 3:14, 10], scores[1, 4:25, 4]
+    assert (left[[0, 3, 7, 10]] > 0).all() and (right[[0, 3, 7, 10]] < 0).all()
+    assert other[0] < 0 and other[20] < 0  # a limb whose other side is not labelled
+    assert (scores != 0).sum() == 8 * 3  # nowhere else, not at a single keypoint's either
+    assert scores[1, 9, 9] == 0
+
+
+def test_side_loss_does_not_ask_what_cannot_be_told_apart():
+    same, person = marks((0, 0, 13, 8, 8), (0, 0, 14, 8, 8), (0, 0, 15, 8, 20), (0, 0, 16, 8, 20))
+    features = torch.randn(1, 17, 32, 32, requires_grad=True)
+    assert side_loss(features, same, person, 1) == 0
+    near, person = marks((0, 0, 13, 8, 8), (0, 0, 14, 9, 8), (0, 0, 15, 8, 20), (0, 0, 16, 9, 20))
+    side_loss(features, near, person, 1).backward()
+    assert features.grad.abs().sum() > 0
+    empty = torch.zeros(0, dtype=torch.long)
+    assert side_loss(features, empty, empty, 0) == 0
 
 
 @pytest.mark.parametrize("stride", [2, 4])

@@ -1,0 +1,74 @@
+"""Two legs where a network saw one place twice.
+
+Left and right of a knee or of an ankle look alike, and small networks give both maps the same
+peaks; the highest of each is then the same place, and a leg is lost. Where that happened, two
+places well apart are better, in the order in which the torso has left and right.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_TORSO = ((5, 6), (11, 12))
+_PAIRS = ((13, 14), (15, 16))
+# In units of the person's larger side: nearer than this is one place; a torso less wide shows no
+# order.
+_ONE_PLACE, _EDGE_ON = 0.12, 0.05
+# The weaker of the two places has at least this share of the weaker score there was.
+_AS_GOOD = 0.7
+# How far beyond the box of the person's keypoints, in units of its longer side.
+_MARGIN = 0.12
+
+
+def part_legs(
+    score: np.ndarray, xy: np.ndarray, tag: np.ndarray, chosen: np.ndarray, gate: float
+) -> np.ndarray:
+    """Knees and ankles of one place moved to two, where free peaks offer that.
+
+    Args:
+        score: (17, K) of all peaks, 0 where there is none.
+        xy: (17, K, 2) where they are, in pixels of the network input.
+        tag: (17, K).
+        chosen: (P, 17) index of each person's peak or -1, best person first.
+        gate: a peak whose tag is this far from the person's mean tag, or farther, is none of it.
+
+    Returns:
+        (P, 17), as ``chosen``; nobody has more keypoints or fewer than before.
+    """
+    chosen = chosen.copy()
+    joint = np.arange(chosen.shape[1])
+    place = np.where((chosen >= 0)[..., None], xy[joint, chosen], np.nan)
+    for pair in _PAIRS:
+        apart = np.hypot(*(place[:, pair[0]] - place[:, pair[1]]).T)
+        for person in np.flatnonzero(apart < _ONE_PLACE * _sizes(place)):
+            row, body = chosen[person], place[person]
+            mean_tag = tag[joint, row][row >= 0].mean()
+            least = _AS_GOOD * min(score[j, row[j]] for j in pair)
+            size = _sizes(body)
+            low, high = np.nanmin(body, axis=0), np.nanmax(body, axis=0)
+            margin = _MARGIN * size
+            left, right = (
+                np.flatnonzero(
+                    (score[j] >= least)
+                    & (np.abs(tag[j] - mean_tag) < gate)
+                    & ((xy[j] >= low - margin) & (xy[j] <= high + margin)).all(1)
+                    & ~np.isin(np.arange(score.shape[1]), np.delete(chosen[:, j], person))
+                )
+                for j in pair
+            )
+            gap = xy[pair[0], left][:, None] - xy[pair[1], right]
+            fits = np.hypot(gap[..., 0], gap[..., 1]) >= _ONE_PLACE * size
+            torso = np.nansum([body[a] - body[b] for a, b in _TORSO], axis=0)
+            if np.hypot(*torso) >= _EDGE_ON * size:
+                fits &= gap @ torso > 0
+            if fits.any():
+                sum_of = score[pair[0], left][:, None] + score[pair[1], right]
+                best = np.unravel_index(int(np.where(fits, sum_of, -1).argmax()), fits.shape)
+                row[list(pair)] = left[best[0]], right[best[1]]
+    return chosen
+
+
+def _sizes(place: np.ndarray) -> np.ndarray:
+    """(...,) the longer side of the box of (..., 17, 2) places, NaN where absent."""
+    low, high = np.fmin.reduce(place, axis=-2), np.fmax.reduce(place, axis=-2)
+    return np.asarray((high - low).max(-1))
