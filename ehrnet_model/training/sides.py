@@ -1,4 +1,4 @@
-"""A loss that tells a person's left limbs from the right ones, all along them.
+"""Left and right: a loss that tells a person's limbs apart, and maps that differ more.
 
 Left and right keypoints look alike where they are; which is which follows from the rest of the
 body. A network whose maps of both are the same has no gradient to learn it from: what would tell
@@ -9,10 +9,12 @@ asked, at many places, through fixed random weights that are not the same for bo
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import torch
 from torch.nn import functional as F
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_model.skeleton import COCO_17
 
 _LEFT_LIMBS = ((5, 7), (7, 9), (5, 11), (11, 13), (13, 15))
@@ -20,6 +22,10 @@ _POINTS = 8
 # Left and right nearer than this many cells are not told apart.
 _APART = 3.0
 _GAIN = 4.0
+
+
+LEFT = {"elbows": 7, "wrists": 9, "hips": 11, "knees": 13, "ankles": 15}
+"""Left keypoint of each pair whose maps can be told apart more; the right one comes next."""
 
 
 @functools.cache
@@ -76,3 +82,49 @@ def side_loss(
     sign = torch.tensor([1.0, -1.0], device=device).view(2, 1, 1, 1)
     total = (F.softplus(-sign * asked) * weight).sum()
     return total / weight.sum().clamp(min=1)
+
+
+def check_pairs(gains: Mapping[str, float]) -> None:
+    """Raises EhrnetError for a pair that does not exist and for a gain that is none."""
+    for name, gain in gains.items():
+        if name not in LEFT:
+            raise EhrnetError(f"there is no pair '{name}'; known: {', '.join(LEFT)}.")
+        if not 0 < gain < 1000:
+            raise EhrnetError(f"the gain of {name} cannot be {gain:g}: give one above 0, as 3.")
+
+
+def widen(
+    weights: Mapping[str, torch.Tensor], gains: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """Weights of an ``EfficientHRNet`` whose left and right maps differ more, by pair.
+
+    A network that is not sure of a side puts nearly the same peak into both maps, as the squared
+    error asks; the little by which they differ still says which side is likelier. With a gain of 3
+    the difference of the two maps is three times as large at both resolutions, their mean the same.
+
+    Args:
+        weights: by key.
+        gains: above 0, by name of the pair.
+
+    Raises:
+        EhrnetError: see ``check_pairs``.
+    """
+    check_pairs(gains)
+    out = dict(weights)
+    for name, gain in gains.items():
+        pair = [LEFT[name], LEFT[name] + 1]
+        for key in ("head_low.weight", "head_low.bias", "head_high.weight", "head_high.bias"):
+            out[key] = _spread(out[key], pair, gain)
+        # It reads the prediction at a quarter of the size and shall see what it saw.
+        key = "enlarge.conv.weight"
+        features = out["head_low.weight"].shape[1]
+        out[key] = _spread(out[key], [features + k for k in pair], 1 / gain)
+    return out
+
+
+def _spread(values: torch.Tensor, pair: list[int], gain: float) -> torch.Tensor:
+    """A copy with the two rows farther from their mean."""
+    values = values.clone()
+    mean = values[pair].mean(0)
+    values[pair] = mean + gain * (values[pair] - mean)
+    return values

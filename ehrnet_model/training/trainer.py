@@ -21,7 +21,7 @@ import platform
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.painter import Painter, PlanBatch
 from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
+from ehrnet_model.training.sides import widen
 from ehrnet_model.training.states import load_state, save_state, write_compact
 from ehrnet_model.variants import VARIANTS, Variant, pose_variant
 
@@ -491,6 +492,7 @@ class Trainer:
         decode: dict[str, Any],
         metrics: dict[str, Any],
         input_size: int = 0,
+        side_gain: Mapping[str, float] | None = None,
     ) -> None:
         """Writes the averaged weights as a checkpoint of quality ``preview``.
 
@@ -499,6 +501,7 @@ class Trainer:
             decode: decode defaults that suit them.
             metrics: what was measured with them.
             input_size: short side of the network input that suits them; 0: the variant's own.
+            side_gain: see ``finished``.
         """
         keep = (
             "optimiser",
@@ -535,19 +538,25 @@ class Trainer:
             metrics=metrics,
             recipe=recipe,
         )
-        save_checkpoint(path, _on_cpu(self.average.state), meta)
+        if side_gain:
+            recipe["side_gain"] = dict(side_gain)
+        save_checkpoint(path, _on_cpu(self.finished(side_gain)), meta)
 
-    def averaged(self) -> EfficientHRNet:
+    def finished(self, side_gain: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+        """The averaged weights; left and right maps made to differ more, see ``sides.widen``."""
+        return widen(self.average.state, side_gain or {})
+
+    def averaged(self, side_gain: Mapping[str, float] | None = None) -> EfficientHRNet:
         """A network with the averaged weights, for use."""
         network = EfficientHRNet(Variant.from_phi(self.options.phi))
-        network.load_state_dict(self.average.state)
+        network.load_state_dict(self.finished(side_gain))
         return network.to(self.device, memory_format=torch.channels_last).eval()
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, side_gain: Mapping[str, float] | None = None) -> dict[str, float]:
         """BoxOKS of the averaged weights on held-back people; appended to holdout.csv."""
         if not self.held_back or self.rank:
             return {}
-        values = box_oks(self.averaged(), self.held_back, self.options.bf16)
+        values = box_oks(self.averaged(side_gain), self.held_back, self.options.bf16)
         self.records.add(
             "holdout",
             {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values},

@@ -199,6 +199,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train nothing: write weights and compact state of the run as it stands",
     )
     parser.add_argument(
+        "--side-gain",
+        type=_setting,
+        nargs="*",
+        default=[],
+        metavar="PAIR=NUMBER",
+        help="in the weights written, left and right maps of a pair (knees, ankles, ...) differ by "
+        "so many times as much; for networks that are not sure of sides",
+    )
+    parser.add_argument(
         "--decode",
         type=_setting,
         nargs="*",
@@ -233,6 +242,7 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.network.checkpoint import weights_sha256
     from ehrnet_model.training.hardware import Hardware
     from ehrnet_model.training.presets import preset
+    from ehrnet_model.training.sides import check_pairs
     from ehrnet_model.training.states import read_compact, save_state
     from ehrnet_model.training.trainer import Trainer
     from ehrnet_model.variants import Variant
@@ -261,6 +271,8 @@ def run(args: argparse.Namespace) -> int:
     options = preset(args.preset, args.phi)
     # Read before training, after which it would be late for a wrong one.
     decode = typed_options(args.decode)
+    side_gain = dict(args.side_gain)
+    check_pairs(side_gain)
     info = ModelInfo(Variant.from_phi(args.phi).name, args.phi)
     if args.tuned is not None:
         decode = {**tuned_options(args.tuned, "display", info), **decode}
@@ -308,14 +320,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     name = info.variant
     if args.tuned is not None:  # says if they are of other weights
-        hash_now = weights_sha256(trainer.average.state)
+        hash_now = weights_sha256(trainer.finished(side_gain))
         tuned_options(args.tuned, "display", dataclasses.replace(info, weights_sha256=hash_now))
     trainer.save_compact(args.out / f"{name}.resume.safetensors")
     trainer.save_weights(
         args.out / f"{name}.safetensors",
         decode,
-        {"held_back": trainer.measure()},
+        {"held_back": trainer.measure(side_gain)},
         args.short_side,
+        side_gain,
     )
     print(
         f"{args.out}: {trainer.step} steps, {trainer.images} images, "

@@ -212,6 +212,8 @@ def test_the_command_fills_a_preset_with_what_is_given(pack_file, tmp_path, caps
     assert (config["schedule"], config["sample"]["published"]) == ("steps", True)
     assert (config["loss"]["tag"], config["loss"]["scale"]) == (0.01, 1.0)
     assert config["windows"] == [[64, 1, 1.0]] and config["hardware"]["device"] == "cpu"
+    assert main([*where, "--steps", "3", "--side-gain", "toes=2"]) == 2
+    assert "no pair 'toes'" in capsys.readouterr().err
     assert main([*where, "--steps", "3", "--hours", "1"]) == 2
     assert "one length: --hours or --steps" in capsys.readouterr().err
     assert main([*where, "--sample", "published=1"]) == 2

@@ -85,6 +85,31 @@ def test_weights_of_a_run_are_a_checkpoint(pack_file, tmp_path):
     assert other.step == 1 and load_state(tmp_path / "other/state.pt")["step"] == 1
 
 
+def test_left_and_right_can_be_made_to_differ_more_in_what_is_written(pack_file, tmp_path):
+    trainer = Trainer(small(pack_file), tmp_path)
+    trainer.save_weights(tmp_path / "as_is.safetensors", {}, {})
+    gain = {"knees": 2.0, "ankles": 5.0}
+    trainer.save_weights(tmp_path / "wide.safetensors", {}, {}, side_gain=gain)
+    plain, meta = load_network(tmp_path / "as_is.safetensors", "H-4")
+    wide, wide_meta = load_network(tmp_path / "wide.safetensors", "H-4")
+    assert "side_gain" not in meta.recipe and wide_meta.recipe["side_gain"] == gain
+    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = plain.eval()(picture), wide.eval()(picture)
+    assert (before[0][:, 15] - before[0][:, 16]).abs().max() > 1e-4
+    for maps, wider in zip(before, after, strict=True):
+        for left, factor in ((13, 2), (15, 5)):
+            (a, b), (c, d) = maps[0, left : left + 2], wider[0, left : left + 2]
+            torch.testing.assert_close(c - d, factor * (a - b), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(c + d, a + b, rtol=1e-3, atol=1e-5)
+        rest = [k for k in range(maps.shape[1]) if k not in (13, 14, 15, 16)]
+        torch.testing.assert_close(wider[:, rest], maps[:, rest])
+    with pytest.raises(EhrnetError, match="no pair 'toes'.*ankles"):
+        trainer.finished({"toes": 2})
+    with pytest.raises(EhrnetError, match="knees cannot be 0"):
+        trainer.finished({"knees": 0})
+
+
 def test_a_recipe_counts_what_came_before(pack_file, tmp_path):
     first = Trainer(small(pack_file), tmp_path / "a")
     first.run(steps=2)
