@@ -129,6 +129,8 @@ def _nodes(context):
         text = chosen.get(name, value(name))
         if text:
             given[name] = text == "true" if kind is bool else kind(text)
+    if "threads" in chosen:
+        given["threads"] = int(chosen["threads"])
     image = value("image")
     info = value("camera_info")
     if not info:  # REP-104: beside the image
@@ -242,7 +244,9 @@ def _scope(context):
 
 
 def _choose(target_fps, runtime, size):
-    """phi, model, runtime and size of the largest network that is fast enough here, as strings.
+    """phi, model, runtime, size and threads of the largest network that is fast enough here.
+
+    As strings; a CPU's threads as they were measured, whatever the parameter file says.
 
     It counts what 95 of 100 images reach, measured by `ehrnet benchmark`. Where nothing is fast
     enough it is the fastest. Raises ValueError, with what to do, without a measurement that fits.
@@ -264,7 +268,8 @@ def _choose(target_fps, runtime, size):
         best = min(fast, key=lambda row: (-row["phi"], row["pipeline_p95_ms"]), default=None)
         best = best or min(rows, key=lambda row: row["pipeline_p95_ms"], default=None)
         if best is not None:
-            return {name: str(best[name]) for name in ("phi", "model", "runtime", "size")}
+            names = ("phi", "model", "runtime", "size", "threads")
+            return {name: str(best[name]) for name in names if name in best}
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
             f"target_fps or {file} cannot be read ({error}): run `ehrnet benchmark --all`"

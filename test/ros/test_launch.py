@@ -406,7 +406,7 @@ def test_auto_takes_the_largest_that_is_fast_enough(
         row(0, 1, tmp_path / "gone.onnx"),
         row(-1, 100, model, runtime="openvino"),
         row(-2, 60, model),
-        row(-2, 40, model, runtime="openvino"),
+        row(-2, 40, model, runtime="openvino", threads=3),
         row(-4, 20, model),
         row(-4, 15, model, size="square"),
     ]
@@ -416,6 +416,7 @@ def test_auto_takes_the_largest_that_is_fast_enough(
     assert names(started) == ["LogInfo", *NODES]
     given = started[-1].kw["parameters"][1]
     assert (given["phi"], given["runtime"], given["size"]) == expected
+    assert given.get("threads") == (3 if expected == (-2, "openvino", "4:3") else None)
     assert given["model"] == str(model)
 
 
