@@ -107,11 +107,13 @@ def test_switched_off_it_takes_no_images_and_on_again_it_does(node, peer, dots, 
     assert peer.call(SetBool, service, SetBool.Request(data=False)).success
     peer.until(lambda: not rear.get_subscription_count(), "the end of the subscription")
     answers = peer.listen(PoseArray, f"{node.name}/rear/poses")
-    peer.spin(0.3)
+    picture = dots.draw_people((480, 640), dots.figure((320, 240), 300)[None])
+    for _ in range(6):
+        rear.publish(image_of(picture))
+        peer.spin(0.05)
     assert not answers
     assert peer.state(node.name) == "active"
     assert peer.call(SetBool, service, SetBool.Request(data=True)).success
-    picture = dots.draw_people((480, 640), dots.figure((320, 240), 300)[None])
     peer.until(lambda: answers, "poses", each=lambda: rear.publish(image_of(picture)))
 
 
