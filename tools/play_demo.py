@@ -40,6 +40,7 @@ START_S = 60.0  # for the network to load and the processes to find each other
 SILENT_S = 3.0  # without poses for so long after the last image: no more are coming
 STILL_IMAGES = 50  # how often a single picture is sent, so that there is a rate to speak of
 STILL_RATE = 10.0
+MORE_WRONG_THAN_RIGHT = 0.4  # people of a lower score speak against a picture
 FOLDER_RATE = 1.0  # pictures of a folder a second, in the video
 LISTENERS = 2  # to images, the pose node and we: nobody misses the beginning
 KEPT_IMAGES = 60  # images that wait for their poses, newest; older ones count as without
@@ -127,7 +128,7 @@ class Listener:
         self.people: list[int] = []
         self.latencies_ms: list[float] = []
         self.arrivals: list[float] = []
-        self.best: tuple[float, np.ndarray | None] = (-1.0, None)
+        self.best: tuple[tuple[bool, float], np.ndarray | None] = ((False, 0.0), None)
         self.error: Exception | None = None
         self._video = video
         self._items: queue.Queue[tuple[str, Any] | None] = queue.Queue()
@@ -200,9 +201,10 @@ class Listener:
         drawn = draw_poses(picture, self._last)
         self._video.write(drawn)
         if poses is not None:
-            # How many keypoints are to be expected right, about.
-            worth = float((poses.person_score[:, None] * poses.score).sum())
-            if worth > self.best[0]:
+            # How many more keypoints are right than wrong, about; any people are better than none.
+            sure = poses.person_score[:, None] - MORE_WRONG_THAN_RIGHT
+            worth = len(poses) > 0, float((sure * poses.score).sum())
+            if self.best[1] is None or worth > self.best[0]:
                 self.best = worth, drawn
 
 
