@@ -38,13 +38,13 @@ def part_legs(
     chosen = chosen.copy()
     joint = np.arange(chosen.shape[1])
     place = np.where((chosen >= 0)[..., None], xy[joint, chosen], np.nan)
+    sizes = (np.fmax.reduce(place, axis=1) - np.fmin.reduce(place, axis=1)).max(1)
     for pair in _PAIRS:
         apart = np.hypot(*(place[:, pair[0]] - place[:, pair[1]]).T)
-        for person in np.flatnonzero(apart < _ONE_PLACE * _sizes(place)):
-            row, body = chosen[person], place[person]
+        for person in np.flatnonzero(apart < _ONE_PLACE * sizes):
+            row, body, size = chosen[person], place[person], sizes[person]
             mean_tag = tag[joint, row][row >= 0].mean()
             least = _AS_GOOD * min(score[j, row[j]] for j in pair)
-            size = _sizes(body)
             low, high = np.nanmin(body, axis=0), np.nanmax(body, axis=0)
             margin = _MARGIN * size
             left, right = (
@@ -66,9 +66,3 @@ def part_legs(
                 best = np.unravel_index(int(np.where(fits, sum_of, -1).argmax()), fits.shape)
                 row[list(pair)] = left[best[0]], right[best[1]]
     return chosen
-
-
-def _sizes(place: np.ndarray) -> np.ndarray:
-    """(...,) the longer side of the box of (..., 17, 2) places, NaN where absent."""
-    low, high = np.fmin.reduce(place, axis=-2), np.fmax.reduce(place, axis=-2)
-    return np.asarray((high - low).max(-1))

@@ -46,6 +46,22 @@ def _reshape(x: Tensor, *last: int) -> Tensor:
     return out
 
 
+def heat_and_tags(lowres: Tensor, highres: Tensor, keypoints: int) -> Tuple[Tensor, Tensor]:
+    """What people are found on, from the network's outputs.
+
+    Args:
+        lowres: (N, 2K, h, w), heatmaps and tags.
+        highres: (N, K, 2h, 2w), heatmaps.
+        keypoints: K.
+
+    Returns:
+        float32 heatmaps (N, K, 2h, 2w), the mean of both resolutions, and tags (N, K, h, w).
+    """
+    lowres, highres = lowres.float(), highres.float()
+    heat, tags = lowres[:, :keypoints], lowres[:, keypoints:]
+    return (F.interpolate(heat, scale_factor=2.0, mode="bilinear") + highres) * 0.5, tags
+
+
 class DeployedNetwork(nn.Module):
     """A pose network with everything around it that runs on the device.
 
@@ -95,10 +111,7 @@ class DeployedNetwork(nn.Module):
         H and W are multiples of 32.
         """
         lowres, highres = self.network(self.normalise(image))
-        lowres, highres = lowres.float(), highres.float()
-        heat, tags = lowres[:, : self.keypoints], lowres[:, self.keypoints :]
-        heat = (F.interpolate(heat, scale_factor=2.0, mode="bilinear") + highres) * 0.5
-        return self.peaks(heat, tags)
+        return self.peaks(*heat_and_tags(lowres, highres, self.keypoints))
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) BGR -> float32 (N, 3, H, W) RGB, ImageNet's mean and deviation."""
@@ -230,4 +243,4 @@ def example_images(shape: Tuple[int, int, int], seed: int = 0, noise: float = 0.
     return image.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 
-__all__ = ["MIN_HEAT", "DeployedNetwork", "example_images"]
+__all__ = ["MIN_HEAT", "DeployedNetwork", "example_images", "heat_and_tags"]

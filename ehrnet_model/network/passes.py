@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.runtime import COORDINATES, check_images, check_peaks
+from ehrnet_model.network.deploy import heat_and_tags
 from ehrnet_model.network.torch_runtime import TorchRuntime
 
 _MIRROR_AXIS = 3
@@ -91,6 +92,4 @@ class PassesRuntime(TorchRuntime):
         deployed = self._deployed
         assert deployed is not None
         lowres, highres = deployed.network(x)
-        lowres, highres = lowres.float(), highres.float()
-        heat, tags = lowres[:, : deployed.keypoints], lowres[:, deployed.keypoints :]
-        return (F.interpolate(heat, scale_factor=2.0, mode="bilinear") + highres) * 0.5, tags
+        return heat_and_tags(lowres, highres, deployed.keypoints)

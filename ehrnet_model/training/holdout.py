@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from ehrnet_model.held_back import held_back
+from ehrnet_model.network.deploy import heat_and_tags
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.batches import normalise
 from ehrnet_model.training.labels import POSITIVE
@@ -83,10 +83,8 @@ def box_oks(
         part = people[start : start + batch]
         images = normalise(np.stack([person.picture for person in part])).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            low_all, fine = network(images)
-        low_all, fine = low_all[:, :17].float(), fine.float()
-        coarse = F.interpolate(low_all, scale_factor=2.0, mode="bilinear", align_corners=False)
-        maps = ((coarse + fine) / 2).cpu().numpy()
+            lowres, highres = network(images)
+        maps = heat_and_tags(lowres, highres, COCO_17.num_keypoints)[0].cpu().numpy()
         for n, person in enumerate(part):
             h, w = maps.shape[2:]
             low = np.clip(np.floor(person.box[:2] / 2), 0, [w - 1, h - 1]).astype(int)

@@ -178,8 +178,10 @@ def compute_losses(
         people = len(batch.image_of_person)
         where = (batch.high_mask, batch.tag_index, batch.tag_person, people)
         total = total + options.place * place_loss(high, batch.high, *where, options.sharpness)
-    sides = side_loss(features, batch.tag_index, batch.tag_person, len(batch.image_of_person))
-    total = total + options.sides * sides
+    with contextlib.nullcontext() if options.sides else torch.no_grad():  # logged in any case
+        sides = side_loss(features, batch.tag_index, batch.tag_person, len(batch.image_of_person))
+    if options.sides:
+        total = total + options.sides * sides
     parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss, "sides": sides}
     with torch.no_grad():
         for name, maps, target, mask in (

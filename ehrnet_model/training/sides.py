@@ -23,7 +23,6 @@ _POINTS = 8
 _APART = 3.0
 _GAIN = 4.0
 
-
 LEFT = {"elbows": 7, "wrists": 9, "hips": 11, "knees": 13, "ankles": 15}
 """Left keypoint of each pair whose maps can be told apart more; the right one comes next."""
 
@@ -53,11 +52,10 @@ def side_loss(
     """
     height, width = features.shape[2:]
     joints, device = COCO_17.num_keypoints, features.device
-    scores = _GAIN * torch.einsum(
-        "nchw,c->nhw", features.float(), _probe(features.shape[1]).to(device)
-    )
     if people == 0:
-        return scores.sum() * 0
+        return features.new_zeros((), dtype=torch.float32)
+    weights = _probe(features.shape[1]).to(device)
+    scores = _GAIN * torch.einsum("nchw,c->nhw", features.float(), weights)
     plane, cell = index // (height * width), index % (height * width)
     image, joint = plane // joints, plane % joints
     place = torch.full((people, joints, 2), float("nan"), device=device)

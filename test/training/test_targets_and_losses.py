@@ -174,7 +174,7 @@ def learnt_scores(index, person, people, steps=300):
         optimiser.step()
     # All that moves is a multiple of one vector: its sign tells the side.
     moved = features.detach()
-    direction = moved[tuple([0, slice(None), 3, 20])]
+    direction = moved[0, :, 3, 20]
     return torch.einsum("nchw,c->nhw", moved, direction), float(loss.detach())
 
 

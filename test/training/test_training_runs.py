@@ -8,6 +8,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.checkpoint import load_checkpoint, load_network
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.batches import collate
+from ehrnet_model.training.holdout import HeldBackPerson, box_oks
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions
 from ehrnet_model.training.sampler import SampleOptions
@@ -235,3 +236,40 @@ def test_other_files_are_no_lite0(tmp_path):
     for name in ("x.npz", "missing.npz"):
         with pytest.raises(EhrnetError, match="does not hold EfficientNet-Lite0"):
             init_from_lite0(network, tmp_path / name, torch.zeros(1, 3, 64, 64))
+
+
+class _Answers(torch.nn.Module):
+    """A network that gives stored maps."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = torch.nn.Parameter(maps)
+
+    def forward(self, images):
+        maps = self.maps.expand(len(images), -1, -1, -1)
+        low = torch.nn.functional.avg_pool2d(maps, 2)
+        return torch.cat([low, low], 1), maps
+
+
+@pytest.mark.parametrize(("swapped", "ankles"), [((), 1.0), ((15, 16), 0.0)])
+def test_held_back_people_are_measured_on_both_maps_and_by_sides(swapped, ankles):
+    keypoints = np.ones((17, 3), np.float32)
+    keypoints[:, 0] = 20.5 + 40 * (np.arange(17) % 2)  # left at one side, right at the other
+    keypoints[:, 1] = 10.5 + 8 * (np.arange(17) // 2)
+    maps = torch.zeros(1, 17, 64, 64)
+    names = np.arange(17)
+    if swapped:
+        names[list(swapped)] = names[list(swapped)][::-1]
+    for j, (x, y, _) in zip(names, keypoints, strict=True):
+        maps[0, j, round((y - 0.5) / 2), round((x - 0.5) / 2)] = 1
+    person = HeldBackPerson(
+        np.zeros((128, 128, 3), np.uint8), keypoints, np.array([0, 0, 128, 128]), 5000.0
+    )
+    measured = box_oks(_Answers(maps), [person, person], bf16=False)
+    assert (measured["knee_sides"], measured["ankle_sides"]) == (1.0, ankles)
+    # Two of seventeen keypoints are where the other one is: 40 pixels away.
+    assert measured["box_oks"] == pytest.approx(1 - 2 / 17 * (1 - ankles), abs=0.01)
+    # The higher peak counts, whichever map has it: here a wrong one of the coarse maps.
+    network = _Answers(maps)
+    network.forward = lambda images: (4 * torch.ones(1, 34, 32, 32).cumsum(3), maps)
+    assert box_oks(network, [person], bf16=False)["box_oks"] < 0.2
