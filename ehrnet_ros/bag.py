@@ -493,7 +493,7 @@ def convert_bag(
                     lambda: progress(total),
                 )
         finally:
-            estimator.runtime.close()
+            estimator.close()
 
 
 def estimate_bag(

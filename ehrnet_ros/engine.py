@@ -10,11 +10,12 @@ import numpy as np
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
+from ehrnet_model.inference.second_look import batch_of, open_closer
 from ehrnet_ros import parameters
 
 
 def open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
-    """Loads the engine and runs it once, so that the first image is not the slow one.
+    """Loads the engine and runs it with all batches, so that no image is a slow one.
 
     Raises:
         EhrnetError: the engine cannot be opened, or not with these settings.
@@ -32,9 +33,19 @@ def open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
             f"Parameter size asks for {wanted[0]}x{wanted[1]} but the engine of {path} is for "
             f"{runtime.size_hw[0]}x{runtime.size_hw[1]}: set size to auto, or build another engine."
         )
-    options = parameters.decode_options(settings, runtime.info.decode)
-    estimator = PoseEstimator(runtime, options, wanted)
+    try:
+        options = parameters.decode_options(settings, runtime.info.decode)
+        insist = settings.second_look > 0
+        closer = open_closer(path, runtime, options, settings.threads or None, insist)
+    except EhrnetError:
+        runtime.close()
+        raise
+    estimator = PoseEstimator(runtime, options, wanted, closer)
     estimator(np.zeros((480, 640, 3), np.uint8))
+    if closer is not None:
+        for count in range(1, batch_of(options) + 1):
+            side = options.second_look_size
+            closer(np.zeros((count, side, side, 3), np.uint8))
     return estimator
 
 

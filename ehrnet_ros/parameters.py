@@ -45,14 +45,14 @@ def _parameter(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def _decode_option(name: str) -> Any:
+def _decode_option(name: str, changes: str = ANY_TIME) -> Any:
     """A field of DecodeOptions as a parameter; -1 stands for what is stored with the weights."""
     option = next(field for field in dataclasses.fields(DecodeOptions) if field.name == name)
     low, high = option.metadata["range"]
     meanings = "1: yes, 0: no, -1" if isinstance(option.default, bool) else "-1"
     text = f"{option.metadata['description']} {meanings}: as stored with the model."
     default = -1.0 if isinstance(option.default, float) else -1
-    return _parameter(default, text, low, high, changes=ANY_TIME, by_model=True)
+    return _parameter(default, text, low, high, changes=changes, by_model=True)
 
 
 def _track_option(name: str) -> Any:
@@ -145,6 +145,9 @@ class Settings:
     min_keypoints: int = _decode_option("min_keypoints")
     refine: int = _decode_option("refine")
     legs: int = _decode_option("legs")
+    second_look: int = _decode_option("second_look", UNCONFIGURED)
+    second_look_threshold: float = _decode_option("second_look_threshold")
+    second_look_size: int = _decode_option("second_look_size", UNCONFIGURED)
     tracking: bool = _parameter(
         False, "Give people ids that last from image to image.", changes=ANY_TIME
     )

@@ -104,7 +104,7 @@ class PoseNode(LifecycleNode):
         self._model: Optional[ModelInfo] = None
         self._enabled = True
         self._live: Optional[LiveView] = None
-        self._engine_name = self._verdict = ""
+        self._engine_name = self._verdict = self._again = ""
         self._worker: Optional[EngineWorker] = None
         self._retired: Optional[EngineWorker] = None
         # Held while messages go out and while that is switched off: after a transition to inactive
@@ -172,14 +172,14 @@ class PoseNode(LifecycleNode):
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
-        self._engine_name = self._verdict = ""
+        self._engine_name = self._verdict = self._again = ""
         self._configured = True
         name = f"{model_name(self._model)} from " * (self._model is not None)
         self.get_logger().info(f"Loading {name}{model_path}.")
         self._worker = EngineWorker(
             lambda: open_estimator(model_path, settings),
             self._process,
-            lambda estimator: estimator.runtime.close(),
+            lambda estimator: estimator.close(),
             self._engine_changed.trigger,
             after=self._retired,
             batch=settings.batch,
@@ -291,10 +291,13 @@ class PoseNode(LifecycleNode):
         self._engine_name = estimator.runtime.name
         built = getattr(estimator.runtime, "engine", None)  # of runtimes that build engines
         self._verdict = "" if built is None else str(built.verdict)
+        many = 0 if estimator.closer is None else estimator.options.second_look
+        self._again = f"up to {many} people" if many else ""
         for camera in self._cameras:
             camera.input_hw = estimator.size_hw or (0, 0)
         self.get_logger().info(
-            f"Ready: {model_name(info)} on {self._engine_name}, loaded in {worker.seconds:.1f} s."
+            f"Ready: {model_name(info)} on {self._engine_name}, loaded in {worker.seconds:.1f} s"
+            f"{'; looks again at ' + self._again if self._again else ''}."
         )
         if self._settings.model and info.phi != self._settings.phi:
             self.get_logger().warning(
@@ -514,6 +517,7 @@ class PoseNode(LifecycleNode):
                 "engine": worker.state if worker is not None else "none",
                 "model": model_name(self._model) if worker is not None else "",
                 "runtime": self._engine_name,
+                "looked at again": self._again or "nobody",
                 "engine check": self._verdict or "none: the model itself runs",
                 "memory [MB]": f"{memory_mb:.1f}",
                 **health.values_of(

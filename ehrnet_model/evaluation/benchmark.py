@@ -27,6 +27,7 @@ from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import user_folder
 from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
+from ehrnet_model.inference.second_look import open_closer
 from ehrnet_model.inference.sizes import parse_size
 
 # The first images pay for memory and plans.
@@ -110,14 +111,19 @@ def measure(
         raise EhrnetError(f"{frames} images cannot be timed: give --frames 1 or more.")
     size_hw = parse_size(size, model_info(model).input_size)
     opened = open_runtime(model, runtime, size_hw, threads)
+    options = DecodeOptions.from_dict(opened.info.decode)
+    closer = None
     try:
-        estimator = PoseEstimator(opened, size_hw=size_hw)
+        closer = open_closer(model, opened, options, threads)
+        estimator = PoseEstimator(opened, options, size_hw, closer)
         for _ in range(WARM_UP):
             estimator(image)
         with PowerMeter() as meter:
             timings = [estimator.estimate(image)[1] for _ in range(frames)]
     finally:
         opened.close()
+        if closer is not None and closer is not opened:
+            closer.close()
     network = summary([t.engine_ms for t in timings])
     pipeline = summary([t.total_ms for t in timings])
     fps = 1e3 / pipeline["median_ms"]

@@ -23,6 +23,7 @@ from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime
+from ehrnet_model.inference.second_look import SecondLook, first_options, look, merge, windows_for
 from ehrnet_model.variants import pose_variant
 
 # Heights in pixels and numbers of people at which AP is reported apart.
@@ -74,14 +75,20 @@ class Settings:
 class _Finder:
     """Finds people with given settings and says what that cost."""
 
-    def __init__(self, runtime: Any, options: DecodeOptions, settings: Settings) -> None:
+    def __init__(
+        self,
+        runtime: Any,
+        options: DecodeOptions,
+        settings: Settings,
+        closer: Runtime | None,
+    ) -> None:
         if not settings.single and not hasattr(runtime, "several"):
             raise EhrnetError(
                 f"mirrored and multi-scale passes average heatmaps, which {runtime.name} does not "
                 "give: evaluate the weights (.safetensors), not a graph made of them."
             )
         self._runtime, self._options, self._settings = runtime, options, settings
-        self._estimator = PoseEstimator(runtime, options)
+        self._estimator = PoseEstimator(runtime, options, closer=closer)
 
     def sizes(self, image_hw: tuple[int, int]) -> list[tuple[int, int]]:
         """(height, width) of every pass, without the mirrored ones."""
@@ -96,15 +103,28 @@ class _Finder:
             )
         return sizes_for(f"{fixed[0]}x{fixed[1]}", image_hw, short_side, wanted.ordered)
 
-    def find(self, picture: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Poses:
-        """The people of an RGB picture."""
+    def find(self, picture: np.ndarray, sizes: Sequence[tuple[int, int]]) -> tuple[Poses, int]:
+        """The people of an RGB picture, and how many were looked at again."""
         if self._settings.single:
             self._estimator.size_hw = sizes[0]
-            return self._estimator(picture, rgb=True)
-        boxes = [Letterbox.fit((picture.shape[0], picture.shape[1]), hw) for hw in sizes]
+            inferred = self._estimator.infer([picture], [True])
+            return inferred.people()[0][0], inferred.second_looks[0]
+        options, skeleton = self._options, self._runtime.info.skeleton
+        image_hw = picture.shape[0], picture.shape[1]
+        boxes = [Letterbox.fit(image_hw, hw) for hw in sizes]
         inputs = [np.ascontiguousarray(box.apply(picture)[None, ..., ::-1]) for box in boxes]
         peaks = Peaks.from_output(self._runtime.several(inputs, self._settings.mirror)[0])
-        return decode(peaks, self._options, self._runtime.info.skeleton, boxes[0])
+        if not options.second_look:
+            return decode(peaks, options, skeleton, boxes[0]), 0
+        first = decode(peaks, first_options(options), skeleton, boxes[0])
+        windows = windows_for(first, image_hw, options)
+        seen = SecondLook(first, windows, look(picture, True, windows, self._closer))
+        return merge(seen, options, skeleton), len(windows)
+
+    def _closer(self, inputs: np.ndarray) -> np.ndarray:
+        """Windows are of the size the network knows best: mirrored at most."""
+        passes = [self._runtime.several([one[None]], self._settings.mirror) for one in inputs]
+        return np.concatenate(passes)
 
 
 def evaluate(
@@ -114,6 +134,7 @@ def evaluate(
     files: ImageFiles,
     settings: Settings | None = None,
     limit: int | None = None,
+    closer: Runtime | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Everything measured about a model on a data set.
@@ -125,6 +146,7 @@ def evaluate(
         files: where the pictures are.
         settings: of the passes; default: one, as on a robot.
         limit: only the first images.
+        closer: engine for second looks, see ``open_closer``; one of free size needs none.
         progress: wraps the list of images (a progress bar).
 
     Returns:
@@ -144,21 +166,24 @@ def evaluate(
     annotated = bool(annotations["annotations"])
     files.require(image["file_name"] for image in chosen)
     info = runtime.info
-    finder = _Finder(runtime, options, settings)
+    finder = _Finder(runtime, options, settings, closer)
     variant = pose_variant(info.variant)
     results: list[dict[str, Any]] = []
     stray = empty = people = 0
-    pixels, macs, times = [], [], []
+    pixels, macs, times, looked = [], [], [], []
+    again = variant.cost((options.second_look_size, options.second_look_size)).macs
     used: set[tuple[int, int]] = set()
     for image in progress(chosen):
         picture = files.decode(image["file_name"])
         sizes = finder.sizes((picture.shape[0], picture.shape[1]))
         start = time.perf_counter()
-        poses = finder.find(picture, sizes)
+        poses, windows = finder.find(picture, sizes)
         times.append(1000 * (time.perf_counter() - start))
         used.add(sizes[0])
         pixels.append(sizes[0][0] * sizes[0][1])
-        macs.append(sum(variant.cost(hw).macs for hw in sizes) * (2 if settings.mirror else 1))
+        looked.append(windows)
+        once = sum(variant.cost(hw).macs for hw in sizes) + windows * again
+        macs.append(once * (2 if settings.mirror else 1))
         results.extend(poses.to_coco(image["id"]))
         people += len(poses)
         if is_person_free(image, image["id"] in inhabited, annotated):
@@ -175,6 +200,7 @@ def evaluate(
         images=len(chosen),
         person_free_images=empty,
         people_found=people,
+        second_looks_per_image=float(np.mean(looked)),
         false_positives_per_person_free_image=stray / empty if empty else None,
         size=settings.size if fixed is None else f"{fixed[0]}x{fixed[1]}",
         short_side=info.input_size,

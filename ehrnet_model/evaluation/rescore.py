@@ -79,7 +79,9 @@ def _examples(
     known, unlabelled = _by_image(truth)
     partly = {image["id"] for image in truth.images if not image.get("all_people_labelled", True)}
     rows, values = [np.zeros((0, TERMS))], [np.zeros(0)]
-    everybody = dataclasses.replace(options, person_threshold=0.0, person_score=(), levels=1)
+    everybody = dataclasses.replace(
+        options, person_threshold=0.0, person_score=(), levels=1, second_look=0
+    )
     for changes in _VARIED:
         varied = DecodeOptions.from_dict(everybody.to_dict(), **changes)
         for image in seen:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,41 @@ from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime
+from ehrnet_model.inference.second_look import (
+    SecondLook,
+    Window,
+    first_options,
+    look,
+    merge,
+    windows_for,
+)
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
+
+
+@dataclass(frozen=True)
+class Closer:
+    """Second looks at one image, each kept: many options look at the same places.
+
+    Attributes:
+        runtime: of free size, open as long as people are made.
+        files: where the picture is.
+        name: of the picture's file.
+    """
+
+    runtime: Runtime
+    files: ImageFiles
+    name: str
+    _kept: dict[Window, np.ndarray] = field(default_factory=dict)
+
+    def __call__(self, windows: Sequence[Window]) -> np.ndarray:
+        """Peaks (W, J, 30, 15). Raises EhrnetError as ``ImageFiles`` and engines do."""
+        new = [window for window in windows if window not in self._kept]
+        if new:
+            picture = self.files.decode(self.name)
+            # One by one: what is kept must not depend on what was looked at together.
+            for window in new:
+                self._kept[window] = look(picture, True, [window], self.runtime)[0]
+        return np.array([self._kept[window] for window in windows])
 
 
 @dataclass(frozen=True)
@@ -25,21 +59,27 @@ class Seen:
         image_id: of the image in its annotations.
         peaks: see there.
         box: how the image lay in the network's input.
+        closer: for second looks; without one there are none.
     """
 
     image_id: Any
     peaks: Peaks
     box: Letterbox
+    closer: Closer | None = None
 
     def people(self, options: DecodeOptions, skeleton: SkeletonInfo = COCO_17) -> Poses:
         """The people that these options make of it."""
-        return decode(self.peaks, options, skeleton, self.box)
+        if self.closer is None or not options.second_look:
+            return decode(self.peaks, options, skeleton, self.box)
+        first = decode(self.peaks, first_options(options), skeleton, self.box)
+        windows = windows_for(first, self.box.image_hw, options)
+        return merge(SecondLook(first, windows, self.closer(windows)), options, skeleton)
 
 
 def see(
     runtime: Runtime, images: Iterable[dict[str, Any]], files: ImageFiles, size: str = "best"
 ) -> list[Seen]:
-    """Runs the network once on every image.
+    """Runs the network once on every image; and again, later, on parts of it where options say so.
 
     Args:
         runtime: any engine; its fixed size wins.
@@ -57,5 +97,6 @@ def see(
         size_hw = runtime.size_hw or size_for(size, image_hw, runtime.info.input_size)
         box = Letterbox.fit(image_hw, size_hw)
         output = runtime(np.ascontiguousarray(box.apply(picture)[None, ..., ::-1]))
-        seen.append(Seen(image["id"], Peaks.from_output(output[0]), box))
+        closer = Closer(runtime, files, image["file_name"]) if runtime.size_hw is None else None
+        seen.append(Seen(image["id"], Peaks.from_output(output[0]), box, closer))
     return seen

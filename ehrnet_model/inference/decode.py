@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -21,11 +21,10 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.assignment import best_pairs
 from ehrnet_model.inference.legs import part_legs
-from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.options import check_options, numbers, option
 from ehrnet_model.inference.person_score import TERMS, expected_similarity, terms
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import NMS_RADIUS, PEAK_CHANNELS
+from ehrnet_model.inference.runtime import NMS_RADIUS, PEAK_CHANNELS, check_size
 from ehrnet_model.skeleton import SkeletonInfo
 
 # Torso and head first: they are found most often, and their tags decide who is who.
@@ -87,6 +86,19 @@ class DecodeOptions:
         1.0,
         "People more similar (OKS) to a better one than this are doubles; 1 keeps all.",
     )
+    second_look: int = option(
+        0,
+        0,
+        30,
+        "At most this many people per image, best first, are cut out, enlarged and looked at "
+        "again; 0: nobody.",
+    )
+    second_look_threshold: float = option(
+        0.2, 0.0, 1.0, "Only people who scored at least this are looked at again."
+    )
+    second_look_size: int = option(
+        128, 64, 512, "[pixels] side of the square that somebody is looked at again in."
+    )
     person_score: Tuple[float, ...] = numbers(
         (0, TERMS),
         "Coefficients of a person's score, see person_score.py; none: the score is the mean of its "
@@ -95,6 +107,7 @@ class DecodeOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_size((self.second_look_size, self.second_look_size))
 
     @staticmethod
     def from_dict(defaults: Mapping[str, Any], **overrides: Any) -> DecodeOptions:
@@ -176,13 +189,29 @@ class Peaks:
         )
 
 
+class Placed(Protocol):
+    """How an image, or a part of one, lies in the network's input."""
+
+    @property
+    def scale(self) -> float:
+        """Input pixels per image pixel."""
+        ...
+
+    def undo(self, xy: np.ndarray) -> np.ndarray:
+        """(..., 2) positions in the input -> positions in the image, float32."""
+        ...
+
+
 def decode(
     peaks: Peaks,
     options: DecodeOptions,
     skeleton: SkeletonInfo,
-    box: Letterbox,
+    box: Placed,
 ) -> Poses:
-    """The people of one image, best first, in pixels of the image that ``box`` fitted."""
+    """The people of one look, best first, in pixels of the image that ``box`` fitted.
+
+    ``second_look`` and what belongs to it are not its matter, see second_look.py.
+    """
     spans = SPANS.get(skeleton.name)
     expect = spans is not None and len(options.person_score) > 0
     pool = [

@@ -30,6 +30,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import read_answers
 from ehrnet_model.inference.atomic import write_atomically
 from ehrnet_model.inference.cuda import OutOfDeviceMemory
+from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.parity import DIFFERS, UNCHECKED, Verdict, check_engine
 from ehrnet_model.inference.runtime import (
     ModelInfo,
@@ -376,7 +377,7 @@ def find_engine(
 
     Args:
         model: an ``.engine`` file, or an ``.onnx`` file whose engines are looked for.
-        size_hw: only engines of this size.
+        size_hw: only engines of this size; None: of any, but those for second looks come last.
         platform: only engines for this machine.
         folder: where engines lie, see engine_folder.
         batch: only engines that take so many images at once; does not hold for an ``.engine``.
@@ -394,11 +395,19 @@ def find_engine(
         if engine.info.spec.onnx_sha256 == sha256
         and size_hw in (None, engine.info.spec.size_hw)
         and platform in (None, engine.info.spec.platform)
-        and engine.info.spec.max_batch >= batch
         and engine.info.verdict.state != DIFFERS
     ]
+    if size_hw is None:
+        fitting = [engine for engine in fitting if not _is_closer(engine.info)] or fitting
+    fitting = [engine for engine in fitting if engine.info.spec.max_batch >= batch]
     newest_first = sorted(fitting, key=lambda engine: engine.info.built, reverse=True)
     return min(newest_first, key=lambda engine: engine.info.spec.max_batch, default=None)
+
+
+def _is_closer(info: EngineInfo) -> bool:
+    """Whether an engine has the size that its model looks again at people with."""
+    side = info.model.decode.get("second_look_size", DecodeOptions().second_look_size)
+    return info.spec.size_hw == (side, side)
 
 
 def stored_engines(folder: Optional[Path] = None) -> List[Engine]:

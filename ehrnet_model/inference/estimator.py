@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -14,8 +14,20 @@ from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.runtime import Runtime
+from ehrnet_model.inference.second_look import SecondLook, first_options, look, merge, windows_for
 from ehrnet_model.inference.sizes import best_named_size, parse_size
 from ehrnet_model.skeleton import SkeletonInfo
+
+
+@dataclass(frozen=True)
+class _FirstLook:
+    """What the engine said about a whole image: (J, 30, 15) float32, and how the image lay."""
+
+    peaks: np.ndarray
+    box: Letterbox
+
+    def people(self, options: DecodeOptions, skeleton: SkeletonInfo) -> Poses:
+        return decode(Peaks.from_output(self.peaks), options, skeleton, self.box)
 
 
 @dataclass(frozen=True)
@@ -23,19 +35,21 @@ class Inferred:
     """What the engine said about images that went through it together; people are yet to be made.
 
     Attributes:
-        peaks: (N, J, 30, 15) float32, see runtime.py.
-        boxes: how each image lay in the network's input.
+        looks: at each image, once or twice.
         options: how peaks become people.
         skeleton: of the model.
-        letterbox_ms, engine_ms: what both took, for each image.
+        timings: what was spent on each image so far.
     """
 
-    peaks: np.ndarray
-    boxes: Sequence[Letterbox]
+    looks: Sequence[Union[_FirstLook, SecondLook]]
     options: DecodeOptions
     skeleton: SkeletonInfo
-    letterbox_ms: float
-    engine_ms: float
+    timings: Sequence[Timings]
+
+    @property
+    def second_looks(self) -> List[int]:
+        """How many people of each image were looked at again."""
+        return [len(one.windows) if isinstance(one, SecondLook) else 0 for one in self.looks]
 
     def people(self) -> List[Tuple[Poses, Timings]]:
         """The people of each image and what each stage took; needs no engine, any thread may.
@@ -44,11 +58,13 @@ class Inferred:
             EhrnetError: the engine gave values that are not finite.
         """
         results = []
-        for box, peaks in zip(self.boxes, self.peaks):
+        for seen, spent in zip(self.looks, self.timings):
             begun = time.perf_counter()
-            people = decode(Peaks.from_output(peaks), self.options, self.skeleton, box)
-            decode_ms = (time.perf_counter() - begun) * 1000.0
-            results.append((people, Timings(self.letterbox_ms, self.engine_ms, decode_ms)))
+            if isinstance(seen, SecondLook):
+                people = merge(seen, self.options, self.skeleton)
+            else:
+                people = seen.people(self.options, self.skeleton)
+            results.append((people, spent + Timings(0.0, 0.0, _ms_since(begun))))
         return results
 
 
@@ -62,6 +78,8 @@ class PoseEstimator:
         size_hw: input size for an engine with free size, else the engine's own. Default: the
             variant's input size as the short side, at the aspect (square, 4:3, 16:9 or upright)
             that fits the image best.
+        closer: the engine for second looks; default: ``runtime``, if its size is free. Without
+            one, nobody is looked at again, whatever the options say.
     """
 
     def __init__(
@@ -69,8 +87,10 @@ class PoseEstimator:
         runtime: Runtime,
         options: Optional[DecodeOptions] = None,
         size_hw: Optional[Tuple[int, int]] = None,
+        closer: Optional[Runtime] = None,
     ) -> None:
         self.runtime = runtime
+        self.closer = runtime if closer is None and runtime.size_hw is None else closer
         self.options = options or DecodeOptions.from_dict(runtime.info.decode)
         self.size_hw = size_hw or runtime.size_hw
         self._input = np.zeros((1, 0, 0, 3), np.uint8)
@@ -135,17 +155,45 @@ class PoseEstimator:
             box.apply(image, out)
             if swap:  # on the small picture, where it is cheap
                 cv2.cvtColor(out, cv2.COLOR_RGB2BGR, dst=out)
-        fitted = time.perf_counter()
+        letterbox_ms = _ms_since(started) / len(images)
+        begun = time.perf_counter()
         peaks = self.runtime(self._input)
-        inferred = time.perf_counter()
-        return Inferred(
-            peaks,
-            boxes,
-            self.options,
-            self.runtime.info.skeleton,
-            (fitted - started) * 1000.0 / len(images),
-            (inferred - fitted) * 1000.0 / len(images),
-        )
+        spent = Timings(letterbox_ms, _ms_since(begun) / len(images), 0.0)
+        options, skeleton = self.options, self.runtime.info.skeleton
+        looks: List[Union[_FirstLook, SecondLook]] = []
+        timings = []
+        for image, swap, box, heard in zip(images, rgb, boxes, peaks):
+            first = _FirstLook(heard, box)
+            if self.closer is None or not options.second_look:
+                looks.append(first)
+                timings.append(spent)
+                continue
+            again, more = self._look_again(image, swap, first, options, self.closer)
+            looks.append(again)
+            timings.append(spent + more)
+        return Inferred(looks, options, skeleton, timings)
+
+    def _look_again(
+        self,
+        image: np.ndarray,
+        rgb: bool,
+        first: _FirstLook,
+        options: DecodeOptions,
+        engine: Runtime,
+    ) -> Tuple[SecondLook, Timings]:
+        begun = time.perf_counter()
+        people = first.people(first_options(options), self.runtime.info.skeleton)
+        decode_ms = _ms_since(begun)
+        windows = windows_for(people, (image.shape[0], image.shape[1]), options)
+        begun = time.perf_counter()
+        peaks = look(image, rgb, windows, engine)
+        return SecondLook(people, windows, peaks), Timings(0.0, _ms_since(begun), decode_ms)
+
+    def close(self) -> None:
+        """Frees the engines."""
+        self.runtime.close()
+        if self.closer is not None and self.closer is not self.runtime:
+            self.closer.close()
 
     def input_size(self, image_hw: Tuple[int, int]) -> Tuple[int, int]:
         """(height, width) of the network input that an image of this size goes through."""
@@ -153,3 +201,7 @@ class PoseEstimator:
             return self.size_hw
         short_side = self.runtime.info.input_size
         return parse_size(best_named_size(image_hw, short_side), short_side)
+
+
+def _ms_since(begun: float) -> float:
+    return (time.perf_counter() - begun) * 1000.0

@@ -22,8 +22,9 @@ from ehrnet_model.inference.runtime import (
     model_info,
 )
 
-# Compiled shapes kept when the size is free; compiling takes about half a second each.
-MAX_COMPILED = 4
+# Compiled shapes kept when the size is free; compiling takes about half a second each. Second looks
+# alone have as many as MOST_AT_ONCE.
+MAX_COMPILED = 12
 
 
 class OpenVinoRuntime:

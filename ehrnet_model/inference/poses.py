@@ -108,6 +108,14 @@ class Timings:
     engine_ms: float
     decode_ms: float
 
+    def __add__(self, other: Timings) -> Timings:
+        """Of both together."""
+        return Timings(
+            self.letterbox_ms + other.letterbox_ms,
+            self.engine_ms + other.engine_ms,
+            self.decode_ms + other.decode_ms,
+        )
+
     @property
     def total_ms(self) -> float:
         """Sum of the stages."""

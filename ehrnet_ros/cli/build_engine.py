@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         default="auto",
         help="input: square, 4:3, 16:9 or HxW; auto (default): any engine of the model that is "
-        f"there, else {_USUAL_SIZE}",
+        f"there, else {_USUAL_SIZE}. A model that looks twice gets an engine for that, too",
     )
     parser.add_argument("--batch", type=int, default=1, help="most images per call (default 1)")
     parser.add_argument(
@@ -37,9 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
     """Builds; 0 when the engine is there and right. ``builder`` replaces TensorRT's."""
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.decode import DecodeOptions
     from ehrnet_model.inference.engine import ensure_engine, find_engine
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import model_info
+    from ehrnet_model.inference.second_look import batch_of
     from ehrnet_model.inference.sizes import parse_size
 
     model = find_model(args.phi, args.model)
@@ -65,22 +67,34 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
         for tell in told:
             tell(seconds, share, text)
 
+    wanted = [(size_hw, batch)]
+    options = DecodeOptions.from_dict(info.decode)
+    closer_hw = options.second_look_size, options.second_look_size
+    if options.second_look and closer_hw != size_hw:
+        wanted.append((closer_hw, batch_of(options)))
+    built = []
     try:
-        engine = ensure_engine(
-            model, size_hw, builder, batch, args.engines, not args.if_missing, progress
-        )
+        for each_hw, each_batch in wanted:
+            built.append(
+                ensure_engine(
+                    model, each_hw, builder, each_batch, args.engines, not args.if_missing, progress
+                )
+            )
     except EhrnetError as error:
         for tell in told[1:]:
             tell.done(False, str(error))
         raise
+    verdicts = [engine.info.verdict for engine in built]
+    worst = next((verdict for verdict in verdicts if verdict.state != "same"), verdicts[0])
     for tell in told[1:]:
-        tell.done(engine.info.verdict.state == "same", str(engine.info.verdict))
-    if engine.path is None:
+        tell.done(worst.state == "same", str(worst))
+    if any(engine.path is None for engine in built):
         raise EhrnetError(
             "the engine was built but could be stored nowhere, neither on disk nor in memory: make "
             "room, or name another folder with --engines."
         )
-    print(f"{engine.path} ({_describe(engine.info)})")
+    for engine in built:
+        print(f"{engine.path} ({_describe(engine.info)})")
     return 0
 
 

@@ -156,7 +156,7 @@ def _self_test(path: Path) -> str:
     estimator(grey)  # the first image pays for memory and plans
     timings = estimator.estimate(grey)[1]
     name = estimator.runtime.name
-    estimator.runtime.close()
+    estimator.close()
     return f"{name} took {timings.total_ms:.0f} ms for a 640x480 image; {path}"
 
 

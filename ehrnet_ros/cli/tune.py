@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ehrnet_ros.cli.settings import add_pictures
 
 if TYPE_CHECKING:
-    from ehrnet_model.evaluation.seen import Seen
     from ehrnet_model.evaluation.tune import Choice
-    from ehrnet_model.inference.runtime import ModelInfo
+    from ehrnet_model.inference.runtime import ModelInfo, Runtime
 
 HELP = "choose decode options for a model by measuring on images held back from training"
 
@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "turn (default 0: not)",
     )
     parser.add_argument(
+        "--second-look",
+        type=int,
+        metavar="N",
+        help="look again at up to N people of an image, in both sets (default: as the model says)",
+    )
+    parser.add_argument(
         "--limit",
         type=int,
         default=150,
@@ -76,13 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, chooses and prints two sets of options."""
-    from tqdm import tqdm
-
-    from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import KeypointTruth, load_annotations
-    from ehrnet_model.evaluation.rescore import cross_check, fit_person_score
-    from ehrnet_model.evaluation.tune import choosing_part, restricted, tune
-    from ehrnet_model.inference.decode import DecodeOptions
+    from ehrnet_model.evaluation.coco import load_annotations
 
     _check(args)
     annotations = load_annotations(args.annotations, truth=True)
@@ -93,9 +93,37 @@ def run(args: argparse.Namespace) -> int:
             "(--person-free brings some)",
             file=sys.stderr,
         )
-    seen, info = _see(args, images)
-    inhabited, visited = len(images.part["images"]), len(images.part["images"]) + len(images.empty)
+    with contextlib.closing(_open(args)) as runtime:
+        _choose(args, annotations, images, runtime)
+    return 0
+
+
+def _choose(
+    args: argparse.Namespace, annotations: dict[str, Any], images: _Images, runtime: Runtime
+) -> None:
+    from tqdm import tqdm
+
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.evaluation.coco import KeypointTruth
+    from ehrnet_model.evaluation.pictures import ImageFiles
+    from ehrnet_model.evaluation.rescore import cross_check, fit_person_score
+    from ehrnet_model.evaluation.seen import see
+    from ehrnet_model.evaluation.tune import choosing_part, restricted, tune
+    from ehrnet_model.inference.decode import DecodeOptions
+
+    files = ImageFiles(args.images)
+    files.require(image["file_name"] for image in images.all)
+    info = runtime.info
     start = DecodeOptions.from_dict(info.decode)
+    if args.second_look is not None:
+        start = replace(start, second_look=args.second_look)
+        if start.second_look and runtime.size_hw is not None:
+            raise EhrnetError(
+                f"{args.model or info.variant} runs at one size only: give --second-look 0, or a "
+                "model of free size."
+            )
+    seen = see(runtime, tqdm(images.all, unit="image", file=sys.stderr), files, args.size)
+    inhabited, visited = len(images.part["images"]), len(images.part["images"]) + len(images.empty)
     if images.fitted:
         truth = KeypointTruth(annotations)
         try:
@@ -130,7 +158,6 @@ def run(args: argparse.Namespace) -> int:
         except EhrnetError as error:  # what was chosen is not lost for it
             print(f"the person score is not checked: {error}", file=sys.stderr)
     _report(args, images, info, choices, checked)
-    return 0
 
 
 @dataclass(frozen=True)
@@ -188,26 +215,15 @@ def _images(args: argparse.Namespace, annotations: dict[str, Any]) -> _Images:
     return _Images(part, empty, fitted + [image for image in free if image["id"] not in known])
 
 
-def _see(args: argparse.Namespace, images: _Images) -> tuple[list[Seen], ModelInfo]:
-    from tqdm import tqdm
-
-    from ehrnet_model.evaluation.pictures import ImageFiles
-    from ehrnet_model.evaluation.seen import see
+def _open(args: argparse.Namespace) -> Runtime:
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import open_runtime
 
-    files = ImageFiles(args.images)
-    files.require(image["file_name"] for image in images.all)
     model = find_model(args.phi, None if args.model is None else str(args.model))
     runtime_name = args.runtime
     if runtime_name == "auto" and model.suffix == ".safetensors":
         runtime_name = "torch"
-    runtime = open_runtime(model, runtime_name)
-    try:
-        shown = tqdm(images.all, unit="image", file=sys.stderr)
-        return see(runtime, shown, files, args.size), runtime.info
-    finally:
-        runtime.close()
+    return open_runtime(model, runtime_name)
 
 
 def _report(

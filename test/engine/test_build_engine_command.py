@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import dots
 import pytest
 from stand_in_builder import StandInBuilder
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import answers_file
+from ehrnet_model.inference.engine import find_engine
 from ehrnet_ros.cli import build_engine
 
 
@@ -68,6 +70,29 @@ def test_an_engine_of_a_larger_batch_is_not_missing(model, capsys) -> None:
         run(builder, "--if-missing", "--batch", batch)
         assert said in capsys.readouterr().out.splitlines()[-1]
     assert builder.builds == 2
+
+
+def test_a_model_that_looks_twice_gets_two_engines_and_whole_images_the_right_one(
+    model, dots_model, capsys
+) -> None:
+    dots.with_decode(dots_model, model, second_look=12, second_look_size=256)
+    builder = StandInBuilder()
+    assert run(builder, "--if-missing") == 0
+    whole, closer = capsys.readouterr().out.splitlines()
+    # No more than eight windows at once, however many people may be looked at.
+    assert "384x512, batch 1" in whole and "256x256, batch 8" in closer
+    assert run(builder, "--if-missing") == 0 and builder.builds == 2
+
+    def found(**wanted: object) -> object:
+        engine = find_engine(model, **wanted)
+        return engine and (engine.info.spec.size_hw, engine.info.spec.max_batch)
+
+    assert found() == ((384, 512), 1)
+    assert found(size_hw=(256, 256), batch=8) == ((256, 256), 8)
+    assert found(batch=4) is None  # that of second looks takes four, but not of whole images
+    # One engine of the windows' size is enough for both.
+    assert run(StandInBuilder(), "--size", "256x256", "--batch", "8") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_without_tensorrt_it_says_what_to_install(model, monkeypatch) -> None:

@@ -25,6 +25,7 @@ from ehrnet_model.evaluation.tune import (
 from ehrnet_model.held_back import held_back
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.runtime import open_runtime
+from ehrnet_model.variants import pose_variant
 
 
 def command(name, *arguments):
@@ -196,6 +197,42 @@ def test_tuned_options_find_people_and_no_ghosts(tempting, dots_model, tmp_path,
     again = json.loads(measures.read_text())
     assert again["decode"] == tuned["display"]["decode"]
     assert again["false_positives_per_person_free_image"] == 0 and again["AP"] == pytest.approx(1)
+
+
+def test_sets_are_chosen_for_people_looked_at_again(tempting, dots_model, tmp_path, capsys):
+    """The half person of a person-free picture, seen twice, has to stay out."""
+    data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
+    looks = 3, 256
+    model = dots.with_decode(dots_model, tmp_path / "dots.onnx", second_look_size=looks[1])
+    out = tmp_path / "tuned.json"
+    words = ["--held-back", 1, "--size", "square", "--json", out, "--second-look", looks[0]]
+    assert command("tune", *data, "--model", model, *words) == 0
+    tuned = json.loads(out.read_text())
+    for name in ("start", "ap", "display"):
+        decode = tuned[name]["decode"]
+        assert (decode["second_look"], decode["second_look_size"]) == looks
+    assert tuned["ap"]["AP"] == pytest.approx(1)
+    assert tuned["display"]["false_positives_per_person_free_image"] == 0
+    assert tuned["display"]["keypoint_f1"] == pytest.approx(1)
+    measures = tmp_path / "measures.json"
+    command(
+        "evaluate", *data, "--model", model, "--json", measures, "--size", "square", "--tuned", out
+    )
+    assert "were looked at again" in capsys.readouterr().out
+    again = json.loads(measures.read_text())
+    assert again["AP"] == pytest.approx(tuned["ap"]["AP"])
+    # Two people, one and half a one on four pictures; each costs a window.
+    assert 0.75 <= again["second_looks_per_image"] <= 1
+    command(
+        "evaluate", *data, "--model", model, "--json", measures, "--size", "square",
+        "--tuned", out, "--decode", "second_look=0",
+    )  # fmt: skip
+    once = json.loads(measures.read_text())
+    window = pose_variant(once["variant"]).cost((256, 256)).macs / 1e9
+    looked = again["second_looks_per_image"]
+    assert again["gmacs"] - once["gmacs"] == pytest.approx(looked * window)
+    with pytest.raises(EhrnetError, match="second_look = 99 is not possible"):
+        command("tune", *data, "--model", model, "--second-look", 99)
 
 
 def test_the_person_score_is_checked_in_parts(tempting, dots_model, tmp_path, capsys, monkeypatch):

@@ -72,6 +72,9 @@ def test_decode_options_come_from_the_model_until_they_are_set():
         refine_threshold=0.11,
         legs=True,
         nms_oks=0.9,
+        second_look=6,
+        second_look_threshold=0.4,
+        second_look_size=160,
         person_score=(0.5,) * TERMS,
     )
     usual = DecodeOptions().to_dict()

@@ -231,6 +231,38 @@ def test_parameters_change_or_say_why_not(dots, peer, ask, image_of):
         assert not result.successful and reason in result.reason, (name, result.reason)
 
 
+@pytest.mark.parametrize("size", ["auto", "384x512"])
+def test_people_are_looked_at_again(dots, peer, start, model, image_of, size):
+    """With one engine for both looks, and with one of a fixed size and another for windows."""
+    space = f"twice_{size}"
+    process = start(
+        "pose_node",
+        namespace=space,
+        model=model,
+        lazy="false",
+        size=size,
+        second_look=2,
+        second_look_size=384,
+    )
+    process.wait_for_log("looks again at up to 2 people")
+    camera = peer.publisher(Image, f"/{space}/image", qos_profile_sensor_data)
+    peer.until(camera.get_subscription_count, "the node's subscription")
+    answers = peer.listen(PoseArray, f"/{space}/pose/poses")
+    people = two_people(dots, 480, 640)
+    msg = image_of(dots.draw_people((480, 640), people))
+    peer.until(lambda: answers, "an answer", each=lambda: camera.publish(msg))
+    assert_found(answers[-1], people, 1.0)
+    for parameter, value, reason in (
+        ("second_look", 0, "cleanup"),
+        ("second_look_size", 128, "cleanup"),
+        ("second_look_threshold", 2.0, "range"),
+    ):
+        result = peer.set_parameter(f"/{space}/pose", parameter, value)
+        assert not result.successful and reason in result.reason, (parameter, result.reason)
+    assert peer.set_parameter(f"/{space}/pose", "second_look_threshold", 0.5).successful
+    assert process.interrupt() == 0
+
+
 def statuses(messages):
     return [s for m in messages for s in m.status if s.name == "/pose: poses"]
 

@@ -177,3 +177,23 @@ def export_dots(path: Path) -> Path:
         for i in (0, 5.5)
     ]
     return export_onnx(make_dots_network(), Path(path), info, pictures)
+
+
+def with_decode(model: Path, target: Path, **decode: float) -> Path:
+    """Writes a copy of a model that stores these decode options, its answers beside it."""
+    import json
+    import shutil
+
+    import onnx
+
+    from ehrnet_model.inference.answers import answers_file
+    from ehrnet_model.inference.runtime import METADATA_KEY
+
+    graph = onnx.load(str(model))
+    (entry,) = [e for e in graph.metadata_props if e.key == METADATA_KEY]
+    values = json.loads(entry.value)
+    values["decode"] = {**values["decode"], **decode}
+    entry.value = json.dumps(values)
+    onnx.save(graph, str(target))
+    shutil.copy(answers_file(model), answers_file(target))
+    return target

@@ -1,0 +1,224 @@
+"""A second look: people are cut out of the image, enlarged and put through the network again.
+
+A small network knows people of one size best, and in a whole image hardly anybody has that size.
+So those whom the first look at the whole image found are looked at again, each in a square window
+of the size that training used, and whoever is the same person there takes the place of the one
+found first. Where keypoints lie and how good a person is then come from the second look.
+
+One network does both: what a person costs is a small input more, and how many get one is bounded.
+Looking twice, first coarse, is common where another network does the second look (Papandreou et al.
+2017, arXiv 1701.01779).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, oks_nms
+from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.runtime import Runtime, open_runtime
+from ehrnet_model.skeleton import SkeletonInfo
+
+MOST_AT_ONCE = 8
+"""Windows that go through the engine together; an engine of fixed batch has to take so many."""
+
+_log = logging.getLogger(__name__)
+
+# A window's side in units of the longer side of the box around somebody's keypoints.
+_ROOM = 1.55
+# Smaller windows show a few blurred pixels.
+_LEAST_PX = 16
+# Keypoints of the second look may lie this many standard deviations apart from the first's.
+_SLACK = 2.0
+# Less similar than this to the person found first is somebody else.
+_SAME = 0.1
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image as network input.
+
+    Attributes:
+        corner_xy: first pixel of the part, in pixels of the image.
+        box: how the part lies in the network's input.
+    """
+
+    corner_xy: Tuple[int, int]
+    box: Letterbox
+
+    @staticmethod
+    def around(bbox: np.ndarray, image_hw: Tuple[int, int], side: int) -> Window:
+        """The square window for somebody whose keypoints lie in ``bbox``.
+
+        Args:
+            bbox: (4,) x0 y0 x1 y1 in pixels of the image.
+            image_hw: (height, width) of the image; what lies outside is cut off.
+            side: of the network input in pixels, a multiple of 32.
+        """
+        low, high = bbox[:2].astype(np.float64), bbox[2:].astype(np.float64)
+        width = max(float((high - low).max()) * _ROOM, _LEAST_PX)
+        limits = np.array(image_hw[::-1])
+        corner = np.floor(np.clip((low + high - width) / 2, 0, limits - 1)).astype(int)
+        end = np.ceil(np.clip((low + high + width) / 2, corner + 1, limits)).astype(int)
+        part = int(end[1] - corner[1]), int(end[0] - corner[0])
+        return Window((int(corner[0]), int(corner[1])), Letterbox.fit(part, (side, side)))
+
+    @property
+    def scale(self) -> float:
+        """Input pixels per image pixel."""
+        return self.box.scale
+
+    def apply(self, image: np.ndarray, out: np.ndarray) -> None:
+        """Writes the network input (S, S, 3) uint8 for an image (h, w, 3) uint8."""
+        x, y = self.corner_xy
+        height, width = self.box.image_hw
+        self.box.apply(image[y : y + height, x : x + width], out)
+
+    def undo(self, xy: np.ndarray) -> np.ndarray:
+        """(..., 2) positions in the input -> positions in the image, float32."""
+        return self.box.undo(xy) + np.array(self.corner_xy, np.float32)
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """What the network said about the people of one image when it looked again.
+
+    Attributes:
+        first: whom the first look found, best first.
+        windows: of the first of them, as many as were looked at again.
+        peaks: (W, J, 30, 15) float32, of these windows, see runtime.py.
+    """
+
+    first: Poses
+    windows: Sequence[Window]
+    peaks: np.ndarray
+
+
+def batch_of(options: DecodeOptions) -> int:
+    """Most windows that an engine for second looks is given at once; 0: it is given none."""
+    return min(options.second_look, MOST_AT_ONCE)
+
+
+def open_closer(
+    model: Path,
+    runtime: Runtime,
+    options: DecodeOptions,
+    threads: Optional[int] = None,
+    insist: bool = False,
+) -> Optional[Runtime]:
+    """The engine for second looks.
+
+    Args:
+        model: the file that ``runtime`` was opened from.
+        runtime: the engine for whole images; of free size, it serves for both.
+        options: whether there are second looks, and how large their input is.
+        threads: see ``open_runtime``.
+        insist: raise where there is none, instead of a warning in the log.
+
+    Returns:
+        An engine, which may be ``runtime``; None for no second looks.
+
+    Raises:
+        EhrnetError: it cannot be opened.
+    """
+    if not options.second_look:
+        return None
+    if runtime.size_hw is None:
+        return runtime
+    size_hw = options.second_look_size, options.second_look_size
+    try:
+        return open_runtime(model, runtime.name, size_hw, threads, batch_of(options))
+    except EhrnetError as error:
+        if insist:
+            raise EhrnetError(f"Nobody can be looked at again: {error}") from None
+        _log.warning("Nobody is looked at again, which costs accuracy: %s", error)
+        return None
+
+
+def first_options(options: DecodeOptions) -> DecodeOptions:
+    """How the first look makes people: those for a second look need not be good enough yet."""
+    threshold = min(options.person_threshold, options.second_look_threshold)
+    return dataclasses.replace(options, person_threshold=threshold)
+
+
+def windows_for(first: Poses, image_hw: Tuple[int, int], options: DecodeOptions) -> List[Window]:
+    """Where to look again: at the best people above ``second_look_threshold``."""
+    count = int((first.person_score >= options.second_look_threshold).sum())
+    boxes = first.bbox[: min(count, options.second_look)]
+    return [Window.around(bbox, image_hw, options.second_look_size) for bbox in boxes]
+
+
+def look(
+    image: np.ndarray,
+    rgb: bool,
+    windows: Sequence[Window],
+    engine: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Peaks (W, J, 30, 15) of windows of an image.
+
+    Args:
+        image: (h, w, 3) uint8.
+        rgb: whether it is RGB and not BGR.
+        windows: of one input size.
+        engine: uint8 (N, S, S, 3) BGR -> float32 (N, J, 30, 15); N is up to MOST_AT_ONCE.
+
+    Raises:
+        EhrnetError: the engine failed.
+    """
+    if not windows:
+        return np.zeros((0, 0, 0, 0), np.float32)
+    inputs = np.empty((len(windows), *windows[0].box.size_hw, 3), np.uint8)
+    for window, out in zip(windows, inputs):
+        window.apply(image, out)
+    if rgb:
+        inputs = np.ascontiguousarray(inputs[..., ::-1])
+    parts = range(0, len(windows), MOST_AT_ONCE)
+    return np.concatenate([engine(inputs[i : i + MOST_AT_ONCE]) for i in parts])
+
+
+def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> Poses:
+    """The people of an image after both looks, best first.
+
+    Somebody who is not to be seen again is taken for a mistake of the first look.
+
+    Raises:
+        EhrnetError: the engine gave values that are not finite.
+    """
+    everybody = dataclasses.replace(options, person_threshold=0.0, nms_oks=1.0)
+    parts = [seen.first[len(seen.windows) :]]
+    for number, (window, peaks) in enumerate(zip(seen.windows, seen.peaks)):
+        found = decode(Peaks.from_output(peaks), everybody, skeleton, window)
+        same = _similarity(seen.first[number], found, skeleton)
+        worth = same * found.person_score * (same >= _SAME)
+        if worth.any():
+            parts.append(found[int(worth.argmax())])
+    xy, score, std, person_score = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("xy", "score", "std", "person_score")
+    )
+    order = np.argsort(-person_score, kind="stable")
+    order = order[person_score[order] >= options.person_threshold]
+    if options.nms_oks < 1:
+        order = order[oks_nms(xy[order], score[order] > 0, skeleton, options.nms_oks)]
+    order = order[: options.max_people]
+    return Poses.build(xy[order], score[order], std[order], person_score[order])
+
+
+def _similarity(first: Poses, found: Poses, skeleton: SkeletonInfo) -> np.ndarray:
+    """(P,) how much the people found look like the one of ``first``, 0 to 1.
+
+    COCO's similarity of keypoints, more lenient, over those that the first look gave.
+    """
+    variance = (2 * _SLACK * np.asarray(skeleton.sigmas)) ** 2
+    width, height = first.bbox[0, 2:] - first.bbox[0, :2]
+    present = first.score[0] > 0
+    squared = ((found.xy - first.xy) ** 2).sum(2) / (2 * variance * max(width * height, 1.0))
+    return np.asarray(np.nan_to_num(np.exp(-squared)).sum(1) / max(present.sum(), 1))

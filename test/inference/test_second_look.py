@@ -1,0 +1,229 @@
+"""People looked at again: where from, by which engine, and what comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import dots
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.runtime import Runtime, open_runtime
+from ehrnet_model.inference.second_look import (
+    MOST_AT_ONCE,
+    SecondLook,
+    Window,
+    merge,
+    open_closer,
+    windows_for,
+)
+from ehrnet_model.skeleton import COCO_17
+
+# The network of dots sees nothing in windows as small as a person's needs to be.
+TWICE = DecodeOptions(second_look=8, second_look_size=256)
+
+
+@pytest.fixture(scope="module")
+def runtime(dots_model: Path) -> Runtime:
+    return open_runtime(dots_model, "onnxruntime")
+
+
+class Recorder:
+    """An engine that remembers what it was given; ``blind`` to windows, it sees nobody there."""
+
+    def __init__(self, inner: Runtime, blind: bool = False) -> None:
+        self.inner, self.info, self.name = inner, inner.info, inner.name
+        self.size_hw = inner.size_hw
+        self.blind = blind
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.shapes.append(images.shape)
+        peaks = self.inner(images)
+        if self.blind and images.shape[1] == images.shape[2]:
+            peaks = np.zeros_like(peaks)
+        return peaks
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def crowd(heights: list[float], image_hw: tuple[int, int] = (480, 640)) -> np.ndarray:
+    """(P, 17, 2) people side by side."""
+    places = (np.arange(len(heights)) + 0.5) / len(heights) * image_hw[1]
+    return np.stack(
+        [dots.figure((float(x), image_hw[0] / 2), h) for x, h in zip(places, heights, strict=True)]
+    )
+
+
+def errors(poses: Poses, people: np.ndarray) -> np.ndarray:
+    assert len(poses) == len(people)
+    return np.hypot(*(poses.xy[np.argsort(poses.xy[:, 0, 0])] - people).transpose(2, 0, 1))
+
+
+boxes = st.tuples(*[st.floats(-40, 280)] * 2, *[st.floats(0, 250)] * 2)
+
+
+@given(boxes, st.integers(40, 250), st.integers(40, 250))
+def test_a_window_is_where_it_says(box: tuple[float, ...], height: int, width: int) -> None:
+    x, y, w, h = box
+    window = Window.around(np.array([x, y, x + w, y + h]), (height, width), 128)
+    # Each pixel of this picture tells where it is; interpolated, it still does.
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[..., 0], picture[..., 1] = np.arange(width), np.arange(height)[:, None]
+    picture[..., 2] = 255
+    out = np.full((128, 128, 3), 77, np.uint8)
+    window.apply(picture, out)
+    rows, columns = np.nonzero(out[..., 2] == 255)
+    assert len(rows)
+    told = window.undo(np.stack([columns, rows], -1).astype(np.float32))
+    told = np.clip(told, 0, [width - 1, height - 1])
+    # Half a pixel of rounding; and at the edge, where there is one neighbour only, half a pixel.
+    slack = 1.01 + 0.5 / window.scale
+    assert np.abs(told - out[rows, columns, :2]).max() < slack
+    assert (out[out[..., 2] == 0] == 0).all()
+
+
+@given(st.integers(0, 500), st.integers(0, 300), st.integers(20, 140), st.integers(20, 140))
+def test_a_person_inside_the_picture_is_inside_the_window(x: int, y: int, w: int, h: int) -> None:
+    window = Window.around(np.array([x, y, x + w, y + h]), (480, 640), 128)
+    corner = np.array(window.corner_xy)
+    part = np.array(window.box.image_hw[::-1])
+    assert (corner <= [x, y]).all() and (corner + part >= [min(x + w, 640), min(y + h, 480)]).all()
+    # Half of the window and more is the person; where the picture ends, the window does.
+    assert max(part) <= 1.56 * max(w, h) + 2
+    assert (corner >= 0).all() and (corner + part <= [640, 480]).all()
+
+
+def test_small_people_are_placed_more_exactly(runtime: Runtime) -> None:
+    people = crowd([260, 190, 200])
+    image = dots.draw_people((480, 640), people)
+    once = PoseEstimator(runtime)(image)
+    twice = PoseEstimator(runtime, TWICE)(image)
+    assert errors(twice, people).max() < 1
+    assert errors(twice, people)[1:].mean() < errors(once, people)[1:].mean()
+    assert (twice.std[twice.score > 0] > 0).all() and (twice.id == -1).all()
+
+
+@pytest.mark.parametrize("rgb", [False, True])
+def test_colours_come_in_either_order(runtime: Runtime, rgb: bool) -> None:
+    people = crowd([300, 250])
+    image = dots.draw_people((480, 640), people)
+    given = np.ascontiguousarray(image[..., ::-1]) if rgb else image
+    assert errors(PoseEstimator(runtime, TWICE)(given, rgb=rgb), people).max() < 1
+
+
+def test_the_best_are_looked_at_and_no_more_than_allowed(runtime: Runtime) -> None:
+    people = crowd([140] * 5)
+    image = dots.draw_people((480, 640), people)
+    for limit, windows in ((0, 0), (2, 2), (5, 5), (30, 5)):
+        recorder = Recorder(runtime)
+        options = dataclasses.replace(TWICE, second_look=limit)
+        inferred = PoseEstimator(recorder, options).infer([image], [False])
+        assert inferred.second_looks == [windows]
+        assert recorder.shapes[1:] == [(windows, 256, 256, 3)] * (windows > 0)
+        assert errors(inferred.people()[0][0], people).max() < 1
+    recorder = Recorder(runtime)
+    options = dataclasses.replace(TWICE, second_look_threshold=1.0)
+    assert len(PoseEstimator(recorder, options)(image)) == 5 and len(recorder.shapes) == 1
+
+
+def test_many_people_go_in_parts(runtime: Runtime) -> None:
+    first = Poses.build(
+        np.tile(crowd([100]), (MOST_AT_ONCE + 3, 1, 1)),
+        np.full((MOST_AT_ONCE + 3, 17), 0.9),
+        np.ones((MOST_AT_ONCE + 3, 17)),
+        np.full(MOST_AT_ONCE + 3, 0.9),
+    )
+    from ehrnet_model.inference.second_look import look
+
+    recorder = Recorder(runtime)
+    options = dataclasses.replace(TWICE, second_look=30)
+    windows = windows_for(first, (480, 640), options)
+    peaks = look(np.zeros((480, 640, 3), np.uint8), False, windows, recorder)
+    assert [shape[0] for shape in recorder.shapes] == [MOST_AT_ONCE, 3]
+    assert len(peaks) == len(first) and look(np.zeros(0), False, [], recorder).shape[0] == 0
+
+
+def test_who_is_not_seen_again_was_a_mistake(runtime: Runtime) -> None:
+    people = crowd([300, 250, 280])
+    image = dots.draw_people((480, 640), people)
+    options = dataclasses.replace(TWICE, second_look=2)
+    blind = Recorder(runtime, blind=True)
+    # The third was not looked at, so nothing speaks against it.
+    assert len(PoseEstimator(runtime, options)(image)) == 3
+    assert len(PoseEstimator(blind, options)(image)) == 1
+
+
+def test_a_neighbour_in_the_window_takes_nobodys_place(runtime: Runtime) -> None:
+    close = np.stack([dots.figure((280, 240), 200), dots.figure((370, 240), 130)])
+    image = dots.draw_people((480, 640), close)
+    poses = PoseEstimator(runtime, TWICE)(image)
+    assert errors(poses, close).max() < 1
+
+
+def test_two_first_finds_of_one_person_become_one(runtime: Runtime) -> None:
+    person = crowd([300])
+    image = dots.draw_people((480, 640), person)
+    estimator = PoseEstimator(runtime, TWICE)
+    seen = estimator.infer([image], [False]).looks[0]
+    assert isinstance(seen, SecondLook) and len(seen.windows) == 1
+    both = Poses.build(
+        np.concatenate([seen.first.xy, seen.first.xy + 4]),
+        *(np.repeat(v, 2, 0) for v in (seen.first.score, seen.first.std, seen.first.person_score)),
+    )
+    doubled = SecondLook(both, [seen.windows[0]] * 2, np.repeat(seen.peaks, 2, 0))
+    assert errors(merge(doubled, TWICE, COCO_17), person).max() < 1
+
+
+def test_thresholds_hold_after_the_second_look(runtime: Runtime) -> None:
+    people = crowd([300, 250])
+    image = dots.draw_people((480, 640), people)
+    scores = PoseEstimator(runtime, TWICE)(image).person_score
+    assert (np.diff(scores) <= 0).all()
+    over = dataclasses.replace(TWICE, person_threshold=float(scores[0]) + 1e-4)
+    assert len(PoseEstimator(runtime, over)(image)) == 0
+    one = dataclasses.replace(TWICE, max_people=1)
+    assert len(PoseEstimator(runtime, one)(image)) == 1
+
+
+def test_an_engine_of_one_size_needs_another_for_windows(dots_model: Path) -> None:
+    people = crowd([300, 250])
+    image = dots.draw_people((480, 640), people)
+    pinned = Recorder(open_runtime(dots_model, "onnxruntime", size_hw=(384, 512)))
+    assert PoseEstimator(pinned, TWICE).infer([image], [False]).second_looks == [0]
+    closer = open_closer(dots_model, pinned, TWICE)
+    assert closer is not None and closer.size_hw == (256, 256)
+    estimator = PoseEstimator(pinned, TWICE, closer=closer)
+    assert estimator.infer([image], [False]).second_looks == [2]
+    assert errors(estimator(image), people).max() < 1
+    estimator.close()
+    for engine in (pinned, closer):
+        with pytest.raises(EhrnetError, match="closed"):
+            engine(np.zeros((1, *engine.size_hw, 3), np.uint8))
+
+
+def test_where_no_engine_for_windows_is_to_be_had(
+    dots_model: Path, runtime: Runtime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert open_closer(dots_model, runtime, DecodeOptions()) is None
+    assert open_closer(dots_model, runtime, TWICE) is runtime
+    pinned = open_runtime(dots_model, "onnxruntime", size_hw=(384, 512))
+    gone = tmp_path / "gone.onnx"
+    assert open_closer(gone, pinned, TWICE) is None
+    assert "Nobody is looked at again" in caplog.text and "gone.onnx" in caplog.text
+    with pytest.raises(EhrnetError, match="Nobody can be looked at again: there is no model file"):
+        open_closer(gone, pinned, TWICE, insist=True)
+
+
+@pytest.mark.parametrize("side", [0, 32, 100, 1024])
+def test_sizes_that_no_network_takes(side: int) -> None:
+    with pytest.raises(EhrnetError):
+        DecodeOptions(second_look_size=side)
