@@ -264,9 +264,9 @@ def _choose(target_fps, runtime, size):
             and runtime in ("", "auto", row["runtime"])
             and size in ("", "auto", row["size"])
         ]
-        fast = [row for row in rows if 1000 / row["pipeline_p95_ms"] >= target]
-        best = min(fast, key=lambda row: (-row["phi"], row["pipeline_p95_ms"]), default=None)
-        best = best or min(rows, key=lambda row: row["pipeline_p95_ms"], default=None)
+        fast = [row for row in rows if 1000 / _milliseconds(row) >= target]
+        best = min(fast, key=lambda row: (-row["phi"], _milliseconds(row)), default=None)
+        best = best or min(rows, key=_milliseconds, default=None)
         if best is not None:
             names = ("phi", "model", "runtime", "size", "threads")
             return {name: str(best[name]) for name in names if name in best}
@@ -275,6 +275,11 @@ def _choose(target_fps, runtime, size):
             f"target_fps or {file} cannot be read ({error}): run `ehrnet benchmark --all`"
         ) from None
     raise ValueError(f"{file} has no row for this runtime and size: run `ehrnet benchmark --all`")
+
+
+def _milliseconds(row):
+    """What an image with two people in it takes, by a row of the benchmark."""
+    return row["pipeline_p95_ms"] + 2 * (row.get("person_ms") or 0)
 
 
 def _after_engine(context, nodes, chosen):
@@ -365,7 +370,11 @@ def generate_launch_description():
             EnvironmentVariable("EHRNET_ENGINES", default_value=""),
             "folder of TensorRT engines; empty: the user's cache",
         ),
-        ("target_fps", "20", "images per second that phi:=auto must sustain"),
+        (
+            "target_fps",
+            "20",
+            "images per second, with two people in each, that phi:=auto must sustain",
+        ),
         ("log_level", "info", "debug, info, warn, error or fatal"),
     ):
         arguments.append(

@@ -9,6 +9,7 @@ import shutil
 import time
 from pathlib import Path
 
+import dots
 import pytest
 
 from ehrnet_model.errors import EhrnetError
@@ -51,10 +52,18 @@ def test_a_row_says_what_ran_and_how_fast(name, home, capsys) -> None:
         assert 0 < row["network_ms"] <= row["pipeline_ms"] <= row["pipeline_p95_ms"]
         assert row["fps"] == pytest.approx(1000 / row["pipeline_ms"], rel=0.01)
         assert row["network_fps"] >= row["fps"]
-        assert (row["ap"], row["ae"]) == (None, None)
+        assert (row["ap"], row["ae"], row["person_ms"]) == (None, None, None)
         assert Path(row["model"]).is_file()
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 4 and "384x384" in out[2]
+
+
+def test_what_each_person_looked_at_again_costs(home, tmp_path, dots_model, capsys) -> None:
+    model = dots.with_decode(dots_model, tmp_path / "t.onnx", second_look=4, second_look_size=256)
+    assert run("--model", str(model), "--runtime", "onnxruntime", "--size", "square", "96x128") == 0
+    square, small = json.loads((home / "benchmark.json").read_text())["rows"]
+    assert square["person_ms"] > 0 and small["person_ms"] > 0
+    assert "each person ms" in capsys.readouterr().out
 
 
 def test_all_takes_every_precision_size_and_runtime_and_goes_on(home, capsys, monkeypatch) -> None:

@@ -123,3 +123,28 @@ def test_evaluate_counts_every_pass(data_set, tmp_path):
     macs = 2 * (cost((64, 128)).macs + cost((32, 64)).macs)
     assert measures["gmacs"] == pytest.approx(macs / 1e9)
     assert measures["mirror"] is True and measures["scales"] == [1.0, 0.5]
+
+
+def test_second_looks_after_several_passes(tmp_path):
+    import dot_data
+    import dots
+
+    from ehrnet_model.evaluation.coco import load_annotations
+    from ehrnet_model.evaluation.measure import Settings, evaluate
+    from ehrnet_model.evaluation.pictures import ImageFiles
+    from ehrnet_model.inference.decode import DecodeOptions
+
+    people = np.stack([dots.figure((150, 240), 260), dots.figure((470, 230), 220)])
+    pictures = {"two.png": (dots.draw_people((480, 640), people), people)}
+    folder = dot_data.write_data_set(tmp_path, pictures)
+    files = ImageFiles([folder / "images.zip"])
+    annotations = load_annotations(folder / "truth.json.gz")
+    runtime = PassesRuntime(dots.make_dots_network(), ModelInfo("H-4", -4, input_size=384))
+    options = DecodeOptions(second_look=5, second_look_size=256)
+    settings = Settings("4:3", scales=(1.0, 1.25))
+    measures, _ = evaluate(runtime, options, annotations, files, settings)
+    assert measures["AP"] == pytest.approx(1) and measures["second_looks_per_image"] == 2
+    cost = VARIANTS["H-4"].cost
+    # Windows are seen at their own size only.
+    macs = cost((384, 512)).macs + cost((480, 640)).macs + 2 * cost((256, 256)).macs
+    assert measures["gmacs"] == pytest.approx(macs / 1e9)

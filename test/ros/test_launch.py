@@ -409,6 +409,8 @@ def test_auto_takes_the_largest_that_is_fast_enough(
         row(-2, 40, model, runtime="openvino", threads=3),
         row(-4, 20, model),
         row(-4, 15, model, size="square"),
+        row(-2, 30, model, runtime="openvino", size="16:9", person_ms=6),  # 42 with two people
+        row(-4, 10, model, person_ms=4),
     ]
     (tmp_path / "ehrnet").mkdir()
     (tmp_path / "ehrnet" / "benchmark.json").write_text(json.dumps({"rows": rows}))
