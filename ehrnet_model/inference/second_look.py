@@ -40,6 +40,12 @@ _LEAST_PX = 16
 _SLACK = 2.0
 # Less similar than this to the person found first is somebody else.
 _SAME = 0.1
+# At least as similar as this, two views are of one person.
+_DOUBLE = 0.9
+# Nearer to the window's edge than this share of it, somebody may go on beyond.
+_CLEAR = 0.05
+# People beside the one whose window it is have not the size known best: a share of their score.
+_BESIDE = 0.7
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,12 @@ class Window:
     """A part of an image as network input.
 
     Attributes:
+        image_hw: (height, width) of the image in pixels.
         corner_xy: first pixel of the part, in pixels of the image.
         box: how the part lies in the network's input.
     """
 
+    image_hw: Tuple[int, int]
     corner_xy: Tuple[int, int]
     box: Letterbox
 
@@ -69,12 +77,22 @@ class Window:
         corner = np.floor(np.clip((low + high - width) / 2, 0, limits - 1)).astype(int)
         end = np.ceil(np.clip((low + high + width) / 2, corner + 1, limits)).astype(int)
         part = int(end[1] - corner[1]), int(end[0] - corner[0])
-        return Window((int(corner[0]), int(corner[1])), Letterbox.fit(part, (side, side)))
+        return Window(image_hw, (int(corner[0]), int(corner[1])), Letterbox.fit(part, (side, side)))
 
     @property
     def scale(self) -> float:
         """Input pixels per image pixel."""
         return self.box.scale
+
+    def holds(self, bbox: np.ndarray) -> np.ndarray:
+        """(P,) bool: boxes (P, 4) that keep clear of the edges, but for those of the image."""
+        height, width = self.box.image_hw
+        margin = _CLEAR * max(height, width)
+        low = np.array(self.corner_xy)
+        high = low + [width, height]
+        low = np.where(low > 0, low + margin, -np.inf)
+        high = np.where(high < self.image_hw[::-1], high - margin, np.inf)
+        return np.asarray((bbox[:, :2] >= low).all(1) & (bbox[:, 2:] <= high).all(1))
 
     def apply(self, image: np.ndarray, out: np.ndarray) -> None:
         """Writes the network input (S, S, 3) uint8 for an image (h, w, 3) uint8."""
@@ -187,7 +205,9 @@ def look(
 def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> Poses:
     """The people of an image after both looks, best first.
 
-    Somebody who is not to be seen again is taken for a mistake of the first look.
+    Somebody who is not to be seen again is taken for a mistake of the first look. Others who are
+    whole in somebody's window, well enough for a second look, count as found, too: where they were
+    found before, the better view of them stays.
 
     Raises:
         EhrnetError: the engine gave values that are not finite.
@@ -198,16 +218,23 @@ def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> P
         found = decode(Peaks.from_output(peaks), everybody, skeleton, window)
         same = _similarity(seen.first[number], found, skeleton)
         worth = same * found.person_score * (same >= _SAME)
+        beside = found.person_score >= options.second_look_threshold
+        beside &= window.holds(found.bbox)
         if worth.any():
-            parts.append(found[int(worth.argmax())])
+            best = int(worth.argmax())
+            parts.append(found[best])
+            beside[best] = False
+        others = found[beside]
+        parts.append(dataclasses.replace(others, person_score=_BESIDE * others.person_score))
     xy, score, std, person_score = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("xy", "score", "std", "person_score")
     )
     order = np.argsort(-person_score, kind="stable")
     order = order[person_score[order] >= options.person_threshold]
-    if options.nms_oks < 1:
-        order = order[oks_nms(xy[order], score[order] > 0, skeleton, options.nms_oks)]
+    # With nms_oks 1, too: the same person from two windows is no second one.
+    doubles = min(options.nms_oks, _DOUBLE)
+    order = order[oks_nms(xy[order], score[order] > 0, skeleton, doubles)]
     order = order[: options.max_people]
     return Poses.build(xy[order], score[order], std[order], person_score[order])
 

@@ -169,6 +169,37 @@ def test_a_neighbour_in_the_window_takes_nobodys_place(runtime: Runtime) -> None
     assert errors(poses, close).max() < 1
 
 
+def test_somebody_missed_is_found_beside_another_once(runtime: Runtime) -> None:
+    close = np.stack([dots.figure((280, 240), 260), dots.figure((365, 330), 120)])
+    image = dots.draw_people((480, 640), close)
+    options = dataclasses.replace(TWICE, second_look_size=320)
+    estimator = PoseEstimator(runtime, options)
+    seen = estimator.infer([image], [False]).looks[0]
+    assert isinstance(seen, SecondLook) and len(seen.first) == len(seen.windows) == 2
+    tall = int(np.argmax(seen.first.bbox[:, 3] - seen.first.bbox[:, 1]))
+    alone = SecondLook(seen.first[tall], [seen.windows[tall]], seen.peaks[tall : tall + 1])
+    found = merge(alone, options, COCO_17)
+    assert errors(found, close).max() < 1
+    # Seen beside somebody, it counts for less than with a window of its own.
+    both = merge(seen, options, COCO_17)
+    assert len(both) == 2 and found.person_score[1] < 0.8 * both.person_score.min()
+    # Who is not worth a second look is not worth this, either.
+    strict = dataclasses.replace(options, second_look_threshold=1.0)
+    assert len(merge(alone, strict, COCO_17)) == 1
+
+
+def test_whoever_may_go_on_beyond_the_window_is_left_to_others() -> None:
+    window = Window.around(np.array([100, 100, 200, 200]), (480, 640), 128)
+    x, y = window.corner_xy  # 155 pixels wide: from 72 to 228
+    assert (x, y) == (72, 72) and window.box.image_hw == (156, 156)
+    boxes = [(90, 90, 110, 110), (75, 90, 110, 110), (90, 90, 225, 110), (90, 60, 110, 300)]
+    assert window.holds(np.array(boxes)).tolist() == [True, False, False, False]
+    at_the_edge = Window.around(np.array([0, 0, 100, 100]), (480, 640), 128)
+    assert at_the_edge.holds(np.array([(-1, 0, 80, 90), (0, 0, 126, 90)])).tolist() == [True, False]
+    whole = Window.around(np.array([0, 0, 100, 100]), (100, 100), 128)
+    assert whole.holds(np.array([(0, 0, 99, 99)])).tolist() == [True]
+
+
 def test_two_first_finds_of_one_person_become_one(runtime: Runtime) -> None:
     person = crowd([300])
     image = dots.draw_people((480, 640), person)
