@@ -48,9 +48,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "min_keypoints": (1, 2, 3, 4, 5, 6, 8),
     "person_threshold": (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12),
 }
-# What is tried once people are looked at again.
+# What is tried once people are looked at again, which takes longer.
 AGAIN: dict[str, tuple[Any, ...]] = {
     "second_look_threshold": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
+    "keypoint_threshold": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
+    "min_keypoints": (3, 4, 5, 6, 8),
+    "refine": (False, True),
+    "nms_oks": (0.3, 0.5, 0.7),
 }
 SWEEPS = 3
 # From one half of 462 pictures to another the gain of an option varied by .0024 (deviation).
@@ -176,7 +180,7 @@ def tune(
         annotations: who is in them.
         empty: person-free images.
         start: options to start from; ``max_people`` and ``second_look`` stay as they are. With
-            second looks, all but their threshold is chosen by the first looks.
+            second looks, all options are first chosen without, then some of them once more.
         stray: fewer people than this are found per person-free image by the display set.
         share: of the images that training held back; on the others a model may be better than
             elsewhere, so what is found in the person-free ones held back is counted apart.

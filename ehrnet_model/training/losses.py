@@ -37,7 +37,7 @@ class LossOptions:
     tag: float = 2e-2
     place: float = 10.0
     sharpness: float = 10.0
-    sides: float = 0.0
+    sides: float = 0.02
 
 
 def heatmap_loss(

@@ -41,6 +41,8 @@ def preset(name: str, phi: int) -> TrainOptions:
         ema=0.0,
         drop_connect=0.2,
         bf16=False,
-        loss=LossOptions(scale=1.0, low=1.0, high=1.0, peak_weight=0.0, tag=1e-3, place=0.0),
+        loss=LossOptions(
+            scale=1.0, low=1.0, high=1.0, peak_weight=0.0, tag=1e-3, place=0.0, sides=0.0
+        ),
         sample=SampleOptions(published=True),
     )

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Mapping
 
 import torch
+from torch import distributed
 from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
@@ -53,6 +54,7 @@ def side_loss(
     height, width = features.shape[2:]
     joints, device = COCO_17.num_keypoints, features.device
     if people == 0:
+        _everywhere(features.new_zeros((), dtype=torch.float32))  # others wait for it
         return features.new_zeros((), dtype=torch.float32)
     weights = _probe(features.shape[1]).to(device)
     scores = _GAIN * torch.einsum("nchw,c->nhw", features.float(), weights)
@@ -79,7 +81,16 @@ def side_loss(
     asked = scores[whose[:, None, None], cells[..., 1], cells[..., 0]]
     sign = torch.tensor([1.0, -1.0], device=device).view(2, 1, 1, 1)
     total = (F.softplus(-sign * asked) * weight).sum()
-    return total / weight.sum().clamp(min=1)
+    return total / _everywhere(weight.sum()).clamp(min=1)
+
+
+def _everywhere(count: torch.Tensor) -> torch.Tensor:
+    """The mean over all processes: theirs together weigh each limb as one process would."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count
+    count = count.detach().float().clone()
+    distributed.all_reduce(count)
+    return count / distributed.get_world_size()
 
 
 def check_pairs(gains: Mapping[str, float]) -> None:
