@@ -162,7 +162,13 @@ def main() -> int:
             )
             found = [load(path, info) for path in args.sizes]
             images = found[0]["images"]
-            found += [e for e in evaluations if (e["images"], e["precision"]) == (images, "fp32")]
+            looks = info.decode.get("second_look", 0)
+            found += [
+                e
+                for e in evaluations
+                if (e["images"], e["precision"]) == (images, "fp32")
+                and e["decode"].get("second_look", 0) == looks
+            ]
             shipped = [{key: f[key] for key in kept} for f in found]
             beside = args.out.with_name(f"{args.out.stem}.evaluations.json")
             beside.write_text(json.dumps(shipped, indent=1) + "\n")
