@@ -227,8 +227,10 @@ def tune(
     ) -> Choice:
         options = climb(measure, dataclasses.replace(start, second_look=0), values)
         if start.second_look:
-            options = dataclasses.replace(options, second_look=start.second_look)
-            options = climb(measure, options, AGAIN)
+            # What suits the first look alone has to be worth it with both.
+            first, _ = measure(start)
+            both, options = measure(dataclasses.replace(options, second_look=start.second_look))
+            options = climb(measure, options if both > first + _WORTH else start, AGAIN)
         return measured(options)
 
     choices = {"start": measured(start), "ap": chosen(by_ap, CHOICES)}
