@@ -43,8 +43,9 @@ def open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
     estimator = PoseEstimator(runtime, options, wanted, closer)
     estimator(np.zeros((480, 640, 3), np.uint8))
     if closer is not None:
-        for count in range(1, batch_of(options) + 1):
-            side = options.second_look_size
+        side = options.second_look_size
+        # The largest first: TensorRT inside ONNX Runtime builds anew where a size leaves the range.
+        for count in range(batch_of(options), 0, -1):
             closer(np.zeros((count, side, side, 3), np.uint8))
     return estimator
 
