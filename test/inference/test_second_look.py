@@ -214,6 +214,27 @@ def test_two_first_finds_of_one_person_become_one(runtime: Runtime) -> None:
     assert errors(merge(doubled, TWICE, COCO_17), person).max() < 1
 
 
+def test_two_people_joined_and_other_views_of_one_are_nobody(runtime: Runtime) -> None:
+    people = crowd([300, 250])
+    image = dots.draw_people((480, 640), people)
+    seen = PoseEstimator(runtime, TWICE).infer([image], [False]).looks[0]
+    assert isinstance(seen, SecondLook)
+    joined = np.where(np.arange(17)[:, None] < 9, people[0], people[1])
+    half = np.where(np.arange(17)[:, None] < 9, people[0], np.nan)
+    near = people[0] + (130, 0)  # somebody else, as similar as neighbours are
+    for other, count in ((joined, 2), (half, 2), (near, 3)):
+        extra = Poses.build(other[None], np.full((1, 17), 0.4), np.ones((1, 17)), np.array([0.1]))
+        everybody = Poses.build(
+            *(
+                np.concatenate([getattr(seen.first, name), getattr(extra, name)])
+                for name in ("xy", "score", "std", "person_score")
+            )
+        )
+        # The last was not looked at again.
+        found = merge(SecondLook(everybody, seen.windows, seen.peaks), TWICE, COCO_17)
+        assert len(found) == count
+
+
 def test_thresholds_hold_after_the_second_look(runtime: Runtime) -> None:
     people = crowd([300, 250])
     image = dots.draw_people((480, 640), people)
