@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.runtime import ModelInfo, model_info
 
 DATA = """\
@@ -110,7 +111,8 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
         ):
             measures = {k: v for k, v in tuned[name].items() if k != "decode"}
             said = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in measures.items())
-            shipped = tuned[name]["decode"] == info.decode
+            made = [DecodeOptions.from_dict(d) for d in (tuned[name]["decode"], info.decode)]
+            shipped = made[0] == made[1]
             lines.append(f"* {called}{' (as shipped)' if shipped else ''}: {said}")
         if tuned.get("person_score_images"):
             lines += [

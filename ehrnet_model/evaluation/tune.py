@@ -55,6 +55,7 @@ AGAIN: dict[str, tuple[Any, ...]] = {
     "min_keypoints": (3, 4, 5, 6, 8),
     "refine": (False, True),
     "nms_oks": (0.3, 0.5, 0.7),
+    "shared": (0.3, 0.5, 1.0),
 }
 SWEEPS = 3
 # From one half of 462 pictures to another the gain of an option varied by .0024 (deviation).

@@ -99,6 +99,13 @@ class DecodeOptions:
     second_look_size: int = option(
         128, 64, 512, "[pixels] side of the square that somebody is looked at again in."
     )
+    shared: float = option(
+        0.3,
+        0.0,
+        1.0,
+        "After second looks: people with a larger share of keypoints where better people have "
+        "theirs are other views of those; 1 keeps all.",
+    )
     person_score: Tuple[float, ...] = numbers(
         (0, TERMS),
         "Coefficients of a person's score, see person_score.py; none: the score is the mean of its "

@@ -42,9 +42,8 @@ _SLACK = 2.0
 _SAME = 0.1
 # At least as similar as this, two views are of one person.
 _DOUBLE = 0.9
-# A keypoint more similar than this to another person's is the same; who has more than this share of
-# such is no other person.
-_SAME_PLACE, _SHARED = 0.5, 0.3
+# A keypoint more similar than this to another person's is the same.
+_SAME_PLACE = 0.5
 # Nearer to the window's edge than this share of it, somebody may go on beyond.
 _CLEAR = 0.05
 # People beside the one whose window it is have not the size known best: a share of their score.
@@ -238,12 +237,14 @@ def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> P
     # With nms_oks 1, too: the same person from two windows is no second one.
     doubles = min(options.nms_oks, _DOUBLE)
     order = order[oks_nms(xy[order], score[order] > 0, skeleton, doubles)]
-    order = order[_without_sharers(xy[order], score[order] > 0, skeleton)]
+    order = order[_without_sharers(xy[order], score[order] > 0, skeleton, options.shared)]
     order = order[: options.max_people]
     return Poses.build(xy[order], score[order], std[order], person_score[order])
 
 
-def _without_sharers(xy: np.ndarray, present: np.ndarray, skeleton: SkeletonInfo) -> np.ndarray:
+def _without_sharers(
+    xy: np.ndarray, present: np.ndarray, skeleton: SkeletonInfo, share: float
+) -> np.ndarray:
     """Indices of those of people, best first, whose keypoints mostly lie where nobody better's do.
 
     Within one look people share hardly any peak. In two windows the same peak is two, so another
@@ -253,6 +254,7 @@ def _without_sharers(xy: np.ndarray, present: np.ndarray, skeleton: SkeletonInfo
         xy: (P, J, 2), any values where absent.
         present: (P, J) bool.
         skeleton: gives the falloff constants.
+        share: of their keypoints that may lie there.
     """
     variance = (2 * np.asarray(skeleton.sigmas)) ** 2
     low = np.where(present[..., None], xy, np.inf).min(1)
@@ -262,7 +264,7 @@ def _without_sharers(xy: np.ndarray, present: np.ndarray, skeleton: SkeletonInfo
     for number in range(len(xy)):
         squared = ((xy[kept] - xy[number]) ** 2).sum(2) / (2 * variance * area[kept, None])
         taken = (np.exp(-squared) > _SAME_PLACE) & present[kept] & present[number]
-        if taken.any(0).sum() <= _SHARED * present[number].sum():
+        if taken.any(0).sum() <= share * present[number].sum():
             kept.append(number)
     return np.array(kept, int)
 

@@ -221,6 +221,7 @@ def test_two_people_joined_and_other_views_of_one_are_nobody(runtime: Runtime) -
     assert isinstance(seen, SecondLook)
     joined = np.where(np.arange(17)[:, None] < 9, people[0], people[1])
     half = np.where(np.arange(17)[:, None] < 9, people[0], np.nan)
+    with_joined = seen.first
     near = people[0] + (130, 0)  # somebody else, as similar as neighbours are
     for other, count in ((joined, 2), (half, 2), (near, 3)):
         extra = Poses.build(other[None], np.full((1, 17), 0.4), np.ones((1, 17)), np.array([0.1]))
@@ -230,9 +231,12 @@ def test_two_people_joined_and_other_views_of_one_are_nobody(runtime: Runtime) -
                 for name in ("xy", "score", "std", "person_score")
             )
         )
+        with_joined = everybody if other is joined else with_joined
         # The last was not looked at again.
         found = merge(SecondLook(everybody, seen.windows, seen.peaks), TWICE, COCO_17)
         assert len(found) == count
+    loose = dataclasses.replace(TWICE, shared=1.0)
+    assert len(merge(SecondLook(with_joined, seen.windows, seen.peaks), loose, COCO_17)) == 3
 
 
 def test_thresholds_hold_after_the_second_look(runtime: Runtime) -> None:
