@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         runtime = PassesRuntime.from_file(model)
     else:
         runtime = open_runtime(model, runtime_name)
+    closer = None
     try:
         stored = runtime.info.decode
         if args.tuned is not None:
@@ -106,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         )
     finally:
         runtime.close()
+        if closer is not None and closer is not runtime:
+            closer.close()
     if args.json is not None:
         write_json(args.json, measures)
     if args.results is not None:
