@@ -17,6 +17,12 @@ from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import ScenePlan, WindowPlan, affine, published_affine
 from ehrnet_model.training.windows import Window, draw
 
+# In larger windows that size would leave most to other things.
+_CLOSE_SIDE = 128
+# Around what second looks aim at, since what the first look gave is off: pixels of the longer side
+# of the box around somebody's keypoints, and how far its middle lies from the window's, as a share.
+_CLOSE_PX = (60.0, 110.0)
+_OFF_CENTRE = 0.12
 _FACE, _SHOULDERS, _HIPS = [0, 1, 2, 3, 4], [5, 6], [11, 12]
 
 
@@ -25,6 +31,9 @@ class SampleOptions:
     """What the windows show.
 
     Attributes:
+        close: share of small windows with one person in the middle, of the size that people
+            have in a second look (``inference/second_look.py``), whatever the side. What
+            follows is about the others, but for turning, mirroring and colours.
         background: share of windows from pictures without people or anywhere in a picture.
         mosaic: share of windows made of four smaller ones.
         pair: share of windows made of two upright ones side by side, a person in each.
@@ -42,6 +51,7 @@ class SampleOptions:
             the centre, turned by up to 30 degrees, half of them mirrored.
     """
 
+    close: float = 0.0
     background: float = 0.1
     mosaic: float = 0.15
     pair: float = 0.4
@@ -138,8 +148,11 @@ class Sampler:
         rng = np.random.default_rng([self.seed, number])
         if options.published:
             return WindowPlan(size, (self._published(rng, number, size),))
+        close = size <= _CLOSE_SIDE and options.close > 0 and rng.random() < options.close
         kind, half = rng.random(), size // 2
-        if kind < options.mosaic:
+        if close:
+            scenes, places = [self._scene(rng, size, options, close=True)], [(0, 0)]
+        elif kind < options.mosaic:
             scenes = [self._scene(rng, half, options) for _ in range(4)]
             places = [(0, 0), (half, 0), (0, half), (half, half)]
         elif kind < options.mosaic + options.pair:
@@ -154,7 +167,12 @@ class Sampler:
         )
 
     def _scene(
-        self, rng: np.random.Generator, size: int, options: SampleOptions, aspect: float = 1.0
+        self,
+        rng: np.random.Generator,
+        size: int,
+        options: SampleOptions,
+        aspect: float = 1.0,
+        close: bool = False,
     ) -> ScenePlan:
         """A square scene of ``size`` pixels; what it is about lies in its middle columns.
 
@@ -163,6 +181,7 @@ class Sampler:
             size: of its sides.
             options: see there.
             aspect: width of those columns as a share of the side.
+            close: whether it shows one person as in a second look.
         """
         mirror = bool(rng.random() < 0.5)
         degrees = rng.uniform(-1, 1) * options.rotation if rng.random() < options.rotate else 0.0
@@ -170,7 +189,7 @@ class Sampler:
         if rng.random() > 0.6:
             red, green, blue = rng.integers(0, 256, 3)
             border = (int(red), int(green), int(blue))
-        if rng.random() < options.background or not self._people:
+        if not self._people or (not close and rng.random() < options.background):
             source = self._empty if self._empty and rng.random() < 0.7 else self._all
             pack, i = source[int(rng.integers(len(source)))]
             record = self.packs[pack][0].records[i]
@@ -181,11 +200,17 @@ class Sampler:
             number = int(np.searchsorted(self._cumulative, rng.random()))
             pack, i, person = self._people[min(number, len(self._people) - 1)]
             labels = self.packs[pack][0].labels[i]
-            x, y, w, h = self._target(rng, labels, person, options)
-            side = max(w / aspect, h) / rng.uniform(*options.fill)
-            side = max(side, size / options.max_zoom)
+            if close:
+                x, y, w, h = _keypoints_box(labels, person)
+                fill = rng.uniform(*_CLOSE_PX) / size
+            else:
+                x, y, w, h = self._target(rng, labels, person, options)
+                fill = rng.uniform(*options.fill)
+            side = max(max(w / aspect, h) / fill, size / options.max_zoom)
             room = side * np.array([aspect, 1.0])
             free = np.maximum(room - np.array([w, h]), 0.1 * room) / 2 * options.jitter
+            if close:
+                free = np.full(2, _OFF_CENTRE * max(w, h))
             centre = np.array([x + w / 2, y + h / 2]) + rng.uniform(-1, 1, 2) * free
         matrix = affine((float(centre[0]), float(centre[1])), side, size, degrees, mirror)
         table, grey = colours(rng, options)
@@ -240,6 +265,14 @@ class Sampler:
             high = (labels.boxes[near, :2] + labels.boxes[near, 2:]).max(0)
             box = np.concatenate([low, high - low])
         return float(box[0]), float(box[1]), float(box[2]), float(box[3])
+
+
+def _keypoints_box(labels: ImageLabels, person: int) -> tuple[float, float, float, float]:
+    """x, y, width and height of the box around a person's labelled keypoints, in pixels."""
+    keypoints = labels.keypoints[person]
+    points = keypoints[keypoints[:, 2] == POSITIVE, :2]
+    low, size = points.min(0), np.maximum(np.ptp(points, axis=0), 1.0)
+    return float(low[0]), float(low[1]), float(size[0]), float(size[1])
 
 
 def person_weight(labels: ImageLabels, person: int) -> float:

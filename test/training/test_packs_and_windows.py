@@ -304,6 +304,37 @@ def test_columns_move_labels_with_the_picture(pack_file):
     np.testing.assert_allclose(part.keypoints[..., 1:], whole.keypoints[..., 1:])
 
 
+@pytest.mark.parametrize("size", [96, 128])
+def test_close_windows_show_somebody_as_a_second_look_does(pack_file, size):
+    pack = Pack(pack_file)
+    sampler = Sampler([(pack, 1.0)], seed=1, holdout=0.0)
+    options = SampleOptions(close=1.0, rotate=0.0, max_zoom=100.0)
+    sides = []
+    for number in range(40):
+        (scene,) = sampler.plan(number, size, options).scenes
+        found = []
+        for keypoints in pack.labels[scene.image].keypoints:
+            points = keypoints[keypoints[:, 2] == POSITIVE, :2] @ scene.matrix[:, :2].T
+            low, high = (points + scene.matrix[:, 2]).min(0), (points + scene.matrix[:, 2]).max(0)
+            off = np.abs((low + high) / 2 - (size - 1) / 2).max()
+            if 60 <= (side := (high - low).max()) <= 110 and off <= 0.12 * side:
+                found.append(side)
+        assert found
+        sides.append(found[0])
+    # The same size in pixels whatever the window's, around the 83 of a second look.
+    assert 75 < np.mean(sides) < 95 and np.ptp(sides) > 20
+
+
+def test_close_windows_are_small_and_some_of_all(pack_file):
+    sampler = Sampler([(Pack(pack_file), 1.0)], seed=2, holdout=0.0)
+    mosaics, half = SampleOptions(mosaic=1.0), SampleOptions(mosaic=1.0, close=0.5)
+    scenes = [len(sampler.plan(i, 128, half).scenes) for i in range(200)]
+    assert set(scenes) == {1, 4} and 70 < scenes.count(1) < 130
+    for number in range(10):
+        large, same = (sampler.sample(number, 192, options) for options in (mosaics, half))
+        np.testing.assert_array_equal(large.picture, same.picture)
+
+
 def test_held_back_images_are_never_drawn(pack_file):
     pack = Pack(pack_file)
     share = next(
