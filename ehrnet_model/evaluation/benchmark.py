@@ -24,11 +24,11 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.power import PowerMeter
 from ehrnet_model.inference import onnx_runtime
 from ehrnet_model.inference.atomic import write_atomically
-from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
+from ehrnet_model.inference.decode import DecodeOptions, decode
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import user_folder
 from ehrnet_model.inference.runtime import ModelInfo, Runtime, model_info, open_runtime
-from ehrnet_model.inference.second_look import Window, look, open_closer
+from ehrnet_model.inference.second_look import look, open_closer, views_of
 from ehrnet_model.inference.sizes import parse_size
 
 # The first images pay for memory and plans.
@@ -162,16 +162,13 @@ def _person_ms(closer: Runtime, options: DecodeOptions, image: np.ndarray, frame
     """The median of cutting somebody out, the network and grouping; one person at a time."""
     skeleton = closer.info.skeleton
     height, width = image.shape[:2]
-    window = Window.around(
-        np.array([0.4 * width, 0.2 * height, 0.6 * width, 0.8 * height]),
-        (height, width),
-        options.second_look_size,
-    )
+    bbox = np.array([0.4 * width, 0.2 * height, 0.6 * width, 0.8 * height])
+    windows = views_of(bbox, (height, width), options)
     times = []
     for _ in range(WARM_UP + frames):
         begun = time.perf_counter()
-        peaks = look(image, False, [window], closer)
-        decode(Peaks.from_output(peaks[0]), options, skeleton, window)
+        for window, output in zip(windows, look(image, False, windows, closer)):
+            decode(window.peaks(output, skeleton), options, skeleton, window)
         times.append((time.perf_counter() - begun) * 1e3)
     return summary(times[WARM_UP:])["median_ms"]
 

@@ -118,8 +118,9 @@ class _Finder:
             return decode(peaks, options, skeleton, boxes[0]), 0
         first = decode(peaks, first_options(options), skeleton, boxes[0])
         windows = windows_for(first, image_hw, options)
-        seen = SecondLook(first, windows, look(picture, True, windows, self._closer))
-        return merge(seen, options, skeleton), len(windows)
+        peaks = look(picture, True, windows, self._closer)
+        seen = SecondLook(first, windows, peaks, options.second_look_views)
+        return merge(seen, options, skeleton), seen.count
 
     def _closer(self, inputs: np.ndarray) -> np.ndarray:
         """Windows are of the size the network knows best: mirrored at most."""
@@ -172,17 +173,18 @@ def evaluate(
     stray = empty = people = 0
     pixels, macs, times, looked = [], [], [], []
     again = variant.cost((options.second_look_size, options.second_look_size)).macs
+    again *= options.second_look_views
     used: set[tuple[int, int]] = set()
     for image in progress(chosen):
         picture = files.decode(image["file_name"])
         sizes = finder.sizes((picture.shape[0], picture.shape[1]))
         start = time.perf_counter()
-        poses, windows = finder.find(picture, sizes)
+        poses, count = finder.find(picture, sizes)
         times.append(1000 * (time.perf_counter() - start))
         used.add(sizes[0])
         pixels.append(sizes[0][0] * sizes[0][1])
-        looked.append(windows)
-        once = sum(variant.cost(hw).macs for hw in sizes) + windows * again
+        looked.append(count)
+        once = sum(variant.cost(hw).macs for hw in sizes) + count * again
         macs.append(once * (2 if settings.mirror else 1))
         results.extend(poses.to_coco(image["id"]))
         people += len(poses)

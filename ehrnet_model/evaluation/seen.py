@@ -73,7 +73,8 @@ class Seen:
             return decode(self.peaks, options, skeleton, self.box)
         first = decode(self.peaks, first_options(options), skeleton, self.box)
         windows = windows_for(first, self.box.image_hw, options)
-        return merge(SecondLook(first, windows, self.closer(windows)), options, skeleton)
+        views = options.second_look_views
+        return merge(SecondLook(first, windows, self.closer(windows), views), options, skeleton)
 
 
 def see(

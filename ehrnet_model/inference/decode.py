@@ -99,6 +99,13 @@ class DecodeOptions:
     second_look_size: int = option(
         128, 64, 512, "[pixels] side of the square that somebody is looked at again in."
     )
+    second_look_views: int = option(
+        1,
+        1,
+        6,
+        "Each of them is looked at in so many windows, the second mirrored, more of them narrower "
+        "or wider, and the mean counts. Every view costs as much as the first.",
+    )
     shared: float = option(
         0.3,
         0.0,

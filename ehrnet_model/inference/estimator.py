@@ -49,7 +49,7 @@ class Inferred:
     @property
     def second_looks(self) -> List[int]:
         """How many people of each image were looked at again."""
-        return [len(one.windows) if isinstance(one, SecondLook) else 0 for one in self.looks]
+        return [one.count if isinstance(one, SecondLook) else 0 for one in self.looks]
 
     def people(self) -> List[Tuple[Poses, Timings]]:
         """The people of each image and what each stage took; needs no engine, any thread may.
@@ -187,7 +187,8 @@ class PoseEstimator:
         windows = windows_for(people, (image.shape[0], image.shape[1]), options)
         begun = time.perf_counter()
         peaks = look(image, rgb, windows, engine)
-        return SecondLook(people, windows, peaks), Timings(0.0, _ms_since(begun), decode_ms)
+        again = SecondLook(people, windows, peaks, options.second_look_views)
+        return again, Timings(0.0, _ms_since(begun), decode_ms)
 
     def close(self) -> None:
         """Frees the engines."""

@@ -7,7 +7,8 @@ found first. Where keypoints lie and how good a person is then come from the sec
 
 One network does both: what a person costs is a small input more, and how many get one is bounded.
 Looking twice, first coarse, is common where another network does the second look (Papandreou et al.
-2017, arXiv 1701.01779).
+2017, arXiv 1701.01779). Several views of a person, mirrored and of other widths, may be averaged:
+a network that is not sure errs differently in each.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ MOST_AT_ONCE = 8
 
 _log = logging.getLogger(__name__)
 
-# A window's side in units of the longer side of the box around somebody's keypoints.
-_ROOM = 1.55
+# Views, in the order in which they are taken: the window's side in units of the longer side of the
+# box around somebody's keypoints, and whether it is mirrored.
+_VIEWS = ((1.55, False), (1.55, True), (1.3, True), (1.85, False), (1.3, False), (1.85, True))
 # Smaller windows show a few blurred pixels.
 _LEAST_PX = 16
 # Keypoints of the second look may lie this many standard deviations apart from the first's.
@@ -44,6 +46,8 @@ _SAME = 0.1
 _DOUBLE = 0.9
 # A keypoint more similar than this to another person's is the same.
 _SAME_PLACE = 0.5
+# A keypoint more similar than this to another view's is seen in both.
+_SEEN_IN_BOTH = 0.3
 # Nearer to the window's edge than this share of it, somebody may go on beyond.
 _CLEAR = 0.05
 # People beside the one whose window it is have not the size known best: a share of their score.
@@ -58,28 +62,39 @@ class Window:
         image_hw: (height, width) of the image in pixels.
         corner_xy: first pixel of the part, in pixels of the image.
         box: how the part lies in the network's input.
+        mirrored: whether the input shows it left for right.
     """
 
     image_hw: Tuple[int, int]
     corner_xy: Tuple[int, int]
     box: Letterbox
+    mirrored: bool = False
 
     @staticmethod
-    def around(bbox: np.ndarray, image_hw: Tuple[int, int], side: int) -> Window:
+    def around(
+        bbox: np.ndarray,
+        image_hw: Tuple[int, int],
+        side: int,
+        room: float = _VIEWS[0][0],
+        mirrored: bool = False,
+    ) -> Window:
         """The square window for somebody whose keypoints lie in ``bbox``.
 
         Args:
             bbox: (4,) x0 y0 x1 y1 in pixels of the image.
             image_hw: (height, width) of the image; what lies outside is cut off.
             side: of the network input in pixels, a multiple of 32.
+            room: side of the window, as a share of the box's longer side.
+            mirrored: see there.
         """
         low, high = bbox[:2].astype(np.float64), bbox[2:].astype(np.float64)
-        width = max(float((high - low).max()) * _ROOM, _LEAST_PX)
+        width = max(float((high - low).max()) * room, _LEAST_PX)
         limits = np.array(image_hw[::-1])
         corner = np.floor(np.clip((low + high - width) / 2, 0, limits - 1)).astype(int)
         end = np.ceil(np.clip((low + high + width) / 2, corner + 1, limits)).astype(int)
         part = int(end[1] - corner[1]), int(end[0] - corner[0])
-        return Window(image_hw, (int(corner[0]), int(corner[1])), Letterbox.fit(part, (side, side)))
+        box = Letterbox.fit(part, (side, side))
+        return Window(image_hw, (int(corner[0]), int(corner[1])), box, mirrored)
 
     @property
     def scale(self) -> float:
@@ -101,10 +116,23 @@ class Window:
         x, y = self.corner_xy
         height, width = self.box.image_hw
         self.box.apply(image[y : y + height, x : x + width], out)
+        if self.mirrored:
+            out[:] = out[:, ::-1].copy()
 
     def undo(self, xy: np.ndarray) -> np.ndarray:
         """(..., 2) positions in the input -> positions in the image, float32."""
+        if self.mirrored:
+            xy = xy * np.array([-1, 1], np.float32)
+            xy[..., 0] += self.box.size_hw[1] - 1
         return self.box.undo(xy) + np.array(self.corner_xy, np.float32)
+
+    def peaks(self, output: np.ndarray, skeleton: SkeletonInfo) -> Peaks:
+        """What an engine (J, K, 15) saw here, left and right as in the image.
+
+        Raises:
+            EhrnetError: see ``Peaks.from_output``.
+        """
+        return Peaks.from_output(output[list(skeleton.flip)] if self.mirrored else output)
 
 
 @dataclass(frozen=True)
@@ -113,18 +141,25 @@ class SecondLook:
 
     Attributes:
         first: whom the first look found, best first.
-        windows: of the first of them, as many as were looked at again.
+        windows: of the first of them, as many as were looked at again, each one's views together.
         peaks: (W, J, 30, 15) float32, of these windows, see runtime.py.
+        views: how many there are of each.
     """
 
     first: Poses
     windows: Sequence[Window]
     peaks: np.ndarray
+    views: int = 1
+
+    @property
+    def count(self) -> int:
+        """How many people were looked at again."""
+        return len(self.windows) // self.views
 
 
 def batch_of(options: DecodeOptions) -> int:
     """Most windows that an engine for second looks is given at once; 0: it is given none."""
-    return min(options.second_look, MOST_AT_ONCE)
+    return min(options.second_look * options.second_look_views, MOST_AT_ONCE)
 
 
 def open_closer(
@@ -173,7 +208,13 @@ def windows_for(first: Poses, image_hw: Tuple[int, int], options: DecodeOptions)
     """Where to look again: at the best people above ``second_look_threshold``."""
     count = int((first.person_score >= options.second_look_threshold).sum())
     boxes = first.bbox[: min(count, options.second_look)]
-    return [Window.around(bbox, image_hw, options.second_look_size) for bbox in boxes]
+    return [window for bbox in boxes for window in views_of(bbox, image_hw, options)]
+
+
+def views_of(bbox: np.ndarray, image_hw: Tuple[int, int], options: DecodeOptions) -> List[Window]:
+    """The windows for one person, see ``Window.around``."""
+    views, side = _VIEWS[: options.second_look_views], options.second_look_size
+    return [Window.around(bbox, image_hw, side, room, mirrored) for room, mirrored in views]
 
 
 def look(
@@ -215,19 +256,27 @@ def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> P
         EhrnetError: the engine gave values that are not finite.
     """
     everybody = dataclasses.replace(options, person_threshold=0.0, nms_oks=1.0)
-    parts = [seen.first[len(seen.windows) :]]
-    for number, (window, peaks) in enumerate(zip(seen.windows, seen.peaks)):
-        found = decode(Peaks.from_output(peaks), everybody, skeleton, window)
-        same = _similarity(seen.first[number], found, skeleton)
-        worth = same * found.person_score * (same >= _SAME)
-        beside = found.person_score >= options.second_look_threshold
-        beside &= window.holds(found.bbox)
-        if worth.any():
-            best = int(worth.argmax())
-            parts.append(found[best])
-            beside[best] = False
-        others = found[beside]
-        parts.append(dataclasses.replace(others, person_score=_BESIDE * others.person_score))
+    parts = [seen.first[seen.count :]]
+    for number in range(seen.count):
+        views = []
+        for view in range(number * seen.views, (number + 1) * seen.views):
+            window = seen.windows[view]
+            peaks = window.peaks(seen.peaks[view], skeleton)
+            found = decode(peaks, everybody, skeleton, window)
+            same = _similarity(seen.first[number], found, skeleton)
+            worth = same * found.person_score * (same >= _SAME)
+            beside = found.person_score >= options.second_look_threshold
+            beside &= window.holds(found.bbox)
+            if worth.any():
+                best = int(worth.argmax())
+                views.append(found[best])
+                beside[best] = False
+            if view == number * seen.views:
+                others = found[beside]
+                score = _BESIDE * others.person_score
+                parts.append(dataclasses.replace(others, person_score=score))
+        if views:
+            parts.append(_mean(views, seen.views, skeleton))
     xy, score, std, person_score = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("xy", "score", "std", "person_score")
@@ -240,6 +289,35 @@ def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> P
     order = order[_without_sharers(xy[order], score[order] > 0, skeleton, options.shared)]
     order = order[: options.max_people]
     return Poses.build(xy[order], score[order], std[order], person_score[order])
+
+
+def _mean(views: Sequence[Poses], count: int, skeleton: SkeletonInfo) -> Poses:
+    """One person (P = 1) of views of it, each P = 1.
+
+    A keypoint lies where most views, by their scores, have it nearly at one place: at the mean of
+    those. Scores are means over all ``count`` views, 0 for those that do not have it.
+    """
+    if count == 1:
+        return views[0]
+    xy, score, std, person_score = (
+        np.concatenate([getattr(view, name) for view in views])
+        for name in ("xy", "score", "std", "person_score")
+    )
+    sides = np.array([view.bbox[0, 2:] - view.bbox[0, :2] for view in views])
+    area = max(float(np.median(sides.prod(1))), 1.0)
+    squared = ((xy[:, None] - xy) ** 2).sum(3)
+    variance = (2 * np.asarray(skeleton.sigmas)) ** 2
+    near = np.exp(-squared / (2 * variance * area)) > _SEEN_IN_BOTH  # (V, V, J); never where absent
+    weight = near * score
+    best, joint = weight.sum(1).argmax(0), np.arange(score.shape[1])
+    weight = weight[best, :, joint].T
+    total = weight.sum(0)
+    mean = (weight[..., None] * np.nan_to_num(xy)).sum(0) / np.maximum(total, 1e-9)[:, None]
+    mean[total == 0] = np.nan
+    scores = total / count
+    return Poses.build(
+        mean[None], scores[None], std[best, joint][None], person_score.sum(keepdims=True) / count
+    )
 
 
 def _without_sharers(

@@ -58,11 +58,23 @@ def test_a_row_says_what_ran_and_how_fast(name, home, capsys) -> None:
     assert len(out) == 4 and "384x384" in out[2]
 
 
-def test_what_each_person_looked_at_again_costs(home, tmp_path, dots_model, capsys) -> None:
+def test_what_each_person_looked_at_again_costs(
+    home, tmp_path, dots_model, capsys, monkeypatch
+) -> None:
     model = dots.with_decode(dots_model, tmp_path / "t.onnx", second_look=4, second_look_size=256)
     assert run("--model", str(model), "--runtime", "onnxruntime", "--size", "square", "96x128") == 0
     square, small = json.loads((home / "benchmark.json").read_text())["rows"]
     assert square["person_ms"] > 0 and small["person_ms"] > 0
+    counts, real = [], benchmark.look
+
+    def counted(image, rgb, windows, engine):
+        counts.append(len(windows))
+        return real(image, rgb, windows, engine)
+
+    monkeypatch.setattr(benchmark, "look", counted)
+    many = dots.with_decode(model, tmp_path / "m.onnx", second_look_views=3)
+    assert run("--model", str(many), "--runtime", "onnxruntime", "--size", "96x128") == 0
+    assert set(counts) == {3}
     assert "each person ms" in capsys.readouterr().out
 
 

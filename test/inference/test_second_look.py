@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import dots
@@ -20,6 +21,7 @@ from ehrnet_model.inference.second_look import (
     MOST_AT_ONCE,
     SecondLook,
     Window,
+    batch_of,
     merge,
     open_closer,
     windows_for,
@@ -71,10 +73,13 @@ def errors(poses: Poses, people: np.ndarray) -> np.ndarray:
 boxes = st.tuples(*[st.floats(-40, 280)] * 2, *[st.floats(0, 250)] * 2)
 
 
-@given(boxes, st.integers(40, 250), st.integers(40, 250))
-def test_a_window_is_where_it_says(box: tuple[float, ...], height: int, width: int) -> None:
+@given(boxes, st.integers(40, 250), st.integers(40, 250), st.floats(1, 2), st.booleans())
+def test_a_window_is_where_it_says(
+    box: tuple[float, ...], height: int, width: int, room: float, mirrored: bool
+) -> None:
     x, y, w, h = box
-    window = Window.around(np.array([x, y, x + w, y + h]), (height, width), 128)
+    bbox = np.array([x, y, x + w, y + h])
+    window = Window.around(bbox, (height, width), 128, room, mirrored)
     # Each pixel of this picture tells where it is; interpolated, it still does.
     picture = np.zeros((height, width, 3), np.uint8)
     picture[..., 0], picture[..., 1] = np.arange(width), np.arange(height)[:, None]
@@ -89,6 +94,108 @@ def test_a_window_is_where_it_says(box: tuple[float, ...], height: int, width: i
     slack = 1.01 + 0.5 / window.scale
     assert np.abs(told - out[rows, columns, :2]).max() < slack
     assert (out[out[..., 2] == 0] == 0).all()
+    inner = out[:, (out[..., 2] == 255).all(0), 0].astype(int)
+    assert (np.diff(inner[64]) * (-1 if mirrored else 1) >= 0).all()
+
+
+class TwoHanded(Recorder):
+    """An engine that tells left from right as networks do: by who faces the camera.
+
+    The dots tell by their colours, also in a mirror. Where somebody's left shoulder, so called, is
+    on the left of the picture, the picture is mirrored, and left and right are called otherwise.
+
+    Args:
+        inner: the engine of dots.
+        change: of the peaks (J, 30, 15) of one window, given also whether it is mirrored.
+    """
+
+    def __init__(
+        self, inner: Runtime, change: Callable[[np.ndarray, bool], None] = lambda peaks, m: None
+    ) -> None:
+        super().__init__(inner)
+        self.change = change
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        peaks = super().__call__(images).copy()
+        for number, (image, one) in enumerate(zip(images, peaks, strict=True)):
+            right = one[6, one[6, :, 0] > 0.2, 1:3]
+            apart = right - one[5, 0, 1:3]
+            mirrored = bool(len(right)) and apart[np.hypot(*apart.T).argmin(), 0] > 0
+            if mirrored:
+                peaks[number] = one[list(COCO_17.flip)]
+            if image.shape[0] == image.shape[1]:
+                self.change(peaks[number], mirrored)
+        return peaks
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 6])
+def test_several_views_of_somebody_agree(runtime: Runtime, views: int) -> None:
+    people = crowd([260, 190, 200])
+    image = dots.draw_people((480, 640), people)
+    engine = TwoHanded(runtime)
+    options = dataclasses.replace(TWICE, second_look_views=views)
+    inferred = PoseEstimator(engine, options).infer([image], [False])
+    assert inferred.second_looks == [3]
+    assert sum(shape[0] for shape in engine.shapes[1:]) == 3 * views
+    assert max(shape[0] for shape in engine.shapes) <= MOST_AT_ONCE
+    poses = inferred.people()[0][0]
+    assert errors(poses, people).max() < 1
+    assert (poses.score > 0.5).all() and (poses.std > 0).all()
+    assert batch_of(options) == MOST_AT_ONCE
+    assert batch_of(dataclasses.replace(options, second_look=1)) == views
+
+
+def test_views_err_less_together(runtime: Runtime) -> None:
+    people = crowd([260, 190, 200])
+    image = dots.draw_people((480, 640), people)
+
+    def error(views: int) -> float:
+        rng = np.random.default_rng(5)
+
+        def shake(peaks: np.ndarray, mirrored: bool) -> None:
+            peaks[:, :1, 1:3] += rng.normal(0, 3, (17, 1, 2))
+
+        options = dataclasses.replace(TWICE, second_look_views=views)
+        poses = PoseEstimator(TwoHanded(runtime, shake), options)(image)
+        return float(errors(poses, people).mean())
+
+    one, two, six = error(1), error(2), error(6)
+    # Independent errors: the root of the number of views, about.
+    assert two < 0.85 * one and six < 0.6 * one
+
+
+def test_what_one_view_of_two_shows_counts_half(runtime: Runtime) -> None:
+    people = crowd([300])
+    image = dots.draw_people((480, 640), people)
+    options = dataclasses.replace(TWICE, second_look_views=2)
+    whole = PoseEstimator(TwoHanded(runtime), options)(image)
+
+    def one_legged(peaks: np.ndarray, mirrored: bool) -> None:
+        if mirrored:  # the mirror's right ankle is the left one
+            peaks[16] = 0
+
+    poses = PoseEstimator(TwoHanded(runtime, one_legged), options)(image)
+    assert errors(poses, people).max() < 1
+    ratio = poses.score[0] / whole.score[0]
+    assert ratio[15] == pytest.approx(0.5, abs=0.02)
+    np.testing.assert_allclose(np.delete(ratio, 15), 1, atol=1e-5)
+
+    def elsewhere(peaks: np.ndarray, mirrored: bool) -> None:
+        if mirrored:
+            peaks[16, 0, 1:3] -= 60
+            peaks[16, :, 0] *= 0.8  # not as sure, so not believed
+
+    poses = PoseEstimator(TwoHanded(runtime, elsewhere), options)(image)
+    assert errors(poses, people).max() < 1
+    assert poses.score[0, 15] == pytest.approx(0.5 * whole.score[0, 15], rel=0.04)
+
+    def nobody(peaks: np.ndarray, mirrored: bool) -> None:
+        if mirrored:
+            peaks[:] = 0
+
+    poses = PoseEstimator(TwoHanded(runtime, nobody), options)(image)
+    assert errors(poses, people).max() < 1
+    assert poses.person_score[0] == pytest.approx(0.5 * whole.person_score[0], rel=0.04)
 
 
 @given(st.integers(0, 500), st.integers(0, 300), st.integers(20, 140), st.integers(20, 140))
