@@ -255,6 +255,7 @@ def test_people_are_looked_at_again(dots, peer, start, model, image_of, size):
     for parameter, value, reason in (
         ("second_look", 0, "cleanup"),
         ("second_look_size", 128, "cleanup"),
+        ("second_look_views", 2, "cleanup"),
         ("second_look_threshold", 2.0, "range"),
     ):
         result = peer.set_parameter(f"/{space}/pose", parameter, value)
