@@ -57,10 +57,16 @@ def row(name: str, found: dict[str, Any]) -> str:
         *(f"{found[key]:.3f}" for key in ("AP", "AP50", "AP75", "APm", "APl", "AR")),
         "-" if stray is None else f"{stray:.2f}",
         f"{found['gmacs']:.2f}",
-        f"{found.get('second_looks_per_image', 0):.1f}",
+        f"{found.get('second_looks_per_image', 0):.1f} x {_views(found['decode'])}",
         f"`{found['decode']['keypoint_threshold']:g}`",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _views(decode: dict[str, Any]) -> int:
+    """In how many windows somebody is looked at again."""
+    views: int = decode.get("second_look_views", 1)
+    return views if decode.get("second_look", 0) else 0
 
 
 def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: str) -> str:
@@ -83,11 +89,11 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
         DATA,
         "## Measured",
         "",
-        "COCO keypoint AP by pycocotools. One pass over the image, and one over a window of each "
-        "person looked at again, which GMACs count; no mirror.",
+        "COCO keypoint AP by pycocotools. One pass over the image, and one over every view of each "
+        "person looked at again (the second is mirrored); GMACs count all of them.",
         "",
         "| images | number | input | AP | AP50 | AP75 | APm | APl | AR | people found per "
-        "person-free image | GMACs | looked at again per image | keypoint threshold |",
+        "person-free image | GMACs | people looked at again per image x views | keypoint threshold |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
@@ -164,12 +170,12 @@ def main() -> int:
             )
             found = [load(path, info) for path in args.sizes]
             images = found[0]["images"]
-            looks = info.decode.get("second_look", 0)
+            looks = info.decode.get("second_look", 0), _views(info.decode)
             found += [
                 e
                 for e in evaluations
                 if (e["images"], e["precision"]) == (images, "fp32")
-                and e["decode"].get("second_look", 0) == looks
+                and (e["decode"].get("second_look", 0), _views(e["decode"])) == looks
             ]
             shipped = [{key: f[key] for key in kept} for f in found]
             beside = args.out.with_name(f"{args.out.stem}.evaluations.json")
