@@ -93,7 +93,7 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
         "person looked at again (the second is mirrored); GMACs count all of them.",
         "",
         "| images | number | input | AP | AP50 | AP75 | APm | APl | AR | people found per "
-        "person-free image | GMACs | people looked at again per image x views | keypoint threshold |",
+        "person-free image | GMACs | looked at again per image x views | keypoint threshold |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
