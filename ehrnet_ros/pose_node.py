@@ -292,7 +292,9 @@ class PoseNode(LifecycleNode):
         built = getattr(estimator.runtime, "engine", None)  # of runtimes that build engines
         self._verdict = "" if built is None else str(built.verdict)
         many = 0 if estimator.closer is None else estimator.options.second_look
-        self._again = f"up to {many} people" if many else ""
+        views = estimator.options.second_look_views
+        each = f", {views} views of each" if views > 1 else ""
+        self._again = f"up to {many} people{each}" if many else ""
         for camera in self._cameras:
             camera.input_hw = estimator.size_hw or (0, 0)
         self.get_logger().info(
