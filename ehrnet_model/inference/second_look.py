@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 # Views, in the order in which they are taken: the window's side in units of the longer side of the
 # box around somebody's keypoints, and whether it is mirrored.
-_VIEWS = ((1.55, False), (1.55, True), (1.3, True), (1.85, False), (1.3, False), (1.85, True))
+_VIEWS = ((1.45, False), (1.45, True), (1.3, True), (1.6, False), (1.3, False), (1.6, True))
 # Smaller windows show a few blurred pixels.
 _LEAST_PX = 16
 # Keypoints of the second look may lie this many standard deviations apart from the first's.

@@ -22,11 +22,13 @@ def preset(name: str, phi: int) -> TrainOptions:
     The published code keeps the backbone frozen throughout whatever it is told, of which the paper
     says nothing; here it is trained (``freeze`` 7 keeps it).
 
+    Ours: what ``TrainOptions`` says, with most windows as second looks see them.
+
     Raises:
         EhrnetError: there is no such recipe.
     """
     if name == "ours":
-        return TrainOptions(phi=phi)
+        return TrainOptions(phi=phi, sample=SampleOptions(close=0.75))
     if name != "paper":
         raise EhrnetError(f"there is no preset '{name}': {' or '.join(PRESETS)}.")
     return TrainOptions(

@@ -205,7 +205,7 @@ def test_a_person_inside_the_picture_is_inside_the_window(x: int, y: int, w: int
     part = np.array(window.box.image_hw[::-1])
     assert (corner <= [x, y]).all() and (corner + part >= [min(x + w, 640), min(y + h, 480)]).all()
     # Half of the window and more is the person; where the picture ends, the window does.
-    assert max(part) <= 1.56 * max(w, h) + 2
+    assert max(part) <= 1.46 * max(w, h) + 2
     assert (corner >= 0).all() and (corner + part <= [640, 480]).all()
 
 
@@ -296,12 +296,12 @@ def test_somebody_missed_is_found_beside_another_once(runtime: Runtime) -> None:
 
 
 def test_whoever_may_go_on_beyond_the_window_is_left_to_others() -> None:
-    window = Window.around(np.array([100, 100, 200, 200]), (480, 640), 128)
+    window = Window.around(np.array([100, 100, 200, 200]), (480, 640), 128, room=1.55)
     x, y = window.corner_xy  # 155 pixels wide: from 72 to 228
     assert (x, y) == (72, 72) and window.box.image_hw == (156, 156)
     boxes = [(90, 90, 110, 110), (75, 90, 110, 110), (90, 90, 225, 110), (90, 60, 110, 300)]
     assert window.holds(np.array(boxes)).tolist() == [True, False, False, False]
-    at_the_edge = Window.around(np.array([0, 0, 100, 100]), (480, 640), 128)
+    at_the_edge = Window.around(np.array([0, 0, 100, 100]), (480, 640), 128, room=1.55)
     assert at_the_edge.holds(np.array([(-1, 0, 80, 90), (0, 0, 126, 90)])).tolist() == [True, False]
     whole = Window.around(np.array([0, 0, 100, 100]), (100, 100), 128)
     assert whole.holds(np.array([(0, 0, 99, 99)])).tolist() == [True]

@@ -50,7 +50,8 @@ def test_the_paper_preset_is_the_published_recipe():
         assert (options.lr, options.weight_decay, options.ema) == (1e-3, 0.0, 0.0)
         assert (options.epochs, options.schedule, options.warmup_steps) == (300, "steps", 0)
         assert options.loss == LossOptions(1.0, 1.0, 1.0, 0.0, 1e-3, place=0.0, sides=0.0)
-    assert preset("ours", -3) == TrainOptions(phi=-3)
+    ours = TrainOptions(phi=-3, sample=SampleOptions(close=0.75))
+    assert preset("ours", -3) == ours
     with pytest.raises(EhrnetError, match="no preset 'mine'"):
         preset("mine", -4)
 
