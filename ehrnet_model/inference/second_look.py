@@ -248,9 +248,9 @@ def look(
 def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> Poses:
     """The people of an image after both looks, best first.
 
-    Somebody who is not to be seen again is taken for a mistake of the first look. Others who are
-    whole in somebody's window, well enough for a second look, count as found, too: where they were
-    found before, the better view of them stays.
+    Somebody who is not to be seen again, in any view, is taken for a mistake of the first look.
+    Others who are whole in somebody's first view, well enough for a second look, count as found,
+    too: where they were found before, the better view of them stays.
 
     Raises:
         EhrnetError: the engine gave values that are not finite.

@@ -31,8 +31,8 @@ class SampleOptions:
     """What the windows show.
 
     Attributes:
-        close: share of small windows with one person in the middle, of the size that people
-            have in a second look (``inference/second_look.py``), whatever the side. What
+        close: share of windows of up to 128 pixels with one person in the middle, of the size that
+            people have in a second look (``inference/second_look.py``), whatever the side. What
             follows is about the others, but for turning, mirroring and colours.
         background: share of windows from pictures without people or anywhere in a picture.
         mosaic: share of windows made of four smaller ones.
