@@ -37,7 +37,7 @@ from ehrnet_model.training.averages import Average, Sums
 from ehrnet_model.training.batches import Batch, collate, normalise
 from ehrnet_model.training.feed import Job, feed
 from ehrnet_model.training.grow import grow
-from ehrnet_model.training.hardware import Hardware, open_device, quicken
+from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people
 from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
@@ -82,7 +82,7 @@ class TrainOptions:
         unfreeze_at: share of the schedule after which they are trained as well.
         seed: of weights and samples.
         shared_norm: with several processes, normalise over the batches of all of them.
-        bf16: convolutions in bfloat16.
+        bf16: convolutions in bfloat16 where the device has instructions for it.
         lite0: npz file that starts the backbone, see ``init_lite0``.
         backbone: classifier checkpoint that starts the backbone, see ``init_classifier``.
         start: state.pt or weights of another run, whose averaged weights start this one; those of
@@ -286,6 +286,7 @@ class Trainer:
                 self.optimiser.load_state_dict(state["optimiser"])
                 for group, decay in zip(self.optimiser.param_groups, decays, strict=True):
                     group["weight_decay"] = decay  # as asked for now, not as stored
+        self.bf16 = options.bf16 and has_bfloat16(self.device)
         if self.device.type == "cpu":
             quicken(self.network)
         where = self.hardware.windows_on
@@ -309,6 +310,7 @@ class Trainer:
             },
             "hardware": {
                 **asdict(self.hardware),
+                "bf16": self.bf16,
                 "name": torch.cuda.get_device_name(self.device)
                 if self.device.type == "cuda"
                 else platform.processor() or platform.machine(),
@@ -430,7 +432,7 @@ class Trainer:
         rate = self._rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        parts = compute_losses(self.network, batch, self.options.loss, self.options.bf16)
+        parts = compute_losses(self.network, batch, self.options.loss, self.bf16)
         self.optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
         now = time.monotonic()
@@ -556,7 +558,7 @@ class Trainer:
         """BoxOKS of the averaged weights on held-back people; appended to holdout.csv."""
         if not self.held_back or self.rank:
             return {}
-        values = box_oks(self.averaged(side_gain), self.held_back, self.options.bf16)
+        values = box_oks(self.averaged(side_gain), self.held_back, self.bf16)
         self.records.add(
             "holdout",
             {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values},
@@ -579,6 +581,8 @@ class Trainer:
             each: called after every step (a progress bar).
         """
         o = self.options
+        if o.bf16 and not self.bf16 and self.rank == 0:
+            tell(f"this {self.device.type.upper()} has no bfloat16 instructions: in float32.")
         clock = self._clock = time.monotonic()
         saved = measured = clock
         sums, waited = Sums(), 0.0

@@ -178,7 +178,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-seconds", type=float, help="seconds between two saves (180)")
     parser.add_argument("--log-steps", type=int, help="steps between two lines of log (50)")
     parser.add_argument(
-        "--fp32", dest="bf16", action="store_false", default=None, help="no bfloat16"
+        "--fp32",
+        dest="bf16",
+        action="store_false",
+        default=None,
+        help="no bfloat16, which is used where the device has instructions for it",
     )
     parser.add_argument(
         "--unpack",

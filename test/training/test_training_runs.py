@@ -46,6 +46,20 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(pack_file, tmp_path):
     assert (tmp_path / "parts/log.csv").read_text().startswith("step,images")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_bfloat16_is_used_where_the_device_has_it(pack_file, tmp_path, monkeypatch, there):
+    """The same options on either machine, so that a run may go on on another one."""
+    monkeypatch.setattr("ehrnet_model.training.trainer.has_bfloat16", lambda device: there)
+    said: list[str] = []
+    runs = [Trainer(small(pack_file, bf16=bf16), tmp_path / str(bf16)) for bf16 in (True, False)]
+    for run in runs:
+        run.run(said.append, steps=1)
+    weights = [run.network.state_dict() for run in runs]
+    same = all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert same is not there
+    assert ["CPU has no bfloat16" in line for line in said].count(True) == (0 if there else 1)
+
+
 def test_a_compact_state_carries_a_run_on(pack_file, tmp_path):
     options = small(pack_file)
     first = Trainer(options, tmp_path / "first")
