@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_model.evaluation.sizes import size_for
-from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
+from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, group
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime
@@ -51,6 +52,26 @@ class Closer:
         return np.array([self._kept[window] for window in windows])
 
 
+class Groups:
+    """``decode.group``, each answer kept: most options change what is made of groups."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[bytes, float, float, float], np.ndarray] = {}
+
+    def __call__(
+        self, peaks: Peaks, options: DecodeOptions, spans: np.ndarray | None, threshold: float
+    ) -> np.ndarray:
+        """See ``decode.group``; of one skeleton only."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (peaks.score, peaks.xy, peaks.tag):
+            digest.update(np.ascontiguousarray(part))
+        reach = 0.0 if spans is None else options.reach
+        key = digest.digest(), float(threshold), options.tag_threshold, reach
+        if key not in self._kept:
+            self._kept[key] = group(peaks, options, spans, threshold).astype(np.int8)
+        return self._kept[key].astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the network said about one image.
@@ -60,21 +81,23 @@ class Seen:
         peaks: see there.
         box: how the image lay in the network's input.
         closer: for second looks; without one there are none.
+        groups: keeps them.
     """
 
     image_id: Any
     peaks: Peaks
     box: Letterbox
     closer: Closer | None = None
+    groups: Groups = field(default_factory=Groups)
 
     def people(self, options: DecodeOptions, skeleton: SkeletonInfo = COCO_17) -> Poses:
         """The people that these options make of it."""
         if self.closer is None or not options.second_look:
-            return decode(self.peaks, options, skeleton, self.box)
-        first = decode(self.peaks, first_options(options), skeleton, self.box)
+            return decode(self.peaks, options, skeleton, self.box, self.groups)
+        first = decode(self.peaks, first_options(options), skeleton, self.box, self.groups)
         windows = windows_for(first, self.box.image_hw, options)
-        views = options.second_look_views
-        return merge(SecondLook(first, windows, self.closer(windows), views), options, skeleton)
+        again = SecondLook(first, windows, self.closer(windows), options.second_look_views)
+        return merge(again, options, skeleton, self.groups)
 
 
 def see(

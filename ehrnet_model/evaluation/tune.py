@@ -52,6 +52,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 AGAIN: dict[str, tuple[Any, ...]] = {
     "second_look_threshold": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
     "keypoint_threshold": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
+    "levels": (1, 2, 3, 4),
+    "tag_threshold": (0.5, 0.75, 1.0, 1.5),
+    "reach": (1.3, 1.8, 2.5),
     "min_keypoints": (3, 4, 5, 6, 8),
     "refine": (False, True),
     "nms_oks": (0.3, 0.5, 0.7),
@@ -171,6 +174,7 @@ def tune(
     start: DecodeOptions,
     stray: float = 0.1,
     share: float = 1.0,
+    settled: bool = False,
     skeleton: SkeletonInfo = COCO_17,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Choice]:
@@ -181,10 +185,12 @@ def tune(
         annotations: who is in them.
         empty: person-free images.
         start: options to start from; ``max_people`` and ``second_look`` stay as they are. With
-            second looks, all options are first chosen without, then some of them once more.
+            second looks, all options are first chosen without, then many of them once more.
         stray: fewer people than this are found per person-free image by the display set.
         share: of the images that training held back; on the others a model may be better than
             elsewhere, so what is found in the person-free ones held back is counted apart.
+        settled: ``start`` was chosen with second looks, so that it is not asked what suits the
+            first look alone.
         skeleton: of the model.
         progress: told after every measurement.
 
@@ -226,6 +232,8 @@ def tune(
         measure: Callable[[DecodeOptions], tuple[float, DecodeOptions]],
         values: dict[str, tuple[Any, ...]],
     ) -> Choice:
+        if settled and start.second_look:
+            return measured(climb(measure, start, AGAIN))
         options = climb(measure, dataclasses.replace(start, second_look=0), values)
         if start.second_look:
             # What suits the first look alone has to be worth it with both.

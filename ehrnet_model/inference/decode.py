@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -203,6 +203,10 @@ class Peaks:
         )
 
 
+# See ``group``.
+Grouping = Callable[[Peaks, DecodeOptions, Optional[np.ndarray], float], np.ndarray]
+
+
 class Placed(Protocol):
     """How an image, or a part of one, lies in the network's input."""
 
@@ -221,15 +225,17 @@ def decode(
     options: DecodeOptions,
     skeleton: SkeletonInfo,
     box: Placed,
+    grouping: Optional[Grouping] = None,
 ) -> Poses:
     """The people of one look, best first, in pixels of the image that ``box`` fitted.
 
-    ``second_look`` and what belongs to it are not its matter, see second_look.py.
+    ``second_look`` and what belongs to it are not its matter, see second_look.py. ``grouping``:
+    ``group``, or what gives the same.
     """
     spans = SPANS.get(skeleton.name)
     expect = spans is not None and len(options.person_score) > 0
     pool = [
-        _level(peaks, options, spans, threshold, not expect)
+        _level(peaks, options, spans, threshold, not expect, grouping or group)
         for threshold in options.keypoint_threshold * (1 + np.arange(options.levels) / 2)
     ]
     chosen, person_score = (np.concatenate(parts) for parts in zip(*pool))
@@ -259,6 +265,7 @@ def _level(
     spans: Optional[np.ndarray],
     threshold: float,
     scored: bool,
+    grouping: Grouping,
 ) -> Tuple[np.ndarray, np.ndarray]:
     """People grouped at one threshold, best first, gaps filled and legs parted.
 
@@ -268,11 +275,12 @@ def _level(
         spans: see ``group``.
         threshold: of the keypoints.
         scored: leave out people below the person threshold.
+        grouping: see ``decode``.
 
     Returns:
         (P, J) index of the peak or -1, and (P,) mean score of the keypoints as they were grouped.
     """
-    chosen = group(peaks, options, spans, threshold)
+    chosen = grouping(peaks, options, spans, threshold)
     mean = _take(peaks.score, chosen).mean(1)
     kept = (chosen >= 0).sum(1) >= options.min_keypoints
     if scored:

@@ -22,7 +22,7 @@ from typing import Callable, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, oks_nms
+from ehrnet_model.inference.decode import DecodeOptions, Grouping, Peaks, decode, oks_nms
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime, open_runtime
@@ -245,8 +245,13 @@ def look(
     return np.concatenate([engine(inputs[i : i + MOST_AT_ONCE]) for i in parts])
 
 
-def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> Poses:
-    """The people of an image after both looks, best first.
+def merge(
+    seen: SecondLook,
+    options: DecodeOptions,
+    skeleton: SkeletonInfo,
+    grouping: Optional[Grouping] = None,
+) -> Poses:
+    """The people of an image after both looks, best first; ``grouping``: see ``decode``.
 
     Somebody who is not to be seen again, in any view, is taken for a mistake of the first look.
     Others who are whole in somebody's first view, well enough for a second look, count as found,
@@ -262,7 +267,7 @@ def merge(seen: SecondLook, options: DecodeOptions, skeleton: SkeletonInfo) -> P
         for view in range(number * seen.views, (number + 1) * seen.views):
             window = seen.windows[view]
             peaks = window.peaks(seen.peaks[view], skeleton)
-            found = decode(peaks, everybody, skeleton, window)
+            found = decode(peaks, everybody, skeleton, window, grouping)
             same = _similarity(seen.first[number], found, skeleton)
             worth = same * found.person_score * (same >= _SAME)
             beside = found.person_score >= options.second_look_threshold

@@ -115,6 +115,7 @@ def _choose(
     files.require(image["file_name"] for image in images.all)
     info = runtime.info
     start = DecodeOptions.from_dict(info.decode)
+    settled = start.second_look > 0
     if args.second_look is not None:
         start = replace(start, second_look=args.second_look)
         if start.second_look and runtime.size_hw is not None:
@@ -145,6 +146,7 @@ def _choose(
             start,
             args.stray,
             args.held_back,
+            settled,
             info.skeleton,
             progress,
         )

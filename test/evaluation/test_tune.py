@@ -1,6 +1,7 @@
 """Choosing decode options: by hand-made counts, and end to end with a real exported model."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -13,7 +14,7 @@ import pytest
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free, load_annotations
 from ehrnet_model.evaluation.pictures import ImageFiles
-from ehrnet_model.evaluation.seen import see
+from ehrnet_model.evaluation.seen import Groups, see
 from ehrnet_model.evaluation.tune import (
     choosing_part,
     climb,
@@ -21,10 +22,12 @@ from ehrnet_model.evaluation.tune import (
     keypoint_f1,
     person_free_images,
     quiet,
+    tune,
 )
 from ehrnet_model.held_back import held_back
-from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.decode import DecodeOptions, decode
 from ehrnet_model.inference.runtime import open_runtime
+from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.variants import pose_variant
 
 
@@ -233,6 +236,45 @@ def test_sets_are_chosen_for_people_looked_at_again(tempting, dots_model, tmp_pa
     assert again["gmacs"] - once["gmacs"] == pytest.approx(looked * window)
     with pytest.raises(EhrnetError, match="second_look = 99 is not possible"):
         command("tune", *data, "--model", model, "--second-look", 99)
+
+
+def test_options_with_second_looks_are_a_start(tempting, dots_model, tmp_path):
+    """It is not asked once more what suits the first look alone."""
+    annotations = load_annotations(tempting / "truth.json.gz", truth=True)
+    images, files = annotations["images"], ImageFiles([tempting / "images.zip"])
+    start = DecodeOptions(second_look=3, second_look_size=256, keypoint_threshold=0.4, nms_oks=0.6)
+    told: dict[bool, list[str]] = {True: [], False: []}
+    with contextlib.closing(open_runtime(dots_model, "onnxruntime")) as runtime:
+        seen = see(runtime, images, files, "square")
+        for settled, lines in told.items():
+            choices = tune(seen, annotations, [], start, settled=settled, progress=lines.append)
+            assert choices["ap"].measures["AP"] == pytest.approx(1)
+            assert choices["ap"].options.second_look == 3
+    assert 0 < len(told[True]) < len(told[False]) / 2
+
+
+def test_kept_groups_change_nothing(tempting, dots_model):
+    """One ``Seen`` asked in many ways, against a new one for every question."""
+    annotations = load_annotations(tempting / "truth.json.gz", truth=True)
+    files = ImageFiles([tempting / "images.zip"])
+    twice = DecodeOptions(second_look=3, second_look_size=256, second_look_views=2, levels=2)
+    asked = [
+        dataclasses.replace(twice, **changes)
+        for changes in (
+            {}, {"keypoint_threshold": 0.4}, {"tag_threshold": 0.01}, {"reach": 0.0},
+            {"second_look": 0}, {"levels": 1}, {"min_keypoints": 17}, {"legs": True}, {},
+        )
+    ]  # fmt: skip
+    with contextlib.closing(open_runtime(dots_model, "onnxruntime")) as runtime:
+        for kept in see(runtime, annotations["images"], files, "square"):
+            for options in asked:
+                fresh = dataclasses.replace(kept, groups=Groups())
+                one, other = kept.people(options), fresh.people(options)
+                plain = decode(kept.peaks, options, COCO_17, kept.box)
+                for name in ("xy", "score", "std", "person_score"):
+                    np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+                    if not options.second_look:
+                        np.testing.assert_array_equal(getattr(one, name), getattr(plain, name))
 
 
 def test_the_person_score_is_checked_in_parts(tempting, dots_model, tmp_path, capsys, monkeypatch):
