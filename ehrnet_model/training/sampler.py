@@ -17,10 +17,10 @@ from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import ScenePlan, WindowPlan, affine, published_affine
 from ehrnet_model.training.windows import Window, draw
 
-# In larger windows that size would leave most to other things.
+# Around what second looks of 128 pixels aim at, since what the first look gave is off: pixels of the
+# longer side of the box around somebody's keypoints, and how far its middle lies from the window's,
+# as a share. In smaller windows the same pixels, since smaller people would be another matter.
 _CLOSE_SIDE = 128
-# Around what second looks aim at, since what the first look gave is off: pixels of the longer side
-# of the box around somebody's keypoints, and how far its middle lies from the window's, as a share.
 _CLOSE_PX = (60.0, 110.0)
 _OFF_CENTRE = 0.12
 _FACE, _SHOULDERS, _HIPS = [0, 1, 2, 3, 4], [5, 6], [11, 12]
@@ -31,9 +31,11 @@ class SampleOptions:
     """What the windows show.
 
     Attributes:
-        close: share of windows of up to 128 pixels with one person in the middle, of the size that
-            people have in a second look (``inference/second_look.py``), whatever the side. What
-            follows is about the others, but for turning, mirroring and colours.
+        close: share of windows of up to ``close_side`` pixels with one person in the middle, of the
+            size that people have in a second look (``inference/second_look.py``) of 128 pixels;
+            larger in proportion in larger windows. What follows is about the others, but for
+            turning, mirroring and colours.
+        close_side: see there.
         background: share of windows from pictures without people or anywhere in a picture.
         mosaic: share of windows made of four smaller ones.
         pair: share of windows made of two upright ones side by side, a person in each.
@@ -52,6 +54,7 @@ class SampleOptions:
     """
 
     close: float = 0.0
+    close_side: int = 128
     background: float = 0.1
     mosaic: float = 0.15
     pair: float = 0.4
@@ -148,7 +151,8 @@ class Sampler:
         rng = np.random.default_rng([self.seed, number])
         if options.published:
             return WindowPlan(size, (self._published(rng, number, size),))
-        close = size <= _CLOSE_SIDE and options.close > 0 and rng.random() < options.close
+        may_be_close = options.close > 0 and size <= options.close_side
+        close = may_be_close and rng.random() < options.close
         kind, half = rng.random(), size // 2
         if close:
             scenes, places = [self._scene(rng, size, options, close=True)], [(0, 0)]
@@ -202,7 +206,7 @@ class Sampler:
             labels = self.packs[pack][0].labels[i]
             if close:
                 x, y, w, h = _keypoints_box(labels, person)
-                fill = rng.uniform(*_CLOSE_PX) / size
+                fill = rng.uniform(*_CLOSE_PX) / min(size, _CLOSE_SIDE)
             else:
                 x, y, w, h = self._target(rng, labels, person, options)
                 fill = rng.uniform(*options.fill)

@@ -265,7 +265,7 @@ def run(args: argparse.Namespace) -> int:
                 low, high = values.get("fill", start.fill)
                 values["fill"] = (value, high) if name == "fill_min" else (low, value)
             elif name in names:
-                values[name] = value
+                values[name] = type(getattr(start, name))(value)
             else:
                 raise EhrnetError(
                     f"there is no setting '{name}'; known: {', '.join(sorted(names))}."
