@@ -17,9 +17,9 @@ from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import ScenePlan, WindowPlan, affine, published_affine
 from ehrnet_model.training.windows import Window, draw
 
-# Around what second looks of 128 pixels aim at, since what the first look gave is off: pixels of the
-# longer side of the box around somebody's keypoints, and how far its middle lies from the window's,
-# as a share. In smaller windows the same pixels, since smaller people would be another matter.
+# Around what second looks of 128 pixels aim at, since what the first look gave is off: pixels of
+# the longer side of the box around somebody's keypoints, and how far its middle lies from the
+# window's, as a share. In smaller windows the same pixels: smaller people are another matter.
 _CLOSE_SIDE = 128
 _CLOSE_PX = (60.0, 110.0)
 _OFF_CENTRE = 0.12
