@@ -36,6 +36,7 @@ METADATA_KEY = "ehrnet"
 # Nodes of the graph named so compute in float32 whatever the precision of the rest.
 FP32_PREFIX = "fp32/"
 MAX_PEAKS = 30
+MAX_SMOOTH = 4.0
 # Of the 5x5 maximum filter: two maxima of one plateau lie this near, in cells of the half-size map.
 NMS_RADIUS = 2
 PEAK_CHANNELS = 15
@@ -69,6 +70,8 @@ class ModelInfo:
         input_size: short side, in pixels, of the network input that suits the weights best; the
             paper's square unless the weights were trained for another scale. 0: not said.
         precision: what the graph computes in: ``fp32``, ``fp16`` or ``int8``.
+        smooth: the graph smooths heatmaps by a Gaussian of so many cells at half the input size
+            before it looks for peaks; 0: it does not.
         extra: anything else (licence, metrics, recipe), for people to read.
     """
 
@@ -83,6 +86,7 @@ class ModelInfo:
     version: str = ""
     input_size: int = 0
     precision: str = "fp32"
+    smooth: float = 0.0
     extra: Dict[str, Any] = field(default_factory=dict)
 
 
@@ -231,11 +235,13 @@ def info_from_json(text: str, where: str) -> ModelInfo:
 
 def _check_values(info: ModelInfo) -> None:
     """Raises TypeError or ValueError for what no model has; the skeleton is not looked at."""
-    kinds = {"str": str, "int": int, "Dict[str, Any]": dict}
+    kinds = {"str": str, "int": int, "float": float, "Dict[str, Any]": dict}
     for f in dataclasses.fields(info):
         value, kind = getattr(info, f.name), kinds.get(str(f.type))
         if kind is not None and type(value) is not kind:
             raise TypeError(f"{f.name} cannot be {value!r}")
+    if not 0 <= info.smooth <= MAX_SMOOTH:
+        raise ValueError(f"smooth cannot be {info.smooth}")
     if not 0 <= info.input_size <= _MAX_INPUT_SIZE:
         raise ValueError(f"input_size cannot be {info.input_size}")
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ehrnet_model import __version__
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.atomic import write_atomically
-from ehrnet_model.inference.runtime import COORDINATES
+from ehrnet_model.inference.runtime import COORDINATES, MAX_SMOOTH
 from ehrnet_model.network.classifier import EfficientNet
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.network.hrnet import BLOCKS_PER_BRANCH
@@ -54,6 +54,7 @@ class CheckpointMeta:
         weights_name: short human name of the weights.
         quality: ``released``, ``preview``, ``imported`` or ``random``.
         coordinates: one of ``inference.runtime.COORDINATES``.
+        smooth: how far heatmaps are smoothed before peaks are looked for, see ``ModelInfo``.
         input_size: short side of the network input, in pixels, that suits these weights best; 0:
             the variant's own.
         decode: decode defaults that suit these weights (fields of DecodeOptions).
@@ -69,6 +70,7 @@ class CheckpointMeta:
     weights_name: str = ""
     quality: str = "random"
     coordinates: str = "pixel-centre"
+    smooth: float = 0.0
     input_size: int = 0
     decode: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +93,11 @@ class CheckpointMeta:
                     f"{name} '{value}' of {self.variant} weights is not known: it must be one of "
                     f"{', '.join(repr(a) for a in allowed)}."
                 )
+        if not isinstance(self.smooth, (int, float)) or not 0 <= self.smooth <= MAX_SMOOTH:
+            raise EhrnetError(
+                f"heatmaps cannot be smoothed by {self.smooth!r} cells: give 0 (not) to "
+                f"{MAX_SMOOTH:g}."
+            )
 
     @property
     def phi(self) -> int:

@@ -7,6 +7,7 @@ Index arithmetic is done in float32, which is exact for the up to 2**24 cells of
 
 from __future__ import annotations
 
+import math
 from typing import Any, List, Tuple
 
 import torch
@@ -23,6 +24,10 @@ IMAGENET_STD_RGB = (0.229, 0.224, 0.225)
 MIN_HEAT = 1e-3
 # Keeps the fit finite on a flat patch; a curvature this small says nothing about the position.
 _MIN_CURVATURE = 1e-6
+# Of a keypoint's peak on the map at half size, in cells (see training/targets.py).
+_PEAK_SIGMA = 2.0
+# Beyond so many of its standard deviations a smoothing kernel ends.
+_KERNEL_REACH = 2.2
 
 
 class _Reshape(torch.autograd.Function):
@@ -62,6 +67,19 @@ def heat_and_tags(lowres: Tensor, highres: Tensor, keypoints: int) -> Tuple[Tens
     return (F.interpolate(heat, scale_factor=2.0, mode="bilinear") + highres) * 0.5, tags
 
 
+def smoothing_kernel(sigma: float, keypoints: int) -> Tensor:
+    """Weights (K, 1, S, S) of a depthwise convolution that smooths heatmaps.
+
+    A Gaussian of ``sigma`` cells. A keypoint's peak as it should be, a Gaussian itself, keeps place
+    and height and becomes wider; noise of single cells becomes less.
+    """
+    reach = math.ceil(_KERNEL_REACH * sigma)
+    cells = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    line = torch.exp(-(cells**2) / (2 * sigma**2))
+    line /= (line * torch.exp(-(cells**2) / (2 * _PEAK_SIGMA**2))).sum()
+    return (line[:, None] * line).float().expand(keypoints, 1, -1, -1).contiguous()
+
+
 class DeployedNetwork(nn.Module):
     """A pose network with everything around it that runs on the device.
 
@@ -72,6 +90,7 @@ class DeployedNetwork(nn.Module):
             ``reference`` or ``first-pixel``, quarter-cell shift and cell i at 2 i + 1 or 2 i (see
             ModelInfo).
         keypoints: J.
+        smooth: see ModelInfo.
     """
 
     rgb_from_bgr: Tensor
@@ -85,6 +104,7 @@ class DeployedNetwork(nn.Module):
         network: nn.Module,
         coordinates: str = "pixel-centre",
         keypoints: int = COCO_17.num_keypoints,
+        smooth: float = 0.0,
     ) -> None:
         super().__init__()
         if coordinates not in COORDINATES:
@@ -95,6 +115,9 @@ class DeployedNetwork(nn.Module):
         self.network = network
         self.coordinates = coordinates
         self.keypoints = keypoints
+        self.smoothing: Tensor | None
+        kernel = smoothing_kernel(smooth, keypoints) if smooth else None
+        self.register_buffer("smoothing", kernel, persistent=False)
         mean = torch.tensor(IMAGENET_MEAN_RGB).view(1, 3, 1, 1) * 255
         std = torch.tensor(IMAGENET_STD_RGB).view(1, 3, 1, 1) * 255
         self.register_buffer("rgb_from_bgr", torch.tensor([2, 1, 0]), persistent=False)
@@ -110,8 +133,16 @@ class DeployedNetwork(nn.Module):
 
         H and W are multiples of 32.
         """
-        lowres, highres = self.network(self.normalise(image))
-        return self.peaks(*heat_and_tags(lowres, highres, self.keypoints))
+        return self.peaks(*self.maps(self.normalise(image)))
+
+    def maps(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """What ``normalise`` gave -> heatmaps (N, J, H/2, W/2) and tags (N, J, H/4, W/4)."""
+        lowres, highres = self.network(x)
+        heat, tags = heat_and_tags(lowres, highres, self.keypoints)
+        if self.smoothing is not None:
+            reach = self.smoothing.shape[3] // 2
+            heat = F.conv2d(heat, self.smoothing, padding=reach, groups=self.keypoints)
+        return heat, tags
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) BGR -> float32 (N, 3, H, W) RGB, ImageNet's mean and deviation."""
@@ -243,4 +274,4 @@ def example_images(shape: Tuple[int, int, int], seed: int = 0, noise: float = 0.
     return image.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 
-__all__ = ["MIN_HEAT", "DeployedNetwork", "example_images", "heat_and_tags"]
+__all__ = ["MIN_HEAT", "DeployedNetwork", "example_images", "heat_and_tags", "smoothing_kernel"]

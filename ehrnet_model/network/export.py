@@ -96,7 +96,9 @@ def export_onnx(
         version=info.version or ehrnet_model.__version__,
     )
     was_training = model.training
-    deployed = DeployedNetwork(model, info.coordinates, info.skeleton.num_keypoints).eval()
+    deployed = DeployedNetwork(
+        model, info.coordinates, info.skeleton.num_keypoints, info.smooth
+    ).eval()
     try:
         # Where nothing can be written nothing needs to be traced, which takes a while.
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.runtime import COORDINATES, check_images, check_peaks
-from ehrnet_model.network.deploy import heat_and_tags
 from ehrnet_model.network.torch_runtime import TorchRuntime
 
 _MIRROR_AXIS = 3
@@ -91,5 +90,4 @@ class PassesRuntime(TorchRuntime):
     def _once(self, x: Tensor) -> tuple[Tensor, Tensor]:
         deployed = self._deployed
         assert deployed is not None
-        lowres, highres = deployed.network(x)
-        return heat_and_tags(lowres, highres, deployed.keypoints)
+        return deployed.maps(x)

@@ -49,7 +49,7 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         self._device = device
         self._deployed: DeployedNetwork | None = (
-            DeployedNetwork(network, info.coordinates, info.skeleton.num_keypoints)
+            DeployedNetwork(network, info.coordinates, info.skeleton.num_keypoints, info.smooth)
             .eval()
             .to(device)
         )
@@ -97,6 +97,7 @@ def load_weights(weights: Path) -> tuple[nn.Module, ModelInfo]:
         weights_name=meta.weights_name,
         quality=meta.quality,
         coordinates=meta.coordinates,
+        smooth=meta.smooth,
         decode=dict(meta.decode),
         input_size=meta.input_size or pose_variant(meta.variant).input_size,
         version=ehrnet_model.__version__,

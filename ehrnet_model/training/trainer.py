@@ -495,6 +495,7 @@ class Trainer:
         metrics: dict[str, Any],
         input_size: int = 0,
         side_gain: Mapping[str, float] | None = None,
+        smooth: float = 0.0,
     ) -> None:
         """Writes the averaged weights as a checkpoint of quality ``preview``.
 
@@ -504,6 +505,7 @@ class Trainer:
             metrics: what was measured with them.
             input_size: short side of the network input that suits them; 0: the variant's own.
             side_gain: see ``finished``.
+            smooth: see ``ModelInfo``.
         """
         keep = (
             "optimiser",
@@ -535,6 +537,7 @@ class Trainer:
             weights_name=f"{self.network.variant.name}-{images // 1000}k",
             quality="preview",
             coordinates="reference" if self.options.sample.published else "pixel-centre",
+            smooth=smooth,
             input_size=input_size,
             decode=decode,
             metrics=metrics,

@@ -51,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the named input sizes, to store instead of the weights' own: multiple of 32",
     )
     parser.add_argument(
+        "--smooth",
+        type=float,
+        metavar="CELLS",
+        help="smooth heatmaps by a Gaussian of so many cells at half the input size before peaks "
+        "are looked for, instead of the weights' own; 0: not",
+    )
+    parser.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
@@ -92,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     if args.random and not name:
         raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
     from ehrnet_model.evaluation.tune import tuned_options
+    from ehrnet_model.inference.runtime import MAX_SMOOTH
     from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.network.export import STORED_INPUTS, export_onnx
     from ehrnet_model.network.pictures import read_pictures
@@ -115,6 +123,10 @@ def run(args: argparse.Namespace) -> int:
     if args.short_side is not None:
         parse_size("square", args.short_side)
         info = replace(info, input_size=args.short_side)
+    if args.smooth is not None:
+        if not 0 <= args.smooth <= MAX_SMOOTH:
+            raise EhrnetError(f"--smooth is a number of cells from 0 to {MAX_SMOOTH:g}.")
+        info = replace(info, smooth=args.smooth)
     pictures = [] if args.images is None else read_pictures(args.images, count)
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
     sizes = (*NAMED_SIZES, *args.size)

@@ -212,6 +212,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "so many times as much; for networks that are not sure of sides",
     )
     parser.add_argument(
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="CELLS",
+        help="to store with the weights: heatmaps are smoothed by a Gaussian of so many cells at "
+        "half the input size before peaks are looked for (0: not)",
+    )
+    parser.add_argument(
         "--decode",
         type=_setting,
         nargs="*",
@@ -241,7 +249,7 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.tune import tuned_options
     from ehrnet_model.inference.decode import typed_options
-    from ehrnet_model.inference.runtime import ModelInfo
+    from ehrnet_model.inference.runtime import MAX_SMOOTH, ModelInfo
     from ehrnet_model.inference.sizes import parse_size
     from ehrnet_model.network.checkpoint import weights_sha256
     from ehrnet_model.training.hardware import Hardware
@@ -299,6 +307,8 @@ def run(args: argparse.Namespace) -> int:
     options = dataclasses.replace(options, **given)
     if args.short_side:
         parse_size("square", args.short_side)
+    if not 0 <= args.smooth <= MAX_SMOOTH:
+        raise EhrnetError(f"--smooth is a number of cells from 0 to {MAX_SMOOTH:g}.")
     if args.unpack is not None:
         if (args.out / "state.pt").exists():
             raise EhrnetError(f"{args.out} already holds a run: leave --unpack out to continue it.")
@@ -333,6 +343,7 @@ def run(args: argparse.Namespace) -> int:
         {"held_back": trainer.measure(side_gain)},
         args.short_side,
         side_gain,
+        args.smooth,
     )
     print(
         f"{args.out}: {trainer.step} steps, {trainer.images} images, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import gaussian_filter, maximum_filter
 
 torch = pytest.importorskip("torch")
 
@@ -26,10 +26,10 @@ class FixedMaps(torch.nn.Module):
         return self.maps
 
 
-def deployed_peaks(lowres, highres, coordinates="pixel-centre") -> np.ndarray:
+def deployed_peaks(lowres, highres, coordinates="pixel-centre", smooth=0.0) -> np.ndarray:
     n, _, h, w = highres.shape
     image = torch.zeros((n, 2 * h, 2 * w, 3), dtype=torch.uint8)
-    network = DeployedNetwork(FixedMaps(lowres, highres), coordinates)
+    network = DeployedNetwork(FixedMaps(lowres, highres), coordinates, J, smooth)
     return network(image).numpy()
 
 
@@ -41,15 +41,21 @@ def enlarged(maps: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32), (16, 16)])
-@pytest.mark.parametrize("coordinates", ["pixel-centre", "reference", "first-pixel"])
-def test_peaks_of_random_maps_are_those_of_a_slow_search(shape, coordinates) -> None:
+@pytest.mark.parametrize(
+    ("coordinates", "smooth"),
+    [("pixel-centre", 0.0), ("reference", 0.0), ("first-pixel", 0.0), ("pixel-centre", 1.2)],
+)
+def test_peaks_of_random_maps_are_those_of_a_slow_search(shape, coordinates, smooth) -> None:
     h, w = shape
     rng = np.random.default_rng(h + w)
     lowres = rng.normal(0, 1, (2, 2 * J, h // 2, w // 2)).astype(np.float32)
     highres = rng.normal(0, 1, (2, J, h, w)).astype(np.float32)
     heat = (enlarged(lowres[:, :J]) + highres) / 2
     tags = enlarged(lowres[:, J:])
-    peaks = deployed_peaks(lowres, highres, coordinates)
+    if smooth:
+        smoothed = gaussian_filter(heat, smooth, axes=(2, 3), mode="constant", truncate=2.2)
+        heat = smoothed / gaussian_filter(ideal_peak(), smooth, mode="constant", truncate=2.2).max()
+    peaks = deployed_peaks(lowres, highres, coordinates, smooth)
     assert peaks.shape == (2, J, 30, 15) and peaks.dtype == np.float32
     for n in range(2):
         for j in range(J):
@@ -70,6 +76,12 @@ def test_peaks_of_random_maps_are_those_of_a_slow_search(shape, coordinates) -> 
                 expected_x = shifted(x, w, patch[1], coordinates)
                 expected_y = shifted(y, h, patch[:, 1], coordinates)
                 np.testing.assert_allclose(row[1:3], [expected_x, expected_y], atol=2e-3)
+
+
+def ideal_peak() -> np.ndarray:
+    """What training draws: a Gaussian of two cells."""
+    y, x = np.mgrid[-20:21, -20:21]
+    return np.exp(-(x**2 + y**2) / (2 * 2.0**2))
 
 
 def shifted(cell: int, size: int, three: np.ndarray, coordinates: str) -> float:
@@ -95,6 +107,22 @@ def gaussian_maps(centres, sigma=2.0, h=64, w=80):
         square = ((2 * x + 0.5 - cx) / 2) ** 2 + ((2 * y + 0.5 - cy) / 2) ** 2
         highres[0, j] = 2 * np.exp(-square / (2 * sigma**2))
     return np.zeros((1, 2 * J, h // 2, w // 2), np.float32), highres
+
+
+@pytest.mark.parametrize("smooth", [0.5, 1.0, 1.6])
+def test_smoothing_keeps_place_and_height_of_a_peak_and_takes_noise(smooth: float) -> None:
+    rng = np.random.default_rng(4)
+    centres = 2 * rng.integers(10, 30, (J, 2)) + 0.5
+    lowres, highres = gaussian_maps(centres)
+    peaks = deployed_peaks(lowres, highres, smooth=smooth)
+    np.testing.assert_allclose(peaks[0, :, 0, 1:3], centres, atol=0.01)
+    np.testing.assert_allclose(peaks[0, :, 0, 0], 1, atol=1e-4)
+    highres += rng.normal(0, 0.2, highres.shape).astype(np.float32)
+    errors = [
+        np.abs(deployed_peaks(lowres, highres, smooth=s)[0, :, 0, 1:3] - centres).mean()
+        for s in (0.0, smooth)
+    ]
+    assert errors[1] < 0.9 * errors[0]
 
 
 @pytest.mark.parametrize("sigma", [1.5, 2.0, 3.0])

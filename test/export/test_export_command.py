@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import resource
 from pathlib import Path
@@ -18,7 +19,7 @@ import dots  # noqa: E402
 from ehrnet_model import __version__  # noqa: E402
 from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime  # noqa: E402
-from ehrnet_model.network.checkpoint import load_checkpoint  # noqa: E402
+from ehrnet_model.network.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from ehrnet_model.network.export import export_onnx, parity_shapes  # noqa: E402
 from ehrnet_ros.cli import export  # noqa: E402
 
@@ -134,6 +135,8 @@ def test_parity_covers_square_wide_tall_small_and_batches(size: int) -> None:
             ["--phi", "-4", "--random", "-o", "m.onnx", "--short-side", "100"],
             "100x100 does not work",
         ),
+        (["--phi", "-4", "--random", "-o", "m.onnx", "--smooth", "9"], "cells from 0 to 4"),
+        (["--phi", "-4", "--random", "-o", "m.onnx", "--smooth", "nan"], "cells from 0 to 4"),
     ],
 )
 def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, monkeypatch) -> None:
@@ -146,6 +149,29 @@ def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, mon
 def test_the_short_side_that_suits_the_weights_is_stored(h4_weights: Path, tmp_path: Path) -> None:
     run("--weights", str(h4_weights), "--short-side", "160", "-o", str(tmp_path / "m.onnx"))
     assert model_info(tmp_path / "m.onnx").input_size == 160
+
+
+def test_smoothing_belongs_to_the_weights(h4_weights: Path, tmp_path: Path) -> None:
+    """The graph smooths as they say, or as the command says; what it gives is said by its file."""
+    state, meta = load_checkpoint(h4_weights)
+    smooth = tmp_path / "smooth.safetensors"
+    save_checkpoint(smooth, state, dataclasses.replace(meta, smooth=1.5))
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    given = {}
+    for weights, words in ((h4_weights, ()), (smooth, ()), (smooth, ("--smooth", "0"))):
+        run("--weights", str(weights), *words, "-o", str(tmp_path / "m.onnx"))
+        with contextlib.closing(open_runtime(tmp_path / "m.onnx", "onnxruntime")) as runtime:
+            given[weights, words] = runtime.info.smooth, runtime(image)
+        if not words:
+            with contextlib.closing(open_runtime(weights, "torch")) as runtime:
+                found = runtime(image)[..., 0]
+            np.testing.assert_allclose(given[weights, words][1][..., 0], found, atol=1e-3)
+    assert [smoothed for smoothed, _ in given.values()] == [0, 1.5, 0]
+    plain, smoothed, again = (peaks for _, peaks in given.values())
+    np.testing.assert_array_equal(again, plain)
+    assert np.abs(smoothed[..., 0] - plain[..., 0]).max() > 1e-3
+    with pytest.raises(EhrnetError, match="smoothed by -1 cells"):
+        dataclasses.replace(meta, smooth=-1)
 
 
 def test_weights_of_another_variant_than_asked_for(h4_weights: Path, tmp_path: Path) -> None:
