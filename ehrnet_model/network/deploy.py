@@ -27,7 +27,7 @@ _MIN_CURVATURE = 1e-6
 # Of a keypoint's peak on the map at half size, in cells (see training/targets.py).
 _PEAK_SIGMA = 2.0
 # Beyond so many of its standard deviations a smoothing kernel ends.
-_KERNEL_REACH = 2.2
+_KERNEL_REACH = 2.0
 
 
 class _Reshape(torch.autograd.Function):

@@ -53,8 +53,8 @@ def test_peaks_of_random_maps_are_those_of_a_slow_search(shape, coordinates, smo
     heat = (enlarged(lowres[:, :J]) + highres) / 2
     tags = enlarged(lowres[:, J:])
     if smooth:
-        smoothed = gaussian_filter(heat, smooth, axes=(2, 3), mode="constant", truncate=2.2)
-        heat = smoothed / gaussian_filter(ideal_peak(), smooth, mode="constant", truncate=2.2).max()
+        smoothed = gaussian_filter(heat, smooth, axes=(2, 3), mode="constant", radius=3)
+        heat = smoothed / gaussian_filter(ideal_peak(), smooth, mode="constant", radius=3).max()
     peaks = deployed_peaks(lowres, highres, coordinates, smooth)
     assert peaks.shape == (2, J, 30, 15) and peaks.dtype == np.float32
     for n in range(2):
