@@ -8,6 +8,7 @@ they are, and their scores.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
 
@@ -33,6 +34,10 @@ _MIN_HEAT = 1e-3
 _FLAT = 1e-3
 # Neighbours this much lower than a top, as a share of it, are as high.
 _PLATEAU = 1e-5
+
+
+# So many standard deviations above its mean a normal value lies once in a hundred times.
+_ONCE_IN_A_HUNDRED = 2.33
 
 
 @dataclass(frozen=True)
@@ -267,18 +272,29 @@ class _Tally:
             not len(lost)
             and numbers["xy_p95_px"] <= limits.xy_px
             and numbers["score_p95"] <= limits.score
-            and changed <= limits.changed * compared
+            and changed <= _most_changed(limits.changed, compared)
         )
+        most = _most_changed(limits.changed, compared)
         what = f"keypoints of {self.people} people" if self.people else "candidates"
         reason = (
             f"{where}{compared} {what} against FP32: {changed} changed hands (at most "
-            f"{limits.changed:.1%} may, {precision}), 95 % within {numbers['xy_p95_px']:.2f} px "
+            f"{most} may, {precision}), 95 % within {numbers['xy_p95_px']:.2f} px "
             f"(limit {limits.xy_px:g}) and {numbers['score_p95']:.3f} in score (limit "
             f"{limits.score:g}), furthest {numbers['xy_max_px']:.2f} px"
         )
         reason += f"; keypoint {lost[0]} is mostly wrong." if len(lost) else "."
         state = SAME if good else DIFFERS
         return Verdict(state, reason, self.people, compared, changed, **numbers, sizes=sizes)  # type: ignore[arg-type]
+
+
+def _most_changed(share: float, compared: int) -> int:
+    """How many of ``compared`` may change hands where ``share`` is the limit of the share.
+
+    Few keypoints say little: one leg that goes to the other side is a tenth of them. So it is what
+    chance gives at that share, but once in a hundred times (2.33 deviations of a binomial).
+    """
+    expected = share * compared
+    return math.floor(expected + _ONCE_IN_A_HUNDRED * math.sqrt(expected * (1 - share)))
 
 
 @dataclass(frozen=True)

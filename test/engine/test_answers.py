@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import Answers, answers_file, read_answers, write_answers
-from ehrnet_model.inference.parity import LIMITS, Verdict, check_engine
+from ehrnet_model.inference.parity import LIMITS, Verdict, _most_changed, check_engine
 from ehrnet_model.inference.runtime import model_info, open_runtime
 
 
@@ -138,6 +139,15 @@ def test_people_of_the_wrong_keypoints_are_counted(model, answers) -> None:
     assert (verdict.state, verdict.changed) == ("differs", 4)
     assert "4 changed hands" in verdict.reason
     assert "keypoint 15 is mostly wrong" in verdict.reason
+
+
+@pytest.mark.parametrize("share", [0.005, 0.05, 0.25])
+@pytest.mark.parametrize("compared", [17, 37, 68, 500, 5000])
+def test_few_keypoints_may_change_by_chance(share, compared) -> None:
+    """Against the binomial's own quantile: at the limit 99 of 100 engines pass."""
+    most = _most_changed(share, compared)
+    assert abs(most - scipy.stats.binom.ppf(0.99, compared, share)) <= 1
+    assert most >= share * compared - 1
 
 
 def from_place(wrong: int, change):
