@@ -268,13 +268,13 @@ class _Tally:
             for found in (self.changed[kind], self.kept[kind])
         )
         lost = np.flatnonzero((wrong + right >= _OFTEN) & (wrong > right))
+        most = _most_changed(limits.changed, compared)
         good = (
             not len(lost)
             and numbers["xy_p95_px"] <= limits.xy_px
             and numbers["score_p95"] <= limits.score
-            and changed <= _most_changed(limits.changed, compared)
+            and changed <= most
         )
-        most = _most_changed(limits.changed, compared)
         what = f"keypoints of {self.people} people" if self.people else "candidates"
         reason = (
             f"{where}{compared} {what} against FP32: {changed} changed hands (at most "

@@ -97,7 +97,7 @@ def load_weights(weights: Path) -> tuple[nn.Module, ModelInfo]:
         weights_name=meta.weights_name,
         quality=meta.quality,
         coordinates=meta.coordinates,
-        smooth=meta.smooth,
+        smooth=float(meta.smooth),
         decode=dict(meta.decode),
         input_size=meta.input_size or pose_variant(meta.variant).input_size,
         version=ehrnet_model.__version__,
