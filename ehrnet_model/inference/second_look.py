@@ -270,13 +270,14 @@ def merge(
             found = decode(peaks, everybody, skeleton, window, grouping)
             same = _similarity(seen.first[number], found, skeleton)
             worth = same * found.person_score * (same >= _SAME)
-            beside = found.person_score >= options.second_look_threshold
-            beside &= window.holds(found.bbox)
-            if worth.any():
-                best = int(worth.argmax())
+            best = int(worth.argmax()) if worth.any() else None
+            if best is not None:
                 views.append(found[best])
-                beside[best] = False
             if view == number * seen.views:
+                beside = found.person_score >= options.second_look_threshold
+                beside &= window.holds(found.bbox)
+                if best is not None:
+                    beside[best] = False
                 others = found[beside]
                 score = _BESIDE * others.person_score
                 parts.append(dataclasses.replace(others, person_score=score))

@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--second-look",
         type=int,
         metavar="N",
-        help="look again at up to N people of an image, in both sets (default: as the model says)",
+        help="look again at up to N people of an image, in both sets (default: as the model says). "
+        "A model whose stored options have second looks is tuned from those on, in fewer steps",
     )
     parser.add_argument(
         "--limit",
