@@ -26,9 +26,9 @@ from benchmarks.report import machine, print_table, write_json, write_page
 
 ABOUT = """\
 Written by `python -m benchmarks.cameras --page docs/cameras.md`. Every camera is a process that
-publishes 640x480 images; one pose node answers all of them with their newest image, in turns.
-Images that a newer one replaced are not answered. Rates and ages are those of the camera that
-fares worst."""
+publishes 640x480 images of noise, in which nobody is found and looked at again; one pose node
+answers all of them with their newest image, in turns. Images that a newer one replaced are not
+answered. Rates and ages are those of the camera that fares worst."""
 
 
 def processor_s(pid: int) -> float:

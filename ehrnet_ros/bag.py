@@ -314,7 +314,9 @@ def _definition(name: str) -> str:
     """The text of a .msg file, as installed beside the Python package of the messages."""
     package, _, message = name.split("/")
     module = importlib.import_module(package)
-    for folder in Path(str(module.__file__)).resolve().parents:
+    # As installed first: `colcon build --symlink-install` links each file to the build folder.
+    file = Path(str(module.__file__))
+    for folder in (*file.absolute().parents, *file.resolve().parents):
         path = folder / "share" / package / "msg" / f"{message}.msg"
         if path.is_file():
             return path.read_text(encoding="utf-8")

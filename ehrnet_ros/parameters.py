@@ -117,7 +117,9 @@ class Settings:
         choices=("sensor_data", "reliable"),
     )
     lazy: bool = _parameter(
-        True, "Subscribe to images only while somebody subscribes to poses, markers or overlay."
+        True,
+        "Subscribe to images only while somebody listens to what is made of them: to any output "
+        "but skeleton_info, or the live view.",
     )
     detections: bool = _parameter(
         False, "Also publish vision_msgs/Detection2DArray on ~/detections: a box per person."

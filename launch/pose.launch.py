@@ -81,6 +81,15 @@ PARAMETERS = {
     ),
     "lazy": (bool, ["", "true", "false"], "subscribe to images only while somebody listens"),
     "tracking": (bool, ["", "true", "false"], "give people ids that last from image to image"),
+    "second_look": (
+        int,
+        None,
+        "how many people of an image are looked at again, 0 to 30; 0: an image costs the same "
+        "however many are in it",
+    ),
+    "live_view_port": (int, None, "port on this machine where Foxglove can look on, such as 8765"),
+    "detections": (bool, ["", "true", "false"], "also publish vision_msgs/Detection2DArray"),
+    "bodies": (bool, ["", "true", "false"], "also publish hri_msgs, REP-155"),
     "autostart": (bool, ["", "true", "false"], "configure and activate at once"),
 }
 
@@ -128,7 +137,10 @@ def _nodes(context):
     for name, (kind, _, _) in PARAMETERS.items():
         text = chosen.get(name, value(name))
         if text:
-            given[name] = text == "true" if kind is bool else kind(text)
+            try:
+                given[name] = text == "true" if kind is bool else kind(text)
+            except ValueError:
+                raise RuntimeError(f"{name}:={text}: it has to be a whole number") from None
     if "threads" in chosen:
         given["threads"] = int(chosen["threads"])
     image = value("image")

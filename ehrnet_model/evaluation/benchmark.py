@@ -123,7 +123,7 @@ def measure(
             estimator(image)
         with PowerMeter() as meter:
             timings = [estimator.estimate(image)[1] for _ in range(frames)]
-        person_ms = None if closer is None else _person_ms(closer, options, image, frames)
+        each_ms = None if closer is None else person_ms(closer, options, image, frames)
     finally:
         opened.close()
         if closer is not None and closer is not opened:
@@ -139,7 +139,7 @@ def measure(
         quality=opened.info.quality,
         runtime=opened.name,
         size=size,
-        input=f"{size_hw[1]}x{size_hw[0]}",
+        input=f"{size_hw[0]}x{size_hw[1]}",
         threads=threads,
         network_ms=network["median_ms"],
         network_p95_ms=network["p95_ms"],
@@ -154,12 +154,21 @@ def measure(
         ae=None if per_watt is None or ap is None else round(100 * ap * per_watt, 2),
         model=str(Path(model).resolve()),
         date=_today(),
-        person_ms=person_ms,
+        person_ms=each_ms,
     )
 
 
-def _person_ms(closer: Runtime, options: DecodeOptions, image: np.ndarray, frames: int) -> float:
-    """The median of cutting somebody out, the network and grouping; one person at a time."""
+def person_ms(closer: Runtime, options: DecodeOptions, image: np.ndarray, frames: int) -> float:
+    """What each person costs who is looked at again: the median, in milliseconds.
+
+    Somebody is cut out, goes through the network and is grouped, in every view; one at a time.
+
+    Args:
+        closer: engine for second looks, see ``open_closer``.
+        options: of the model.
+        image: (h, w, 3) uint8.
+        frames: how often.
+    """
     skeleton = closer.info.skeleton
     height, width = image.shape[:2]
     bbox = np.array([0.4 * width, 0.2 * height, 0.6 * width, 0.8 * height])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.random and not name:
         raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
     from ehrnet_model.evaluation.tune import tuned_options
+    from ehrnet_model.inference.models import user_folder
     from ehrnet_model.inference.runtime import MAX_SMOOTH
     from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.network.export import STORED_INPUTS, export_onnx
@@ -127,6 +129,10 @@ def run(args: argparse.Namespace) -> int:
         if not 0 <= args.smooth <= MAX_SMOOTH:
             raise EhrnetError(f"--smooth is a number of cells from 0 to {MAX_SMOOTH:g}.")
         info = replace(info, smooth=args.smooth)
+    # Where models are looked for is made, since nobody else does; other folders have to be there.
+    with contextlib.suppress(EhrnetError, OSError):
+        if args.out.parent == user_folder():
+            args.out.parent.mkdir(parents=True, exist_ok=True)
     pictures = [] if args.images is None else read_pictures(args.images, count)
     print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
     sizes = (*NAMED_SIZES, *args.size)

@@ -18,6 +18,7 @@ import dots  # noqa: E402
 
 from ehrnet_model import __version__  # noqa: E402
 from ehrnet_model.errors import EhrnetError  # noqa: E402
+from ehrnet_model.inference.models import find_model  # noqa: E402
 from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime  # noqa: E402
 from ehrnet_model.network.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from ehrnet_model.network.export import export_onnx, parity_shapes  # noqa: E402
@@ -149,6 +150,17 @@ def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, mon
 def test_the_short_side_that_suits_the_weights_is_stored(h4_weights: Path, tmp_path: Path) -> None:
     run("--weights", str(h4_weights), "--short-side", "160", "-o", str(tmp_path / "m.onnx"))
     assert model_info(tmp_path / "m.onnx").input_size == 160
+
+
+def test_the_folder_where_models_are_looked_for_is_made(
+    h4_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    mine = tmp_path / "data" / "ehrnet" / "models" / "H-4.onnx"
+    run("--weights", str(h4_weights), "-o", str(mine))
+    assert find_model(-4) == mine
+    with pytest.raises(EhrnetError, match="folder .*other does not exist"):
+        run("--weights", str(h4_weights), "-o", str(tmp_path / "other" / "H-4.onnx"))
 
 
 def test_smoothing_belongs_to_the_weights(h4_weights: Path, tmp_path: Path) -> None:

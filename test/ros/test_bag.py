@@ -418,6 +418,24 @@ def test_the_same_poses_as_the_live_node(dots, model, start, peer, walk, convert
     assert sum(len(a.skeletons) for a in offline) == 7
 
 
+def test_definitions_are_found_beside_packages_that_are_links(tmp_path, monkeypatch):
+    """As `colcon build --symlink-install` leaves them."""
+    from ehrnet_ros import bag
+
+    built, installed = tmp_path / "build" / "linked_msgs", tmp_path / "install" / "lib"
+    built.mkdir(parents=True)
+    (built / "__init__.py").touch()
+    (installed / "linked_msgs").mkdir(parents=True)
+    (installed / "linked_msgs" / "__init__.py").symlink_to(built / "__init__.py")
+    share = tmp_path / "install" / "share" / "linked_msgs" / "msg"
+    share.mkdir(parents=True)
+    (share / "Pose.msg").write_text("float32 x\n")
+    monkeypatch.syspath_prepend(installed)
+    assert bag._definition("linked_msgs/msg/Pose") == "float32 x\n"
+    with pytest.raises(bag.EhrnetError, match="linked_msgs/msg/Other is not installed"):
+        bag._definition("linked_msgs/msg/Other")
+
+
 def test_the_hash_of_the_definitions_is_that_of_the_messages(walk, convert, tmp_path):
     """What is embedded is the very type that rosidl built, so that `ros2 bag play` takes it."""
     assert convert(walk, tmp_path / "out", "--storage", "sqlite3")[0] == 0

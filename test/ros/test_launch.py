@@ -288,6 +288,13 @@ def test_what_starts_later_sees_what_was_set_around_the_include(
     assert context.scope() == ({"params_file": "rear.yaml"}, {"ELSEWHERE": "there"})
 
 
+def test_numbers_are_numbers(pose_launch):
+    given = pose_launch(second_look="0", live_view_port="8765")[0][-1].kw["parameters"][1]
+    assert given == {"second_look": 0, "live_view_port": 8765}
+    with pytest.raises(RuntimeError, match="second_look:=few: .* whole number"):
+        pose_launch(second_look="few")
+
+
 def test_cameras_have_topics_of_their_own(pose_launch):
     more = {"rviz": "true", "packages": ("rviz2",)}
     entities, _ = pose_launch(cameras="[front, 'rear']", image="/{camera}/image_raw", **more)
