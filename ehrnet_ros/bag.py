@@ -593,7 +593,7 @@ def _estimate(
     if settings.tracking:
         stamp = msg.header.stamp.sec * 10**9 + msg.header.stamp.nanosec
         state.tracker.options = parameters.track_options(settings)
-        poses = state.tracker.update(poses, (stamp or time_ns) / 1e9)
+        poses = state.tracker.update(poses, (stamp or time_ns) / 1e9, image_hw)
     output.write(state.outputs["poses"], time_ns, to_pose_array(poses, msg.header, image_hw))
     lens = Lens.from_camera_info(state.info, image_hw) if state.info is not None else None
     markers = to_markers(

@@ -137,19 +137,16 @@ class Camera:
         if self._publishers:
             self._publishers[4].publish(msg)
 
-    def resized(self, image_hw: Tuple[int, int]) -> None:
-        """Images have another size from now on: who was where means nothing any more."""
-        self.image_hw = image_hw
-        self._tracker.reset()
-
-    def track(self, poses: Poses, header: Any, settings: Settings) -> Poses:
+    def track(
+        self, poses: Poses, header: Any, image_hw: Tuple[int, int], settings: Settings
+    ) -> Poses:
         """The same people with ids that last, where tracking is wanted."""
         if not settings.tracking:
             return poses
         stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
         self._tracker.options = track_options(settings)
         now = stamp or self._node.get_clock().now().nanoseconds
-        return self._tracker.update(poses, now / 1e9)
+        return self._tracker.update(poses, now / 1e9, image_hw)
 
     def publish(
         self,

@@ -37,16 +37,20 @@ def open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
         options = parameters.decode_options(settings, runtime.info.decode)
         insist = settings.second_look > 0
         closer = open_closer(path, runtime, options, settings.threads or None, insist)
-    except EhrnetError:
+    except BaseException:  # a GPU's memory does not come back by itself
         runtime.close()
         raise
     estimator = PoseEstimator(runtime, options, wanted, closer)
-    estimator(np.zeros((480, 640, 3), np.uint8))
-    if closer is not None:
-        side = options.second_look_size
-        # The largest first: TensorRT inside ONNX Runtime builds anew where a size leaves the range.
-        for count in range(batch_of(options), 0, -1):
-            closer(np.zeros((count, side, side, 3), np.uint8))
+    try:
+        estimator(np.zeros((480, 640, 3), np.uint8))
+        if closer is not None:
+            side = options.second_look_size
+            # The largest first: TensorRT in ONNX Runtime builds anew where a size leaves the range.
+            for count in range(batch_of(options), 0, -1):
+                closer(np.zeros((count, side, side, 3), np.uint8))
+    except BaseException:
+        estimator.close()
+        raise
     return estimator
 
 

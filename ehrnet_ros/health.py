@@ -16,7 +16,9 @@ from typing import Any, Collection, Deque, Dict, List, OrderedDict, Tuple
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from ehrnet_model.inference.poses import Timings
 
@@ -173,9 +175,20 @@ def explain_namesakes(node: Any) -> str:
     )
 
 
+def publishers_on(node: Any, topic: str) -> List[Any]:
+    """Who publishes on a topic, by its full name in the graph, as rclpy's TopicEndpointInfo.
+
+    Not the method of that name of the node: it puts the node's own remapping rules on names that
+    others have given, and so does not see what is on ``/image`` where ``image`` is remapped.
+    """
+    with node.handle:
+        found = rclpy_implementation.rclpy_get_publishers_info_by_topic(node.handle, topic, False)
+    return [TopicEndpointInfo(**info) for info in found]
+
+
 def publishes(node: Any, topic: str, type_name: str) -> bool:
     """Whether somebody publishes messages of a type there; subscriptions do not count."""
-    return any(info.topic_type == type_name for info in node.get_publishers_info_by_topic(topic))
+    return any(info.topic_type == type_name for info in publishers_on(node, topic))
 
 
 def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera: str = "") -> str:
@@ -189,7 +202,7 @@ def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera:
         camera: name of the camera where there are several.
 
     """
-    publishers = node.get_publishers_info_by_topic(topic)
+    publishers = publishers_on(node, topic)
     same_type = [info for info in publishers if info.topic_type == type_name]
     waits = f"Waiting for images ({type_name}) on {topic}:"
     elsewhere = _elsewhere(node, topic, type_name, camera)

@@ -12,7 +12,8 @@ class StampMatcher:
     """Finds to each of the firsts the second of the same stamp, or of the nearest.
 
     Firsts wait until their second is there, in order and at most ten of them: they may come before
-    or after it. A second may serve several firsts.
+    or after it. A second may serve several firsts. Stamps that go back, as when a bag begins anew,
+    end what waits: where one of the two goes back, the other is about to.
 
     Attributes:
         slop_ns: how far the stamps of a pair may be apart, in nanoseconds.
@@ -26,14 +27,18 @@ class StampMatcher:
         self.missed = 0
         self._firsts: Deque[Tuple[int, Any]] = collections.deque()
         self._seconds: Deque[Tuple[int, Any]] = collections.deque()
+        self._newest = [-1, -1]  # stamps of firsts and seconds, and how often they went back
+        self._back = [0, 0]
 
     def clear(self) -> None:
         """Forgets all messages."""
         self._firsts.clear()
         self._seconds.clear()
+        self._newest, self._back = [-1, -1], [0, 0]
 
     def first(self, stamp_ns: int, item: Any) -> List[Tuple[Any, Any]]:
         """Adds a first; the pairs that are complete now."""
+        self._see(0, stamp_ns)
         self._firsts.append((stamp_ns, item))
         if len(self._firsts) > _WAITING:
             self._firsts.popleft()
@@ -41,13 +46,21 @@ class StampMatcher:
         return self._pairs()
 
     def second(self, stamp_ns: int, item: Any) -> List[Tuple[Any, Any]]:
-        """Adds a second; the pairs that are complete now. Stamps that go back begin anew."""
-        if self._seconds and stamp_ns < self._seconds[-1][0]:
-            self._seconds.clear()
+        """Adds a second; the pairs that are complete now."""
+        self._see(1, stamp_ns)
         self._seconds.append((stamp_ns, item))
         while len(self._seconds) > self.kept:
             self._seconds.popleft()
         return self._pairs()
+
+    def _see(self, which: int, stamp_ns: int) -> None:
+        queues, other = (self._firsts, self._seconds), 1 - which
+        if stamp_ns < self._newest[which]:
+            self._back[which] += 1
+            queues[which].clear()
+            if self._back[other] < self._back[which]:
+                queues[other].clear()
+        self._newest[which] = stamp_ns
 
     def _pairs(self) -> List[Tuple[Any, Any]]:
         pairs: List[Tuple[Any, Any]] = []

@@ -87,7 +87,7 @@ def from_pose_array(msg: PoseArray, num_keypoints: int = 17) -> Poses:
         return Poses.empty(num_keypoints)
     values = np.array(
         [[(k.x, k.y, k.score, k.std) for k in person.keypoints] for person in people], np.float32
-    )
+    ).reshape(len(people), -1, 4)  # people without keypoints, too
     return Poses(
         xy=values[..., :2],
         score=values[..., 2],

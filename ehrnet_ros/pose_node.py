@@ -399,7 +399,7 @@ class PoseNode(LifecycleNode):
             for one in seen:
                 image_hw = one.picture.array.shape[0], one.picture.array.shape[1]
                 if image_hw != one.camera.image_hw:
-                    self._on_image_size(estimator, one.camera, image_hw)
+                    self._on_image_size(estimator, one, image_hw)
             return estimator.infer(
                 [one.picture.array for one in seen], [one.picture.order == "rgb" for one in seen]
             )
@@ -433,7 +433,8 @@ class PoseNode(LifecycleNode):
         self, one: _Seen, poses: Poses, timings: Timings, settings: parameters.Settings
     ) -> None:
         camera, taken = one.camera, one.taken
-        poses = camera.track(poses, taken.msg.header, settings)
+        image_hw = one.picture.array.shape[0], one.picture.array.shape[1]
+        poses = camera.track(poses, taken.msg.header, image_hw, settings)
         with self._publishing:
             if not self._active or taken.subscribed != camera.subscribed:
                 return
@@ -451,15 +452,18 @@ class PoseNode(LifecycleNode):
                     self.get_logger().error(details)
 
     def _on_image_size(
-        self, estimator: PoseEstimator, camera: Camera, image_hw: Tuple[int, int]
+        self, estimator: PoseEstimator, one: _Seen, image_hw: Tuple[int, int]
     ) -> None:
         """The camera's size is known now, or another: so is the network's, and how well it fits."""
         input_hw = estimator.input_size(image_hw)
         advice = size_advice(image_hw, input_hw, estimator.runtime.info.input_size)
         if advice:
             self.get_logger().warning(advice)
+        camera = one.camera
         with self._publishing:
-            camera.resized(image_hw)
+            if one.taken.subscribed != camera.subscribed:
+                return  # of before a cleanup; the camera knows no size yet
+            camera.image_hw = image_hw
             if input_hw != camera.input_hw:
                 camera.input_hw = input_hw
                 self._publish_skeleton_info(camera)

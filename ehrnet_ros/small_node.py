@@ -30,7 +30,7 @@ from rclpy.signals import SignalHandlerOptions
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_ros import arguments
-from ehrnet_ros.health import Repeated, publishes
+from ehrnet_ros.health import Repeated, publishers_on, publishes
 from ehrnet_ros.names import check_names, declare_parameter
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ class SmallNode(Node):
             for other, kinds in self.get_topic_names_and_types()
             if name in kinds and other not in own and publishes(self, other, name)
         )
-        there = {info.topic_type for info in self.get_publishers_info_by_topic(topic)}
+        there = {info.topic_type for info in publishers_on(self, topic)}
         what = f"what is published there is {', '.join(sorted(there))}"
         text = f"Waiting for {name} on {topic}: {what if there else 'nobody publishes there'}."
         if others:

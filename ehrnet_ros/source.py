@@ -63,9 +63,11 @@ def open_source(text: str) -> Source:
 
 def _read(path: Path) -> np.ndarray:
     # Not imread: it takes no path with characters outside the locale's everywhere.
-    picture = (
-        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
-    )
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise EhrnetError(f"The picture {path} cannot be read: {error.strerror}.") from None
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if picture is None:
         raise EhrnetError(
             f"The picture {path} cannot be decoded: it is broken or of an unknown kind."

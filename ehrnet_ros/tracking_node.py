@@ -80,7 +80,8 @@ class TrackingNode(SmallNode):
             )
         )
         beside = self.resolve_topic_name("poses").rpartition("/")[0] + "/skeleton_info"
-        self.create_subscription(SkeletonInfo, beside, self._on_info, latched_qos())
+        if beside != self._info.topic_name:  # else it would hear itself for ever
+            self.create_subscription(SkeletonInfo, beside, self._on_info, latched_qos())
 
     def inputs(self) -> List[Input]:
         """Poses; a CameraInfo for the markers."""
@@ -103,11 +104,11 @@ class TrackingNode(SmallNode):
     def _on_poses(self, msg: PoseArray) -> None:
         try:
             tracker = self._tracker(msg.header.frame_id)
-            poses = tracker.update(from_pose_array(msg), self.stamp_s(msg.header))
+            image_hw = msg.height, msg.width
+            poses = tracker.update(from_pose_array(msg), self.stamp_s(msg.header), image_hw)
         except (EhrnetError, ValueError) as error:  # people of unequal numbers of keypoints
             self.refuse(str(error))
             return
-        image_hw = msg.height, msg.width
         self._poses.publish(to_pose_array(poses, msg.header, image_hw, self.age_ms(msg.header)))
         if self._markers.get_subscription_count() and min(image_hw) > 0:
             options = self.options(MarkerOptions)

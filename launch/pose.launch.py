@@ -349,7 +349,7 @@ def _from_file(path, names):
     except (OSError, yaml.YAMLError):
         return found  # the node says what is wrong with the file
     for node in nodes.values() if isinstance(nodes, dict) else ():
-        parameters = node.get("ros__parameters", {}) if isinstance(node, dict) else {}
+        parameters = (node.get("ros__parameters") if isinstance(node, dict) else None) or {}
         found.update({n: str(v) for n, v in parameters.items() if n in names and v != ""})
     return found
 

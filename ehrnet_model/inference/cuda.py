@@ -79,7 +79,14 @@ class Cuda:
         names = LIBRARIES if library is None else (library,)
         refused: Optional[EhrnetError] = None
         for self._library in _loaded(names):
-            self._declare()
+            try:
+                self._declare()
+            except AttributeError as error:
+                refused = refused or EhrnetError(
+                    f"the CUDA library {self._library._name} is too old ({error}): CUDA 11.4 or "
+                    "later is needed, or use runtime onnxruntime."
+                )
+                continue
             count = ctypes.c_int()
             code = self._library.cudaGetDeviceCount(ctypes.byref(count))
             if code != _INSUFFICIENT_DRIVER:

@@ -593,8 +593,8 @@ def oks_nms(
     reach = np.sqrt(-2 * variance.max() * area * np.log(max(threshold, 1e-6)))
     better, lesser = np.nonzero(np.triu(apart <= reach[:, None], 1))
     both = present[better] & present[lesser]
-    squared = ((xy[better] - xy[lesser]) ** 2).sum(2)
-    similarity = np.exp(squared / (-2 * variance * area[better, None])) * both
+    squared = np.where(both, ((xy[better] - xy[lesser]) ** 2).sum(2), np.inf)  # NaN where absent
+    similarity = np.exp(squared / (-2 * variance * area[better, None]))
     common = both.sum(1)
     oks = similarity.sum(1) / np.maximum(common, 1)
     # Two people with few keypoints in common say little about each other.

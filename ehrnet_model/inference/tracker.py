@@ -175,6 +175,7 @@ class PoseTracker:
         self._variance = (2 * np.asarray(skeleton.sigmas)) ** 2
         self._ids = ids if ids is not None else itertools.count()
         self._stamp_s: Optional[float] = None
+        self._image_hw: Optional[Tuple[int, int]] = None
         self._tracks = _Tracks.begin(Poses.empty(skeleton.num_keypoints))
 
     def reset(self) -> None:
@@ -182,7 +183,9 @@ class PoseTracker:
         self._stamp_s = None
         self._tracks = self._tracks.take(np.arange(0))
 
-    def update(self, poses: Poses, stamp_s: float) -> Poses:
+    def update(
+        self, poses: Poses, stamp_s: float, image_hw: Optional[Tuple[int, int]] = None
+    ) -> Poses:
         """The same people in the same order with ids, and smoothed if the options say so.
 
         A person who was not found often enough yet has id -1. Smoothed ``std`` is that of the
@@ -192,6 +195,8 @@ class PoseTracker:
             poses: of the next image; any ids are ignored.
             stamp_s: when the image was taken, by any clock. A clock that goes back by more than
                 ``track_lost_s`` ends all tracks; by less, no time passes.
+            image_hw: (height, width) of the image, if known. Another than before ends all tracks:
+                who was where means nothing any more.
 
         Raises:
             EhrnetError: another number of keypoints than the skeleton's, or a stamp that is not
@@ -207,6 +212,10 @@ class PoseTracker:
             raise EhrnetError(f"the stamp of the image is {stamp_s}: give seconds of one clock.")
         # Absent keypoints and boxes as they have to be, whoever made the poses.
         poses = Poses.build(poses.xy, poses.score, poses.std, poses.person_score)
+        if image_hw is not None:
+            if self._image_hw not in (None, image_hw):
+                self.reset()
+            self._image_hw = image_hw
         self._pass_time(stamp_s)
         tracks, options = self._tracks, self.options
         expected = self._expected()

@@ -159,6 +159,13 @@ def test_numbers_are_never_given_twice():
     assert min(given) == 5
 
 
+def test_images_of_another_size_begin_anew():
+    tracker = PoseTracker(AT_ONCE)
+    sizes = [None, (240, 320), (240, 320), None, (960, 1280), (960, 1280), (240, 320)]
+    given = [tracker.update(people(0), float(i), size).id.tolist() for i, size in enumerate(sizes)]
+    assert given == [[0], [0], [0], [0], [1], [1], [2]]
+
+
 def test_clocks_that_stand_jitter_and_jump():
     tracker = PoseTracker(TrackOptions(track_birth_images=1, track_lost_s=2.0))
     stamps = [0.0, 0.0, 0.03, 0.5, 0.49, 0.51, 1.9, 1.9, 0.9, 0.93]  # back by a second at most

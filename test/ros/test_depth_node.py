@@ -105,6 +105,23 @@ def test_pairs_after_a_jump_back_and_in_bounds():
     assert matcher.second(30, 30) == [("waits", 30)]
 
 
+@pytest.mark.parametrize("goes_back_first", ["first", "second"])
+def test_pairs_after_a_jump_back_while_somebody_waits(goes_back_first):
+    matcher = StampMatcher(slop_ns=0)
+    for stamp in (1000, 1001, 1002):
+        matcher.second(stamp, stamp)
+        assert matcher.first(stamp, stamp) == [(stamp, stamp)]
+    matcher.first(1003, "waits for ever")
+    for _ in range(2):  # bags begin anew more than once
+        for stamp in range(10, 15):
+            if goes_back_first == "first":
+                assert matcher.first(stamp, stamp) == []
+                assert matcher.second(stamp, stamp) == [(stamp, stamp)]
+            else:
+                assert matcher.second(stamp, stamp) == []
+                assert matcher.first(stamp, stamp) == [(stamp, stamp)]
+
+
 @pytest.fixture(scope="module")
 def node(start):
     process = start("depth_node", lazy="false")

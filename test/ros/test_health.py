@@ -57,6 +57,24 @@ def test_why_no_image_comes(peer, kind, topic, asked, reliable, expected):
     assert said.startswith(f"Waiting for images ({asked}) on /wanted: ")
 
 
+def test_images_are_seen_where_the_own_topic_would_be_without_remapping(peer):
+    import rclpy
+
+    words = ["--ros-args", "-r", "image:=/camera/image_raw"]
+    node = rclpy.create_node("remapped", cli_args=words, use_global_arguments=False)
+    try:
+        peer.publisher(Image, "/image", qos_profile_sensor_data)
+        wanted = node.resolve_topic_name("image")
+        assert wanted == "/camera/image_raw"
+        peer.until(
+            lambda: "image:=/image` takes them" in explain_input(node, wanted, RAW, False),
+            "the image topic",
+            seconds=10,
+        )
+    finally:
+        node.destroy_node()
+
+
 def test_what_a_pose_node_draws_is_not_offered_as_a_camera(peer):
     from ehrnet_msgs.msg import PoseArray
 

@@ -83,6 +83,18 @@ def test_wrong_sources_end_with_one_sentence(start, parameters, sentence):
     assert sentence in process.log() and "Traceback" not in process.log()
 
 
+def test_a_picture_that_vanishes_ends_with_one_sentence(start, peer, tmp_path):
+    for i, picture in enumerate(numbered(3)):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), picture)
+    images = peer.listen(Image, "/vanishes/image")
+    process = start("picture_node", namespace="vanishes", source=tmp_path, rate=20.0)
+    peer.until(lambda: images, "a picture")
+    (tmp_path / "1.png").unlink()
+    assert process.wait() == 2, process.log()
+    assert "1.png cannot be read: No such file" in process.log()
+    assert "Traceback" not in process.log()
+
+
 def test_broken_files_end_with_one_sentence(start, tmp_path):
     for name in ("broken.png", "broken.mp4"):
         (tmp_path / name).write_bytes(b"nonsense" * 20)

@@ -118,6 +118,16 @@ def test_what_the_skeletons_mean_is_latched_and_taken_over(start, peer):
     assert node.interrupt() == 0
 
 
+def test_poses_below_its_own_name_do_not_make_it_talk_to_itself(start, peer):
+    latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    node = start("tracking_node", remaps=["__node:=below", "poses:=~/raw"])
+    infos = peer.listen(SkeletonInfo, "below/skeleton_info", latched)
+    peer.until(lambda: infos, "skeleton_info")
+    peer.spin(0.5)
+    assert len(infos) == 1
+    assert node.interrupt() == 0
+
+
 def test_broken_messages_are_dropped_by_name_and_good_ones_still_answered(ask, peer, node):
     poses = walkers.crossing(10.0, seed=63)[10].found
     bad = message(poses, 400.0, "bad")
@@ -125,7 +135,11 @@ def test_broken_messages_are_dropped_by_name_and_good_ones_still_answered(ask, p
     few = message(poses, 400.1, "bad")
     for person in few.skeletons:
         person.keypoints = person.keypoints[:5]
-    for msg, reason in ((bad, "dropped"), (few, "have 5 keypoints and the tracker is for 17")):
+    none = message(poses, 400.2, "bad")
+    for person in none.skeletons:
+        person.keypoints = []
+    told = "have {} keypoints and the tracker is for 17"
+    for msg, reason in ((bad, "dropped"), (few, told.format(5)), (none, told.format(0))):
         peer.until(
             lambda: reason in node.log(),  # noqa: B023
             reason,

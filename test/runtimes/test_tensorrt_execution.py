@@ -248,6 +248,29 @@ def test_without_an_engine_for_so_many_the_command_is_named(stored, caplog) -> N
         open_runtime(file, batch=4)
 
 
+def test_engines_are_closed_when_the_first_run_fails(stored, counts) -> None:
+    """By the fixture ``counts``: all of the stand-in's memory is back."""
+    parameters = pytest.importorskip("ehrnet_ros.parameters", reason="needs ROS 2 (rclpy)")
+    from ehrnet_ros.engine import open_estimator
+
+    counts("broken").value = 1
+    file = stored.parent / "engines" / "b3.engine"
+    with pytest.raises(EhrnetError):
+        open_estimator(file, parameters.Settings(batch=3))
+
+
+def test_a_cuda_that_is_too_old_is_passed_over(library, tmp_path, monkeypatch) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler  # made ``library``
+    (tmp_path / "old.c").write_text("int cudaGetDeviceCount(int *count) { *count = 1; return 0; }")
+    old = str(tmp_path / "libcudart.so.11.0")
+    subprocess.run([compiler, "-shared", "-fPIC", str(tmp_path / "old.c"), "-o", old], check=True)
+    with pytest.raises(EhrnetError, match="libcudart.so.11.0 is too old .*: CUDA 11.4 or later"):
+        cuda.Cuda(old)
+    monkeypatch.setattr(cuda, "LIBRARIES", (old, str(library)))
+    assert cuda.Cuda().compute_capability() == "8.7"
+
+
 def test_the_nodes_parameter_batch_reaches_the_engine(stored) -> None:
     parameters = pytest.importorskip("ehrnet_ros.parameters", reason="needs ROS 2 (rclpy)")
     from ehrnet_ros.engine import open_estimator
