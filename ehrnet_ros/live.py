@@ -113,7 +113,7 @@ class CameraView:
             age_ms: age of the image, NaN where it has no stamp.
 
         """
-        stamp = header.stamp.sec, header.stamp.nanosec
+        stamp = max(header.stamp.sec, 0), header.stamp.nanosec  # times before 1970 are none
         time_ns = stamp[0] * 10**9 + stamp[1] or time.time_ns()
         if self._image.has_sinks():
             image = _to_image(picture, stamp, header.frame_id)

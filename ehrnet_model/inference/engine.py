@@ -246,11 +246,19 @@ class Engine:
 
 
 def engine_folder(folder: Optional[Path] = None) -> Path:
-    """Where engines lie: as given, ``$EHRNET_ENGINES``, or the user's cache (XDG)."""
+    """Where engines lie: as given, ``$EHRNET_ENGINES``, or the user's cache (XDG).
+
+    Raises EhrnetError where there is no such variable and the user has no home.
+    """
     given = os.environ.get(FOLDER_VARIABLE)
     if folder is not None or given:
         return Path(folder or given or "").expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:
+        raise EhrnetError(
+            f"this user has no home folder for engines: set {FOLDER_VARIABLE} to a folder."
+        ) from None
     return Path(base) / "ehrnet" / "engines"
 
 
@@ -398,13 +406,13 @@ def find_engine(
         and engine.info.verdict.state != DIFFERS
     ]
     if size_hw is None:
-        fitting = [engine for engine in fitting if not _is_closer(engine.info)] or fitting
+        fitting = [engine for engine in fitting if not is_closer(engine.info)] or fitting
     fitting = [engine for engine in fitting if engine.info.spec.max_batch >= batch]
     newest_first = sorted(fitting, key=lambda engine: engine.info.built, reverse=True)
     return min(newest_first, key=lambda engine: engine.info.spec.max_batch, default=None)
 
 
-def _is_closer(info: EngineInfo) -> bool:
+def is_closer(info: EngineInfo) -> bool:
     """Whether an engine has the size that its model looks again at people with."""
     side = info.model.decode.get("second_look_size", DecodeOptions().second_look_size)
     return info.spec.size_hw == (side, side)

@@ -61,7 +61,12 @@ def border_share(image_hw: Tuple[int, int], size_hw: Tuple[int, int]) -> float:
 
 
 def size_advice(image_hw: Tuple[int, int], size_hw: Tuple[int, int], short_side: int) -> str:
-    """One sentence when another named size would clearly waste less, else an empty string."""
+    """One sentence when another named size would clearly waste less, else an empty string.
+
+    So it is, too, for a ``short_side`` of 0: the model does not say which size suits it.
+    """
+    if short_side == 0:
+        return ""
     share = border_share(image_hw, size_hw)
     name = best_named_size(image_hw, short_side)
     if (

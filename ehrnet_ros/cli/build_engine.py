@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
     """Builds; 0 when the engine is there and right. ``builder`` replaces TensorRT's."""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.decode import DecodeOptions
-    from ehrnet_model.inference.engine import ensure_engine, find_engine
+    from ehrnet_model.inference.engine import ensure_engine, find_engine, is_closer
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import model_info
     from ehrnet_model.inference.second_look import batch_of
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
     batch = args.batch
     if args.if_missing:
         there = find_engine(model, size_hw, builder.platform(), args.engines, batch)
-        if there is not None:  # one of a larger batch will do
+        # One of a larger batch will do, but not the one for second looks alone.
+        if there is not None and not (size_hw is None and is_closer(there.info)):
             size_hw, batch = there.info.spec.size_hw, there.info.spec.max_batch
     size_hw = size_hw or parse_size(_USUAL_SIZE, info.input_size)
     told: List[Any] = [_to_terminal()]

@@ -65,6 +65,7 @@ def test_advice_only_where_it_helps() -> None:
     assert size_advice((480, 640), (384, 512), 384) == ""
     # Nothing named fits a panorama clearly better than 16:9.
     assert size_advice((100, 900), (384, 704), 384) == ""
+    assert size_advice((1080, 1920), (384, 384), 0) == ""  # the model does not say
 
 
 @given(
