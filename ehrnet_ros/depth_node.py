@@ -104,6 +104,8 @@ class DepthNode(SmallNode):
                 self._lift(poses, depth)
             except (EhrnetError, ValueError) as error:  # people of unequal numbers of keypoints
                 self.refuse(str(error))
+        if pairs:
+            self._missed_since = math.inf
         if self._matcher.missed == self._missed:
             return
         self._missed, now = self._matcher.missed, time.monotonic()

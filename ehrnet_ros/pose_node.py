@@ -457,9 +457,9 @@ class PoseNode(LifecycleNode):
         """The camera's size is known now, or another: so is the network's, and how well it fits."""
         input_hw = estimator.input_size(image_hw)
         advice = size_advice(image_hw, input_hw, estimator.runtime.info.input_size)
-        if advice:
-            self.get_logger().warning(advice)
         camera = one.camera
+        if advice and camera.bad_image.should_say(advice):
+            self.get_logger().warning(advice)
         with self._publishing:
             if one.taken.subscribed != camera.subscribed:
                 return  # of before a cleanup; the camera knows no size yet
