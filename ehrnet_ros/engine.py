@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Optional
 
@@ -23,34 +24,30 @@ def open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
     # An ONNX file tells its named sizes beforehand, an engine only once it is open.
     early = path.suffix == ".onnx"
     size_hw = parameters.input_size(settings, model_info(path).input_size) if early else None
-    runtime = open_runtime(
-        path, settings.runtime, size_hw, settings.threads or None, settings.batch
-    )
-    wanted = parameters.input_size(settings, runtime.info.input_size)
-    if wanted and runtime.size_hw and wanted != runtime.size_hw:
-        runtime.close()
-        raise EhrnetError(
-            f"Parameter size asks for {wanted[0]}x{wanted[1]} but the engine of {path} is for "
-            f"{runtime.size_hw[0]}x{runtime.size_hw[1]}: set size to auto, or build another engine."
-        )
-    try:
+    threads = settings.threads or None
+    # What is open is closed where anything fails: a GPU's memory does not come back by itself.
+    with contextlib.ExitStack() as opened:
+        runtime = open_runtime(path, settings.runtime, size_hw, threads, settings.batch)
+        opened.callback(runtime.close)
+        wanted = parameters.input_size(settings, runtime.info.input_size)
+        if wanted and runtime.size_hw and wanted != runtime.size_hw:
+            raise EhrnetError(
+                f"Parameter size asks for {wanted[0]}x{wanted[1]} but the engine of {path} is for "
+                f"{runtime.size_hw[0]}x{runtime.size_hw[1]}: set size to auto, or build another "
+                "engine."
+            )
         options = parameters.decode_options(settings, runtime.info.decode)
-        insist = settings.second_look > 0
-        closer = open_closer(path, runtime, options, settings.threads or None, insist)
-    except BaseException:  # a GPU's memory does not come back by itself
-        runtime.close()
-        raise
-    estimator = PoseEstimator(runtime, options, wanted, closer)
-    try:
+        closer = open_closer(path, runtime, options, threads, settings.second_look > 0)
+        if closer is not None and closer is not runtime:
+            opened.callback(closer.close)
+        estimator = PoseEstimator(runtime, options, wanted, closer)
         estimator(np.zeros((480, 640, 3), np.uint8))
         if closer is not None:
             side = options.second_look_size
             # The largest first: TensorRT in ONNX Runtime builds anew where a size leaves the range.
             for count in range(batch_of(options), 0, -1):
                 closer(np.zeros((count, side, side, 3), np.uint8))
-    except BaseException:
-        estimator.close()
-        raise
+        opened.pop_all()
     return estimator
 
 
