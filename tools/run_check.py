@@ -86,7 +86,7 @@ def main() -> int:
         run(
             "pytest",
             [
-                *(python, "-m", "pytest", "-q", "-raR", "--reruns", "1"),
+                *(python, "-m", "pytest", "-q", "-raR", "--reruns", "1", "--rerun-show-tracebacks"),
                 *(f"--ignore={COLCON_TEST}", *side_by_side, *rest),
             ],
             env,

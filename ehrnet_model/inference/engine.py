@@ -340,11 +340,13 @@ def ensure_engine(
     spec, info = make_spec(onnx, size_hw, max_batch, builder)
     folder = engine_folder(folder)
     stem = _stem(spec, info)
+    before = _state_of(folder / (stem + ENGINE_SUFFIX))
     engine = None if rebuild else _usable(onnx, folder, stem, spec, builder)
     if engine is not None:
         return engine
     with _Ticker(progress) as ticker, _lock(folder, stem, ticker.report) as waited:
-        if waited:  # somebody else has been building it
+        # Somebody else has been building it, or did so between the look above and the lock.
+        if waited or _state_of(folder / (stem + ENGINE_SUFFIX)) != before:
             engine = _usable(onnx, folder, stem, spec, builder)
             if engine is not None:
                 return engine
@@ -620,6 +622,15 @@ def _check_private(folder: Path) -> None:
             f"others can write to {folder}, and engines are code: `chmod go-w` it or use another "
             f"folder (--engines, ${FOLDER_VARIABLE})."
         )
+
+
+def _state_of(path: Path) -> Optional[Tuple[int, int]]:
+    """What changes when a file is written anew; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -392,6 +392,23 @@ def test_two_processes_build_it_once(model, tmp_path) -> None:
     assert len(list(folder.glob("*.engine"))) == 1
 
 
+def test_an_engine_built_between_the_look_and_the_lock_is_taken(
+    model, tmp_path, monkeypatch
+) -> None:
+    folder, lock = tmp_path / "engines", cache._lock
+
+    def late(*given):
+        out, _ = start(model, folder).communicate(timeout=60)
+        assert "built 1 verdict same" in out
+        return lock(*given)
+
+    monkeypatch.setattr(cache, "_lock", late)
+    builder = StandInBuilder()
+    engine = ensure(model, builder, folder=folder)
+    assert builder.builds == 0 and engine.info.verdict.state == "same"
+    assert [engine.path] == list(folder.glob("*.engine"))
+
+
 def test_where_there_are_no_locks_it_goes_on_without(model, tmp_path, monkeypatch, caplog) -> None:
     """As on NFS without its lock daemon."""
 
