@@ -57,6 +57,25 @@ HUMBLE = {
     "launch_ros.parameter_descriptions": {"ParameterFile", "ParameterValue"},
     "launch_ros.substitutions": {"ExecutableInPackage", "FindPackageShare"},
 }
+# By which keywords, beside `condition`, of launch 1.0 and launch_ros 0.19; Jazzy's take them, too.
+_PROCESS = (
+    "additional_env cached_output cwd emulate_tty env log_cmd name on_exit output "
+    "output_format prefix respawn respawn_delay shell sigkill_timeout sigterm_timeout"
+)
+KEYWORDS = {
+    "DeclareLaunchArgument": "choices default_value description name",
+    "EmitEvent": "event",
+    "EnvironmentVariable": "default_value name",
+    "ExecutableInPackage": "executable package",
+    "ExecuteProcess": _PROCESS + " cmd",
+    "LogInfo": "msg",
+    "Node": _PROCESS
+    + " arguments exec_name executable namespace package parameters remappings ros_arguments",
+    "OnProcessExit": "on_exit target_action",
+    "OpaqueFunction": "args function kwargs",
+    "ParameterValue": "value value_type",
+    "Shutdown": "reason",
+}
 RUNNER = """
 import sys
 from launch import LaunchDescription, LaunchService
@@ -75,10 +94,17 @@ sys.exit(service.run())
 
 @pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.launch.py")), ids=lambda path: path.name)
 def test_launch_files_use_only_what_humble_has(path):
-    for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 8))):
+    nodes = list(ast.walk(ast.parse(path.read_text(), feature_version=(3, 8))))
+    imported: set[str] = set()
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and re.match("launch|ament", node.module):
             names = {alias.name for alias in node.names}
             assert names <= HUMBLE[node.module], (node.module, names)
+            imported |= names
+    for node in nodes:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in imported:
+            given = {keyword.arg for keyword in node.keywords if keyword.arg} - {"condition"}
+            assert given <= set(KEYWORDS.get(node.func.id, "").split()), (node.func.id, given)
 
 
 def test_arguments_offer_what_the_parameters_allow():
