@@ -115,6 +115,19 @@ class Process:
         return self.wait(10.0)
 
 
+@pytest.fixture(scope="session")
+def patched(tmp_path_factory):
+    """Writes scripts that run the pose node with something of it replaced."""
+
+    def write(text):
+        script = tmp_path_factory.mktemp("patched") / "patched.py"
+        head = "import sys\nfrom ehrnet_ros import camera, pose_node\n"
+        script.write_text(f"{head}{text}\nsys.exit(pose_node.main())\n")
+        return script
+
+    return write
+
+
 @pytest.fixture(scope="module")
 def start(ros_environment, tmp_path_factory):
     """Starts nodes; those of fixtures end with the file, a test's own with the test."""

@@ -21,9 +21,22 @@ NAMES = ("front", "rear", "left")
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
+TELLS = """
+import time
+from ehrnet_model.inference.estimator import PoseEstimator
+
+def infer(self, images, rgb):
+    print(f"{len(images)} at once", flush=True)
+    time.sleep(0.03)  # so that images wait for it
+    return sound(self, images, rgb)
+
+sound, PoseEstimator.infer = PoseEstimator.infer, infer
+"""
+
+
 @pytest.fixture(scope="module", params=[1, 3], ids=["one by one", "in batches"])
-def node(request, start, model):
-    """A node with three cameras."""
+def node(request, start, model, patched):
+    """A node with three cameras that says how many images go through the engine together."""
     process = start(
         "pose_node",
         model=model,
@@ -32,7 +45,9 @@ def node(request, start, model):
         batch=request.param,
         cameras=str(list(NAMES)),
         remaps=[f"__node:=all{request.param}", f"left/image:=/side{request.param}/image_raw"],
+        script=patched(TELLS),
     )
+    process.batch = request.param
     process.wait_for_log("Ready:")
     process.name = f"all{request.param}"
     process.side = f"/side{request.param}/image_raw"
@@ -73,6 +88,8 @@ def test_headers_and_poses_are_never_mixed_up(node, peer, dots, image_of):
             of, stamp, people = truth[answer.header.frame_id]
             assert of == name and answer.header.stamp == stamp
             np.testing.assert_allclose(from_pose_array(answer).xy, people, atol=3.0)
+    together = {int(line.split()[0]) for line in node.log().splitlines() if "at once" in line}
+    assert (max(together) > 1) == (node.batch > 1)
     assert (infos[0].input_height, infos[0].input_width) == (384, 512)
 
 

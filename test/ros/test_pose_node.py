@@ -22,6 +22,8 @@ from visualization_msgs.msg import Marker, MarkerArray  # noqa: E402
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
 
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
 HUMBLE = Path(__file__).parents[1] / "support" / "humble_lifecycle.py"
 
 
@@ -83,8 +85,7 @@ def assert_found(answer, people, tolerance):
 
 
 def test_skeleton_info_is_there_for_whoever_comes_late(peer, node):
-    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    infos = peer.listen(SkeletonInfo, "pose/skeleton_info", latched)
+    infos = peer.listen(SkeletonInfo, "pose/skeleton_info", LATCHED)
     peer.until(lambda: infos, "skeleton_info")
     info = infos[0]
     assert info.names == list(COCO_17.names) and info.skeleton == "coco-17"
@@ -433,15 +434,6 @@ def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start
     assert node.interrupt() == 0
 
 
-def patched(folder, text):
-    """A script that runs the pose node with something of it replaced."""
-    script = folder / "patched.py"
-    script.write_text(f"import sys\nfrom ehrnet_ros import camera, pose_node\n{text}\n")
-    with script.open("a") as file:
-        file.write("sys.exit(pose_node.main())\n")
-    return script
-
-
 RAISES_ONCE = """
 def broken(*_):
     setattr(owner, name, sound)
@@ -457,9 +449,9 @@ setattr(owner, name, broken)
     [("configure", 'pose_node, "find_model"'), ("activate", 'camera.Camera, "begin"')],
 )
 def test_an_exception_in_a_transition_is_told_and_can_be_tried_again(
-    peer, start, model, tmp_path, name, what
+    peer, start, model, patched, name, what
 ):
-    script = patched(tmp_path, f"owner, name = {what}\n{RAISES_ONCE}")
+    script = patched(f"owner, name = {what}\n{RAISES_ONCE}")
     diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
     node = start("pose_node", model=model, remaps=[f"__node:=raises_in_{name}"], script=script)
     sentence = f"on_{name} failed: ZeroDivisionError: made for a test."
@@ -489,14 +481,14 @@ opens, pose_node.open_estimator = pose_node.open_estimator, waits
 
 
 def test_it_activates_by_itself_once_and_only_until_somebody_else_decides(
-    peer, start, model, tmp_path
+    peer, start, model, patched
 ):
-    script = patched(tmp_path, WAITS)
+    script = patched(WAITS)
     node = start("pose_node", model=model, remaps=["__node:=decided"], script=script)
     node.wait_for_log("Loading")
     assert peer.change_state("decided", "activate")
     assert peer.change_state("decided", "deactivate")
-    (tmp_path / "go").touch()
+    script.with_name("go").touch()
     node.wait_for_log("Ready:")
     peer.spin(1.0)
     assert peer.state("decided") == "inactive"
@@ -506,6 +498,52 @@ def test_it_activates_by_itself_once_and_only_until_somebody_else_decides(
     peer.spin(1.0)
     assert peer.state("decided") == "inactive"
     assert peer.change_state("decided", "activate")
+    assert node.interrupt() == 0 and "Traceback" not in node.log()
+
+
+SLOW = """
+import pathlib, time
+
+def slow(msg):
+    here = pathlib.Path(sys.argv[0])
+    here.with_name("taken").touch()
+    while not here.with_name("go").exists():
+        time.sleep(0.02)
+    return sound(msg)
+
+sound, pose_node.to_picture = pose_node.to_picture, slow
+"""
+
+
+def test_an_image_of_before_a_cleanup_does_not_tell_the_next_engine_its_size(
+    peer, start, model, dots, image_of, patched
+):
+    script = patched(SLOW)
+    name = "/late_image/image"
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        remaps=["__node:=late_image", f"image:={name}"],
+        script=script,
+    )
+    node.wait_for_log("Ready:")
+    camera = peer.publisher(Image, name, qos_profile_sensor_data)
+    msg = image_of(dots.draw_people((480, 640), dots.figure((320, 240), 300)[None]))
+    taken = script.with_name("taken")
+    peer.until(taken.exists, "the engine's thread", each=lambda: camera.publish(msg))
+    assert peer.change_state("late_image", "deactivate")
+    assert peer.change_state("late_image", "cleanup")
+    assert peer.change_state("late_image", "configure")
+    infos = peer.listen(SkeletonInfo, "late_image/skeleton_info", LATCHED)
+    script.with_name("go").touch()
+    peer.until(lambda: node.log().count("Ready:") == 2, "the second engine")
+    assert peer.change_state("late_image", "activate")
+
+    def knows():
+        return any((info.input_height, info.input_width) != (0, 0) for info in infos)
+
+    peer.until(knows, "the network's input size", each=lambda: camera.publish(msg))
     assert node.interrupt() == 0 and "Traceback" not in node.log()
 
 
