@@ -99,8 +99,14 @@ def published(phi: int) -> Published:
 
 
 def cache_folder() -> Path:
-    """Where downloads lie until they were used: ``$XDG_CACHE_HOME/ehrnet``."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    """Where downloads lie until they were used: ``$XDG_CACHE_HOME/ehrnet``.
+
+    Raises EhrnetError where the variable is not set and the user has no home.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:
+        raise EhrnetError("this user has no home folder: set XDG_CACHE_HOME or HOME.") from None
     return Path(base) / "ehrnet"
 
 
@@ -112,7 +118,7 @@ def recognise(paths: Sequence[Path], what: Published) -> Tuple[Path, Path]:
     """
     found: Dict[str, Path] = {}
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise EhrnetError(f"there is no file {path}: check the path.")
         kind = _kind(path, what)
         found[kind] = path

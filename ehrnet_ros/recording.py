@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional, Type
+from typing import Optional, Type
 
 import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.atomic import save_bytes
 from ehrnet_model.inference.letterbox import Letterbox
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file beside, then renames it: readers see the old one or the whole new one.
-
-    Raises:
-        EhrnetError: the folder cannot be written to.
-
-    """
-    part = _beside(path)
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise EhrnetError(f"{path} cannot be written ({error.strerror}).") from None
-    finally:
-        part.unlink() if part.exists() else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON; NaN is refused, as JSON has none."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -46,7 +21,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     ok, content = cv2.imencode(path.suffix, picture, options)
     if not ok:
         raise EhrnetError(f"OpenCV cannot write the picture {path}: use .jpg or .png.")
-    write_bytes(path, content.tobytes())
+    save_bytes(path, content.tobytes())
 
 
 class VideoFile:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.picture import read_picture
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -48,31 +49,17 @@ def open_source(text: str) -> Source:
         names = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
         if not names:
             raise EhrnetError(f"The folder {path} holds no picture ({', '.join(PICTURES)}).")
-        _read(names[0])
-        return Source(lambda: (_read(name) for name in names), 0.0, False)
+        read_picture(names[0])
+        return Source(lambda: (read_picture(name) for name in names), 0.0, False)
     if not path.is_file():
         raise EhrnetError(
             f"There is no file or folder {path}: give a picture, a folder, a video file or "
             "the index of a camera."
         )
     if path.suffix.lower() in PICTURES:
-        picture = _read(path)
+        picture = read_picture(path)
         return Source(lambda: iter((picture,)), 0.0, False)
     return _capture(str(path), f"video {path}", endless=False)
-
-
-def _read(path: Path) -> np.ndarray:
-    # Not imread: it takes no path with characters outside the locale's everywhere.
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise EhrnetError(f"The picture {path} cannot be read: {error.strerror}.") from None
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if picture is None:
-        raise EhrnetError(
-            f"The picture {path} cannot be decoded: it is broken or of an unknown kind."
-        )
-    return picture
 
 
 def _capture(device: Any, what: str, endless: bool) -> Source:

@@ -13,7 +13,7 @@ import gzip
 import io
 import json
 import math
-import os
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,27 +40,9 @@ def read_json(path: Path, wanted: str) -> Any:
     try:
         raw = Path(path).read_bytes()
         return json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
         why = getattr(error, "strerror", None) or error
         raise EhrnetError(f"{path} cannot be read as JSON ({why}): give {wanted}.") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes beside, flushes, renames. Raises EhrnetError when it cannot be written."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise EhrnetError(
-            f"{path} could not be written ({error.strerror or error}): choose another place."
-        ) from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_annotations(path: Path, truth: bool = False) -> dict[str, Any]:
@@ -156,7 +138,8 @@ class KeypointTruth:
             keypoints = ann.get("keypoints") or [0] * 51
             # Counted here, since a file may lack it or disagree with its own keypoints.
             count = sum(v > 0 for v in keypoints[2::3])
-            ann = {"iscrowd": 0, **ann, "id": number, "keypoints": keypoints}
+            crowd = int(bool(ann.get("iscrowd")))
+            ann = {**ann, "iscrowd": crowd, "id": number, "keypoints": keypoints}
             people.append({**ann, "category_id": 1, "num_keypoints": count})
         self._truth = COCO()
         self._truth.dataset = {
@@ -186,8 +169,11 @@ class KeypointTruth:
         """
         from pycocotools.cocoeval import COCOeval
 
-        if not results:
-            return dict.fromkeys(NAMES, 0.0)
+        if (
+            not results
+        ):  # which pycocotools cannot load; a person without a keypoint is right nowhere
+            nobody = {"category_id": 1, "keypoints": [0.0] * _VALUES, "score": 0.0}
+            results = [{**nobody, "image_id": self.images[0]["id"]}]
         with contextlib.redirect_stdout(io.StringIO()):
             run = COCOeval(self._truth, self._load(results), "keypoints")
             run.evaluate()

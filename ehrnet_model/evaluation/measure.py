@@ -176,7 +176,7 @@ def evaluate(
     again *= options.second_look_views
     used: set[tuple[int, int]] = set()
     for image in progress(chosen):
-        picture = files.decode(image["file_name"])
+        picture = files.picture(image)
         sizes = finder.sizes((picture.shape[0], picture.shape[1]))
         start = time.perf_counter()
         poses, count = finder.find(picture, sizes)

@@ -6,7 +6,7 @@ forgotten.
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ import numpy as np
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import read_json
 from ehrnet_model.evaluation.sizes import paper_size
+from ehrnet_model.inference import atomic
 from ehrnet_model.inference.draw import draw_poses
 from ehrnet_model.inference.estimator import PoseEstimator
-from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.variants import PUBLISHED, VARIANTS
 
 if TYPE_CHECKING:
@@ -105,38 +105,25 @@ def _size(row: dict[str, Any]) -> str:
     return f"short side {low}" + (f" to {high}" if high > low else "")
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """uint8 (h, w, 3) BGR. Raises EhrnetError when missing or not an image."""
-    try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-    except OSError as error:
-        raise EhrnetError(f"image {path} cannot be read: {error.strerror or error}.") from None
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if picture is None:
-        raise EhrnetError(f"image {path} does not decode: it is damaged or not an image.")
-    return picture
-
-
-def sheet_figure(pictures: Sequence[np.ndarray], runtimes: Sequence[Runtime]) -> Figure:
+def sheet_figure(pictures: Sequence[np.ndarray], estimators: Sequence[PoseEstimator]) -> Figure:
     """The same pictures through several models (paper Fig. 3).
 
     Args:
         pictures: uint8 BGR, one row each.
-        runtimes: one column each, with its decode options; the title says which weights.
+        estimators: one column each; the title says which weights.
     """
     from matplotlib.figure import Figure
 
-    if not pictures or not runtimes:
+    if not pictures or not estimators:
         raise EhrnetError("a sheet needs at least one picture and one model.")
     heights = [p.shape[0] / p.shape[1] * _CELL_INCHES for p in pictures]
-    size = _CELL_INCHES * len(runtimes), sum(heights) + 0.5
+    size = _CELL_INCHES * len(estimators), sum(heights) + 0.5
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(pictures), len(runtimes), squeeze=False, height_ratios=heights)
-    for column, runtime in enumerate(runtimes):
-        info = runtime.info
+    grid = figure.subplots(len(pictures), len(estimators), squeeze=False, height_ratios=heights)
+    for column, estimator in enumerate(estimators):
+        info = estimator.runtime.info
         name = info.variant if info.quality == "released" else f"{info.variant} ({info.quality})"
         grid[0, column].set_title(name)
-        estimator = PoseEstimator(runtime)
         for axes, picture in zip(grid[:, column], pictures, strict=True):
             drawn = draw_poses(picture, estimator(picture), info.skeleton)
             axes.imshow(cv2.cvtColor(drawn, cv2.COLOR_BGR2RGB))
@@ -149,22 +136,13 @@ def check_target(path: Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise EhrnetError(f"{path} should end in one of {', '.join(FORMATS)}.")
-    if not path.parent.is_dir():
-        raise EhrnetError(f"cannot write {path}: the folder {path.parent} does not exist.")
+    atomic.check_target(path)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes beside, flushes, renames. Raises EhrnetError when it cannot be written."""
+    """Raises EhrnetError when it cannot be written; what was there before stays then."""
     path = Path(path)
     check_target(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise EhrnetError(f"{path} could not be written ({error.strerror or error}).") from None
-    finally:
-        beside.unlink(missing_ok=True)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150)
+    atomic.save_bytes(path, drawn.getvalue())

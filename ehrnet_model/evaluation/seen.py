@@ -116,7 +116,7 @@ def see(
     """
     seen = []
     for image in images:
-        picture = files.decode(image["file_name"])
+        picture = files.picture(image)
         image_hw = picture.shape[0], picture.shape[1]
         size_hw = runtime.size_hw or size_for(size, image_hw, runtime.info.input_size)
         box = Letterbox.fit(image_hw, size_hw)

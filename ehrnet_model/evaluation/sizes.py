@@ -23,7 +23,7 @@ def size_for(text: str, image_hw: tuple[int, int], short_side: int) -> tuple[int
         image_hw: of the image.
         short_side: for ``best``, ``paper`` and named sizes.
     """
-    if text.isdigit():
+    if text.isdecimal():
         text, short_side = "best", int(text)
     if text == "paper":
         return paper_size(image_hw, short_side)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from ehrnet_model.errors import EhrnetError
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -30,3 +34,28 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     except BaseException:  # an interrupt leaves nothing behind either
         os.unlink(temporary)
         raise
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """``write_atomically`` for files that a user named. Raises EhrnetError instead."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        why = error.strerror or error
+        raise EhrnetError(f"{path} cannot be written ({why}): choose another place.") from None
+
+
+def save_json(path: Path, value: Any) -> None:
+    """The same with a value as indented JSON; NaN is refused, as JSON has none."""
+    save_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def check_target(path: Path) -> None:
+    """Raises EhrnetError where no file can be written for sure, before work is done for it."""
+    path = Path(path)
+    if not os.path.isdir(path.parent):
+        raise EhrnetError(f"{path} cannot be written: there is no folder {path.parent}.")
+    if os.path.isdir(path):
+        raise EhrnetError(f"{path} cannot be written: it is a folder; name a file in it.")
+    if not os.access(path.parent, os.W_OK):
+        raise EhrnetError(f"{path} cannot be written: {path.parent} is not yours to write to.")

@@ -12,6 +12,7 @@ Shapes: J keypoints, K peaks each, P people.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Protocol, Sequence, Tuple
 
@@ -151,7 +152,14 @@ def typed_options(pairs: Iterable[Tuple[str, float]]) -> Dict[str, Any]:
     """
     kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
     del kinds["person_score"]  # no number
-    values = {name: kinds.get(name, float)(value) for name, value in pairs}
+    values: Dict[str, Any] = {}
+    for name, value in pairs:
+        kind = kinds.get(name, float)
+        whole = kind is float or (math.isfinite(value) and value == kind(value))
+        if not whole:
+            which = "0 or 1" if kind is bool else "a whole number"
+            raise EhrnetError(f"decode option {name} is {which}, not {value:g}.")
+        values[name] = kind(value)
     DecodeOptions.from_dict(values)
     return values
 
@@ -414,7 +422,8 @@ def _match_near(
         tag, xy = peaks.tag[j, mine].astype(np.float64), peaks.xy[j, mine]
         owner = np.full(len(mine), -1)
         if people and len(mine):
-            tags_apart = np.abs(tag[:, None] - tag_sum[:people] / members[:people]) / gate
+            tags_apart = np.abs(tag[:, None] - tag_sum[:people] / members[:people])
+            tags_apart = np.where(tags_apart < gate, tags_apart / max(gate, 1e-9), 1.0)
             apart = bodies.apart(j, xy[:, None], np.arange(people))
             worth = 2 - tags_apart - apart + _TIE_BREAK * peaks.score[j, mine, None]
             worth[(tags_apart >= 1) | (apart >= 1)] = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import List, Optional, Sequence, Tuple, Union
 
 import cv2
@@ -13,8 +15,15 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses, Timings
-from ehrnet_model.inference.runtime import Runtime
-from ehrnet_model.inference.second_look import SecondLook, first_options, look, merge, windows_for
+from ehrnet_model.inference.runtime import Runtime, open_runtime
+from ehrnet_model.inference.second_look import (
+    SecondLook,
+    first_options,
+    look,
+    merge,
+    open_closer,
+    windows_for,
+)
 from ehrnet_model.inference.sizes import best_named_size, parse_size
 from ehrnet_model.skeleton import SkeletonInfo
 
@@ -94,6 +103,28 @@ class PoseEstimator:
         self.options = options or DecodeOptions.from_dict(runtime.info.decode)
         self.size_hw = size_hw or runtime.size_hw
         self._input = np.zeros((1, 0, 0, 3), np.uint8)
+
+    @classmethod
+    def open(cls, model: Path, runtime: str = "auto", size: str = "auto") -> PoseEstimator:
+        """A model with the decode options stored in it, and its engine for second looks.
+
+        Args:
+            model: what ``find_model`` gives.
+            runtime: name of an engine, see ``open_runtime``.
+            size: network input size by name or as HxW, see ``parse_size``; ``auto`` fits it to
+                the images.
+
+        Raises:
+            EhrnetError: it cannot be opened, or has no such size.
+        """
+        with contextlib.ExitStack() as opened:
+            engine = opened.enter_context(contextlib.closing(open_runtime(model, runtime)))
+            size = size.strip().lower()
+            size_hw = None if size == "auto" else parse_size(size, engine.info.input_size)
+            options = DecodeOptions.from_dict(engine.info.decode)
+            estimator = cls(engine, options, size_hw, open_closer(model, engine, options))
+            opened.pop_all()
+        return estimator
 
     def __call__(self, image: np.ndarray, rgb: bool = False) -> Poses:
         """The people of a (h, w, 3) uint8 image, BGR unless ``rgb``, in its pixels."""

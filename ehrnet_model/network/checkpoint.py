@@ -205,7 +205,7 @@ def load_checkpoint(
 def _parse_meta(path: Path, metadata: Mapping[str, str]) -> CheckpointMeta:
     foreign = (
         f"{path} is a safetensors file without our description: if it holds weights of the "
-        f"published networks, convert it with 'ehrnet import-checkpoint {path}'."
+        f"published networks, convert it with 'ehrnet import-checkpoint {path} -o OUT.safetensors'."
     )
     if _KEY not in metadata:
         raise EhrnetError(foreign)
@@ -292,8 +292,10 @@ def _compare(
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise EhrnetError(f"there is no file {path}: check the path.")
+    if not os.access(path, os.R_OK):
+        raise EhrnetError(f"{path} is not yours to read: check its permissions.")
     return path
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.picture import read_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -28,10 +28,4 @@ def read_pictures(folder: Path, count: int) -> list[np.ndarray]:
             "people, such as a robot's camera takes."
         )
     chosen = files[:: max(1, len(files) // count)][:count]
-    pictures = []
-    for file in chosen:
-        picture = cv2.imread(str(file), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise EhrnetError(f"the picture {file} cannot be read: repair or remove it.")
-        pictures.append(picture)
-    return pictures
+    return [read_picture(file) for file in chosen]

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.picture import read_picture
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _TEST_NAMES = ("val", "test", "validation")
@@ -47,14 +48,7 @@ class Pictures:
         source = self.sources[index]
         if isinstance(source, np.ndarray):
             return source
-        try:
-            data = np.frombuffer(source.read_bytes(), np.uint8)
-        except OSError as error:
-            raise EhrnetError(f"{source} cannot be read: {error.strerror}.") from None
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-        if picture is None:
-            raise EhrnetError(f"{source} is no picture, or damaged: remove it or fetch it again.")
-        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(read_picture(source), cv2.COLOR_BGR2RGB)
 
 
 def open_pictures(path: Path) -> tuple[Pictures, Pictures]:

@@ -69,7 +69,6 @@ def _rows(args: argparse.Namespace) -> Iterator[Any]:
     """The rows that were asked for, each when it is measured; trained weights come first."""
     import tempfile
 
-    import cv2
     import numpy as np
 
     from ehrnet_model.errors import EhrnetError
@@ -77,14 +76,13 @@ def _rows(args: argparse.Namespace) -> Iterator[Any]:
     from ehrnet_model.inference.models import available_models
     from ehrnet_model.inference.runtime import default_threads, model_info
     from ehrnet_model.inference.sizes import NAMED_SIZES
+    from ehrnet_model.picture import read_picture
     from ehrnet_model.variants import VARIANTS
 
     if args.image is None:
         image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     else:
-        image = cv2.imread(str(args.image))
-        if image is None:
-            raise EhrnetError(f"the picture {args.image} cannot be read: give a JPEG or PNG file.")
+        image = read_picture(args.image)
     phis = [variant.phi for variant in VARIANTS.values()] if args.all else args.phi
     phis = sorted(phis, key=lambda phi: phi not in available_models())
     runtimes = benchmark.installed_runtimes() if args.all else args.runtime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -40,11 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the annotated copy and the JSON file; 1 when nobody was found in any frame."""
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.atomic import save_json
     from ehrnet_model.inference.estimator import PoseEstimator
     from ehrnet_model.inference.models import find_model
-    from ehrnet_model.inference.runtime import open_runtime
-    from ehrnet_model.inference.sizes import parse_size
-    from ehrnet_ros.recording import make_folder, write_json
+    from ehrnet_ros.recording import make_folder
     from ehrnet_ros.source import open_source
 
     if args.frames is not None and args.frames < 1:
@@ -52,35 +52,30 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(args.source)
     if source.endless and args.frames is None:
         raise EhrnetError("a camera never ends: say with --frames N when to stop.")
-    runtime = open_runtime(find_model(args.phi, args.model), args.runtime)
-    try:
-        size = args.size.strip().lower()
-        size_hw = None if size == "auto" else parse_size(size, runtime.info.input_size)
-        estimator = PoseEstimator(runtime, size_hw=size_hw)
+    model = find_model(args.phi, args.model)
+    with contextlib.closing(PoseEstimator.open(model, args.runtime, args.size)) as estimator:
         out = make_folder(args.out)
         stem = Path(args.source).stem or "camera"
         frames, written = _annotate(estimator, source, args, out, stem)
-    finally:
-        runtime.close()
     if not frames:
         raise EhrnetError(f"there is no frame in {args.source}: the file is broken or empty.")
-    info = runtime.info
+    info, engine = estimator.runtime.info, estimator.runtime.name
     result = {
         "source": args.source,
         "model": f"{info.variant} {info.weights_name} ({info.quality})",
-        "runtime": runtime.name,
+        "runtime": engine,
         "keypoints": list(info.skeleton.names),
         "files": [str(path) for path in written],
         "frames": frames,
     }
     path = out / f"{stem}_poses.json"
-    write_json(path, result)
+    save_json(path, result)
     counts = [len(frame["people"]) for frame in frames]
     people = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
     times = sorted(frame["ms"] for frame in frames[1:] or frames)
     print(
         f"{len(frames)} frame{'s' * (len(frames) > 1)}, {people} people, "
-        f"{times[len(times) // 2]:.0f} ms each ({result['model']}, {runtime.name})",
+        f"{times[len(times) // 2]:.0f} ms each ({result['model']}, {engine})",
         file=sys.stderr,
     )
     if info.quality == "random":

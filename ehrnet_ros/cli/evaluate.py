@@ -63,10 +63,11 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.evaluation.coco import load_annotations, write_json
+    from ehrnet_model.evaluation.coco import load_annotations
     from ehrnet_model.evaluation.measure import Settings, evaluate
     from ehrnet_model.evaluation.pictures import ImageFiles
     from ehrnet_model.evaluation.tune import tuned_options
+    from ehrnet_model.inference.atomic import check_target, save_json
     from ehrnet_model.inference.decode import DecodeOptions, typed_options
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import Runtime, open_runtime
@@ -75,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(args.size, args.flip, tuple(args.scales))
     if args.limit is not None and args.limit < 1:
         raise EhrnetError(f"--limit {args.limit} leaves no image: give 1 or more.")
+    for target in (args.json, args.results):
+        if target is not None:
+            check_target(target)
     annotations = load_annotations(args.annotations, truth=True)
     files = ImageFiles(args.images)
     model = find_model(args.phi, None if args.model is None else str(args.model))
@@ -109,11 +113,11 @@ def run(args: argparse.Namespace) -> int:
         runtime.close()
         if closer is not None and closer is not runtime:
             closer.close()
+    print("\n".join(report(measures)), flush=True)
     if args.json is not None:
-        write_json(args.json, measures)
+        save_json(args.json, measures)
     if args.results is not None:
-        write_json(args.results, results)
-    print("\n".join(report(measures)))
+        save_json(args.results, results)
     return 0
 
 

@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.random and not name:
         raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
     from ehrnet_model.evaluation.tune import tuned_options
+    from ehrnet_model.inference.decode import DecodeOptions
     from ehrnet_model.inference.models import user_folder
     from ehrnet_model.inference.runtime import MAX_SMOOTH
     from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
@@ -122,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tuned is not None:
         stored = tuned_options(args.tuned, "display", info)
     info = replace(info, decode={**stored, **decode})
+    DecodeOptions.from_dict(info.decode)  # what no program would open is not written
     if args.short_side is not None:
         parse_size("square", args.short_side)
         info = replace(info, input_size=args.short_side)

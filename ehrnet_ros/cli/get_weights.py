@@ -77,6 +77,12 @@ def _is_there(out: Path, what: Any) -> bool:
         if path.exists() and not path.is_file():
             raise EhrnetError(f"{path} is not a file: remove it, or give another one with -o.")
     if not out.exists():
+        beside = out.with_suffix(".safetensors")
+        if beside.exists():
+            raise EhrnetError(
+                f"there are weights {beside} without the model {out.name}: say --replace to write "
+                "over them, or give another file with -o."
+            )
         return False
     try:
         info = model_info(out)

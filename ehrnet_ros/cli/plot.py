@@ -37,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
     """Draws and writes one figure."""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation import plot
+    from ehrnet_model.inference.estimator import PoseEstimator
     from ehrnet_model.inference.models import available_models
-    from ehrnet_model.inference.runtime import open_runtime
+    from ehrnet_model.picture import read_picture
 
     plot.check_target(args.out)
     if args.figure == "accuracy":
@@ -47,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
         models = args.model or list(available_models().values())
         if not models:
             raise EhrnetError("there is no model on this machine to draw with: give --model FILE.")
-        pictures = [plot.read_picture(path) for path in args.pictures]
+        pictures = [read_picture(path) for path in args.pictures]
         with contextlib.ExitStack() as stack:
-            runtimes = []
+            estimators = []
             for model in models:
                 engine = "torch" if model.suffix == ".safetensors" else "auto"
-                runtimes.append(open_runtime(model, engine))
-                stack.callback(runtimes[-1].close)
-            figure = plot.sheet_figure(pictures, runtimes)
+                estimators.append(PoseEstimator.open(model, engine))
+                stack.callback(estimators[-1].close)
+            figure = plot.sheet_figure(pictures, estimators)
     plot.save_figure(figure, args.out)
     print(args.out)
     return 0

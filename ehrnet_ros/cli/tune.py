@@ -84,8 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, chooses and prints two sets of options."""
     from ehrnet_model.evaluation.coco import load_annotations
+    from ehrnet_model.inference.atomic import check_target
 
     _check(args)
+    if args.json is not None:
+        check_target(args.json)
     annotations = load_annotations(args.annotations, truth=True)
     images = _images(args, annotations)
     if not images.empty:
@@ -119,11 +122,11 @@ def _choose(
     settled = start.second_look > 0
     if args.second_look is not None:
         start = replace(start, second_look=args.second_look)
-        if start.second_look and runtime.size_hw is not None:
-            raise EhrnetError(
-                f"{args.model or info.variant} runs at one size only: give --second-look 0, or a "
-                "model of free size."
-            )
+    if start.second_look and runtime.size_hw is not None:
+        raise EhrnetError(
+            f"{args.model or info.variant} runs at one size only: give --second-look 0, or a "
+            "model of free size."
+        )
     seen = see(runtime, tqdm(images.all, unit="image", file=sys.stderr), files, args.size)
     inhabited, visited = len(images.part["images"]), len(images.part["images"]) + len(images.empty)
     if images.fitted:
@@ -198,15 +201,23 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _images(args: argparse.Namespace, annotations: dict[str, Any]) -> _Images:
+    from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.coco import load_annotations
     from ehrnet_model.evaluation.tune import choosing_part, held_back_first, person_free_images
 
     part = choosing_part(annotations, args.held_back)
     free = person_free_images(annotations)
     if args.person_free is not None:
-        known = {image["id"] for image in free}
+        names = {image["id"]: image["file_name"] for image in annotations["images"]}
         more = person_free_images(load_annotations(args.person_free))
-        free += [image for image in more if image["id"] not in known]
+        for image in more:
+            if names.get(image["id"], image["file_name"]) != image["file_name"]:
+                raise EhrnetError(
+                    f"{args.person_free}: image {image['file_name']} has the id {image['id']}, as "
+                    f"{names[image['id']]} of {args.annotations}: give the images of one file "
+                    "other ids."
+                )
+        free += [image for image in more if image["id"] not in names]
     empty = held_back_first(free, args.held_back, args.limit)
     if not args.score_share:
         return _Images(part, empty, [])
@@ -236,31 +247,11 @@ def _report(
     choices: dict[str, Choice],
     checked: dict[str, float],
 ) -> None:
-    from ehrnet_model.evaluation.coco import write_json
     from ehrnet_model.held_back import held_back
+    from ehrnet_model.inference.atomic import save_json
 
     inhabited = len(images.part["images"])
     unseen = sum(held_back(image["id"], args.held_back) for image in images.empty)
-    if args.json is not None:
-        write_json(
-            args.json,
-            {
-                "variant": info.variant,
-                "weights": info.weights_name,
-                "weights_sha256": info.weights_sha256,
-                "size": args.size,
-                "held_back": args.held_back,
-                "images": inhabited,
-                "person_free_images": len(images.empty),
-                "person_free_images_held_back": unseen,
-                "person_score_images": len(images.fitted),
-                **({"person_score_check": {"folds": args.folds, **checked}} if checked else {}),
-                **{
-                    name: {"decode": choice.options.to_dict(), **choice.measures}
-                    for name, choice in choices.items()
-                },
-            },
-        )
     print(
         f"{info.variant} on {inhabited} held-back images and {len(images.empty)} person-free, "
         f"{unseen} of them held back"
@@ -279,6 +270,25 @@ def _report(
         del values["person_score"]  # nothing to read
         print(f"{name:8s} {' '.join(f'{key}={float(value):g}' for key, value in values.items())}")
     if args.json is not None:
+        save_json(
+            args.json,
+            {
+                "variant": info.variant,
+                "weights": info.weights_name,
+                "weights_sha256": info.weights_sha256,
+                "size": args.size,
+                "held_back": args.held_back,
+                "images": inhabited,
+                "person_free_images": len(images.empty),
+                "person_free_images_held_back": unseen,
+                "person_score_images": len(images.fitted),
+                **({"person_score_check": {"folds": args.folds, **checked}} if checked else {}),
+                **{
+                    name: {"decode": choice.options.to_dict(), **choice.measures}
+                    for name, choice in choices.items()
+                },
+            },
+        )
         print(f"to compare: ehrnet evaluate --tuned {args.json}")
         if "display" in choices:
             print(f"to use: ehrnet export --tuned {args.json}")

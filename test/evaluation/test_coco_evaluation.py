@@ -3,9 +3,12 @@
 import argparse
 import gzip
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
+import cv2
 import dots
 import numpy as np
 import pytest
@@ -201,6 +204,11 @@ def test_broken_json_is_refused(content, tmp_path):
     path.write_bytes(gzip.compress(b'{"images": []}')[:-9])
     with pytest.raises(EhrnetError, match="cannot be read as JSON"):
         load_annotations(path)
+    packed = bytearray(gzip.compress(json.dumps(list(range(500))).encode()))
+    packed[10] ^= 0x06  # a kind of block that there is not
+    path.write_bytes(packed)
+    with pytest.raises(EhrnetError, match="cannot be read as JSON"):
+        load_annotations(path)
 
 
 def test_missing_images_are_counted_before_any_work(data_set, dots_model, tmp_path):
@@ -212,7 +220,15 @@ def test_missing_images_are_counted_before_any_work(data_set, dots_model, tmp_pa
         ImageFiles([tmp_path / "nothing.zip"])
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n cut"])
+def png(size_wh):
+    """A PNG file's first bytes, which promise a picture."""
+    head = b"IHDR" + struct.pack(">II", *size_wh) + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0d" + head + struct.pack(">I", zlib.crc32(head))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n cut", png((10**5, 10**5))]
+)
 def test_images_that_do_not_decode_are_named(data_set, dots_model, tmp_path, content):
     for name in ("two.png", "one.png", "none.png"):
         (tmp_path / name).write_bytes(content)
@@ -231,9 +247,97 @@ def test_a_damaged_zip_file_is_named(tmp_path):
         ImageFiles([path]).decode("one.png")
 
 
-def test_what_cannot_be_written_is_said(data_set, dots_model, tmp_path):
-    with pytest.raises(EhrnetError, match="could not be written"):
-        run(data_set, dots_model, "--limit", 1, "--json", tmp_path / "no" / "folder.json")
+def test_a_zip_file_with_a_password_is_named(tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("one.png", b"0123456789")
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag in the file's own header and in that of the directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(EhrnetError, match="one.png cannot be read .*encrypted"):
+        ImageFiles([path]).decode("one.png")
+
+
+def grey(value, size_wh=(8, 8)):
+    ok, data = cv2.imencode(".png", np.full((*size_wh[::-1], 3), value, np.uint8))
+    assert ok
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("packed", ["both", "first", "none"])
+def test_a_picture_of_the_whole_name_comes_before_one_of_its_last_part(tmp_path, packed):
+    places = []
+    kept = {"a": {"sub/1.png": 10, "2.png": 20}, "b": {"1.png": 30, "x/2.png": 40}}
+    for place, names in kept.items():
+        folder = tmp_path / place
+        for name, value in names.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(grey(value))
+        if packed == "both" or (packed == "first" and place == "a"):
+            with zipfile.ZipFile(tmp_path / f"{place}.zip", "w") as archive:
+                for name in names:
+                    archive.write(folder / name, name)
+            folder = tmp_path / f"{place}.zip"
+        places.append(folder)
+    for order in (places, places[::-1]):
+        files = ImageFiles(order)
+        wanted = {"sub/1.png": 10, "1.png": 30, "2.png": 20, "x/2.png": 40}
+        wanted.update({"elsewhere/1.png": 30, "y/2.png": 20})
+        assert {name: files.decode(name)[0, 0, 0] for name in wanted} == wanted
+
+
+def test_copies_of_another_size_are_refused(data_set, dots_model, tmp_path):
+    files = ImageFiles([data_set / "images.zip"])
+    for name in ("one.png", "two.png", "none.png"):
+        half = cv2.resize(files.decode(name), None, fx=0.5, fy=0.5)
+        cv2.imwrite(str(tmp_path / name), half)
+    with pytest.raises(EhrnetError, match="two.png is 240x320 .*annotations are of 480x640"):
+        run(data_set, dots_model, "--images", tmp_path)
+
+
+def test_nobody_found_is_no_figure_for_people_who_are_not_there():
+    """As when there is a wrong answer: -1 where nobody of that size is."""
+    body = np.zeros((17, 3))
+    body[:, 0], body[:, 1], body[:, 2] = np.linspace(100, 300, 17), np.linspace(50, 400, 17), 2
+    person = {
+        "image_id": 1,
+        "keypoints": body.ravel().tolist(),
+        "bbox": [100, 50, 200, 350],
+        "area": 200.0 * 350,  # large
+    }
+    images = [{"id": 1, "file_name": "a.png", "width": 640, "height": 480}]
+    truth = KeypointTruth({"images": images, "annotations": [person]})
+    nothing = truth.average_precision([])
+    wrong = body + [0, 3000, 0]
+    answer = {"image_id": 1, "category_id": 1, "keypoints": wrong.ravel().tolist(), "score": 0.5}
+    assert nothing == truth.average_precision([answer])
+    assert nothing["AP"] == nothing["APl"] == 0 and nothing["APm"] == -1
+
+
+def test_what_cannot_be_written_is_said_before_any_work(data_set, dots_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    for target, why in (
+        (tmp_path / "no" / "folder.json", "there is no folder"),
+        (tmp_path / "file" / "a.json", "there is no folder"),
+        (tmp_path, "it is a folder"),
+        (Path("."), "it is a folder"),
+    ):
+        for option in ("--json", "--results"):
+            with pytest.raises(EhrnetError, match=f"cannot be written: {why}"):
+                run(data_set, tmp_path / "no model", option, target)
+
+
+def test_what_was_measured_is_printed_even_where_it_cannot_be_written(
+    data_set, dots_model, tmp_path, capsys
+):
+    with pytest.raises(EhrnetError, match="cannot be written"):
+        run(data_set, dots_model, "--limit", 1, "--json", tmp_path / ("long" * 63))
+    assert "GMACs" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_that_leaves_nothing_is_refused(data_set, dots_model):
     with pytest.raises(EhrnetError, match="--limit 0"):
         run(data_set, dots_model, "--limit", 0)
 

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
 
 from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.evaluation.plot import accuracy_figure, sheet_figure  # noqa: E402
-from ehrnet_model.inference.runtime import open_runtime  # noqa: E402
+from ehrnet_model.inference.estimator import PoseEstimator  # noqa: E402
 from ehrnet_ros.cli import plot  # noqa: E402
 
 OURS = {
@@ -56,8 +56,8 @@ def _points(axes):
 def test_a_sheet_shows_every_picture_with_every_model_and_its_poses(dots_model):
     people = np.stack([dots.figure((320, 240), 300)])
     pictures = [dots.draw_people((480, 640), people), np.zeros((320, 320, 3), np.uint8)]
-    runtimes = [open_runtime(dots_model), open_runtime(dots_model)]
-    figure = sheet_figure(pictures, runtimes)
+    estimators = [PoseEstimator.open(dots_model), PoseEstimator.open(dots_model)]
+    figure = sheet_figure(pictures, estimators)
     assert len(figure.axes) == 4
     assert [axes.get_title() for axes in figure.axes[:2]] == ["H-4 (preview)"] * 2
     shown = [axes.images[0].get_array() for axes in figure.axes]
@@ -69,7 +69,7 @@ def test_a_sheet_shows_every_picture_with_every_model_and_its_poses(dots_model):
     for picture in second:
         assert not picture.any()
     with pytest.raises(EhrnetError, match="at least one"):
-        sheet_figure([], runtimes)
+        sheet_figure([], estimators)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

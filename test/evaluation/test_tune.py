@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 
@@ -25,7 +26,7 @@ from ehrnet_model.evaluation.tune import (
     tune,
 )
 from ehrnet_model.held_back import held_back
-from ehrnet_model.inference.decode import DecodeOptions, decode
+from ehrnet_model.inference.decode import DecodeOptions, decode, typed_options
 from ehrnet_model.inference.runtime import open_runtime
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.variants import pose_variant
@@ -338,3 +339,42 @@ def test_export_knows_the_options(h4_weights, tmp_path):
         command(
             "export", "--weights", h4_weights, "-o", tmp_path / "a.onnx", "--decode", "nothing=1"
         )
+    later = {"keypoint_threshold": 0.2, "of_a_later_version": 1}
+    (tmp_path / "later.json").write_text(
+        json.dumps({"variant": "H-4", "display": {"decode": later}, "ap": {"decode": later}})
+    )
+    with pytest.raises(EhrnetError, match="'of_a_later_version' does not exist"):
+        command(
+            "export", "--weights", h4_weights, "-o", tmp_path / "a.onnx",
+            "--tuned", tmp_path / "later.json",
+        )  # fmt: skip
+    assert not (tmp_path / "a.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "pair", [("levels", 2.7), ("refine", 0.5), ("levels", np.nan), ("max_people", np.inf)]
+)
+def test_options_that_count_or_switch_take_no_halves(pair):
+    with pytest.raises(EhrnetError, match=f"{pair[0]} is (a whole number|0 or 1), not"):
+        typed_options([pair])
+    assert typed_options([("levels", 2.0), ("refine", 0.0)]) == {"levels": 2, "refine": False}
+
+
+def test_an_engine_of_one_size_is_tuned_without_second_looks_only(
+    tempting, dots_model, tmp_path, monkeypatch
+):
+    """Stored options have them, too: what was chosen for one look would be used for two."""
+    data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
+    model = dots.with_decode(dots_model, tmp_path / "twice.onnx", second_look=3)
+    pinned = functools.partial(open_runtime, size_hw=(384, 512))
+    monkeypatch.setattr("ehrnet_model.inference.runtime.open_runtime", pinned)
+    with pytest.raises(EhrnetError, match="runs at one size only: give --second-look 0"):
+        command("tune", *data, "--model", model, "--held-back", 1)
+
+
+def test_two_files_that_number_their_images_alike_are_refused(tempting, dots_model, tmp_path):
+    data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
+    others = {"images": [{"id": 1, "file_name": "room.png", "person_free": True}]}
+    (tmp_path / "others.json").write_text(json.dumps(others))
+    with pytest.raises(EhrnetError, match="room.png has the id 1, as .*png of"):
+        command("tune", *data, "--model", dots_model, "--person-free", tmp_path / "others.json")

@@ -108,7 +108,7 @@ def test_metadata_carries_what_the_checkpoint_says(h4_weights: Path, h4_model: P
     assert info.weights_sha256 == meta.weights_sha256
     assert (info.weights_name, info.quality) == ("test-random", "random")
     # The checkpoint's own, and what the command was given beside.
-    assert info.decode == {"min_score": 0.25, "refine": False}
+    assert info.decode == {"keypoint_threshold": 0.25, "refine": False}
     assert info.extra["licence"] == "none"
     assert info.version == __version__
 

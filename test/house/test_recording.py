@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_ros.recording import VideoFile, make_folder, write_bytes, write_json, write_picture
+from ehrnet_model.inference.atomic import save_bytes, save_json
+from ehrnet_ros.recording import VideoFile, make_folder, write_picture
 
 
 def test_files_are_replaced_whole_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "a.json"
-    write_json(path, {"old": 1})
-    write_json(path, {"new": [1.5, None]})
+    save_json(path, {"old": 1})
+    save_json(path, {"new": [1.5, None]})
     assert json.loads(path.read_text()) == {"new": [1.5, None]}
     with pytest.raises(ValueError, match="JSON"):
-        write_json(path, math.nan)
+        save_json(path, math.nan)
     assert json.loads(path.read_text()) == {"new": [1.5, None]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -29,7 +30,7 @@ def test_a_folder_that_is_none_is_one_sentence(tmp_path):
     with pytest.raises(EhrnetError, match="cannot be made"):
         make_folder(tmp_path / "file" / "out")
     with pytest.raises(EhrnetError, match=r"file/a cannot be written"):
-        write_bytes(tmp_path / "file" / "a", b"")
+        save_bytes(tmp_path / "file" / "a", b"")
 
 
 @pytest.mark.parametrize("name", ["é ü.png", "a.jpg"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -371,6 +372,26 @@ def test_an_engine_of_one_size_needs_another_for_windows(dots_model: Path) -> No
     for engine in (pinned, closer):
         with pytest.raises(EhrnetError, match="closed"):
             engine(np.zeros((1, *engine.size_hw, 3), np.uint8))
+
+
+def test_opening_a_model_that_runs_at_one_size_brings_the_engine_for_windows(
+    dots_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = dots.draw_people((480, 640), crowd([300, 250]))
+    # As an engine of TensorRT, which has never another size.
+    pinned = functools.partial(open_runtime, size_hw=(384, 512))
+    monkeypatch.setattr("ehrnet_model.inference.estimator.open_runtime", pinned)
+    stored = {"second_look": 8, "second_look_size": 256}
+    model = dots.with_decode(dots_model, tmp_path / "twice.onnx", **stored)
+    estimator = PoseEstimator.open(model, "onnxruntime")
+    assert estimator.infer([image], [False]).second_looks == [2]
+    engines = estimator.runtime, estimator.closer
+    estimator.close()
+    for engine in engines:
+        assert engine is not None and engine.size_hw is not None
+        with pytest.raises(EhrnetError, match="closed"):
+            engine(np.zeros((1, *engine.size_hw, 3), np.uint8))
+    assert PoseEstimator.open(dots_model, "onnxruntime", "256x320").size_hw == (256, 320)
 
 
 def test_where_no_engine_for_windows_is_to_be_had(

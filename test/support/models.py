@@ -21,7 +21,7 @@ def save_random_h4(folder: Path) -> Path:
         variant=info.variant,
         weights_name="test-random",
         quality="random",
-        decode={"min_score": 0.25},
+        decode={"keypoint_threshold": 0.25},
         licence="none",
     )
     path = folder / "h4.safetensors"

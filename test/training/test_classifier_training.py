@@ -289,7 +289,7 @@ def test_a_damaged_picture_is_named(colours, tmp_path):
     file = colours / "train/class 1/2.png"
     for data in (b"", file.read_bytes()[:30]):
         file.write_bytes(data)
-        with pytest.raises(EhrnetError, match="2.png is no picture"):
+        with pytest.raises(EhrnetError, match="2.png does not decode"):
             ClassifierTrainer(small(colours), tmp_path / "run").run()
 
 

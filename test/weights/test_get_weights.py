@@ -181,6 +181,11 @@ def test_a_model_of_the_user_is_not_replaced(folder, home, monkeypatch, capsys, 
         assert main(["get-weights"]) == 2
         said = capsys.readouterr().err
         assert "--replace" in said and name in said and model.read_bytes() == content
+    model.rename(model.with_suffix(".safetensors"))  # a checkpoint of that name is one, too
+    assert main(["get-weights"]) == 2
+    assert "--replace" in capsys.readouterr().err
+    assert tree(home / "share")[-1].endswith("H-2.safetensors")
+    assert model.with_suffix(".safetensors").read_bytes() == content
 
 
 def test_another_network_in_the_files_leaves_nothing(
