@@ -198,26 +198,39 @@ class Camera:
         if not self._lens_told:
             self._lens_told = True
             why = "is not calibrated" if info is not None else "has not arrived"
+            topic = self._resolve(self._relative("camera_info"))
             self._node.get_logger().info(
-                f"CameraInfo on {self._resolve('camera_info')} {why}: markers are drawn as through "
+                f"CameraInfo on {topic} {why}: markers are drawn as through "
                 f"a lens of {settings.nominal_fov_deg:g} degrees (nominal_fov_deg)."
             )
         return Lens.nominal(image_hw, settings.nominal_fov_deg)
 
     # Input
 
-    def _resolve(self, topic: str) -> str:
-        name = self._node.resolve_topic_name(f"{self.name}/{topic}" if self.name else topic)
-        return str(name)
+    def _relative(self, topic: str) -> str:
+        return f"{self.name}/{topic}" if self.name else topic
 
-    def input(self, settings: Settings) -> Tuple[Any, str, str]:
-        """Type, resolved topic and type name of the images that are asked for."""
-        topic = self._resolve("image")
+    def _resolve(self, topic: str) -> str:
+        return str(self._node.resolve_topic_name(topic))
+
+    def _input(self, settings: Settings) -> Tuple[Any, str]:
+        """Type and topic of the images that are asked for, as given to create_subscription.
+
+        That remaps what it is given: a name that was remapped before would be so twice, and of two
+        swapped cameras each would get its own images.
+        """
+        topic = self._relative("image")
         if settings.transport == "raw":
-            return Image, topic, "sensor_msgs/msg/Image"
-        if not topic.endswith("/compressed"):
-            topic += "/compressed"
-        return CompressedImage, topic, "sensor_msgs/msg/CompressedImage"
+            return Image, topic
+        resolved = self._resolve(topic)
+        # As image_transport does it: first `image` is remapped, then `image/compressed`.
+        compressed = topic if resolved.endswith("/compressed") else f"{resolved}/compressed"
+        return CompressedImage, compressed
+
+    def _seen_input(self, settings: Settings) -> Tuple[str, str]:
+        """Topic and type name of these images in the graph."""
+        kind, topic = self._input(settings)
+        return self._resolve(topic), f"sensor_msgs/msg/{kind.__name__}"
 
     @property
     def is_subscribed(self) -> bool:
@@ -226,13 +239,13 @@ class Camera:
 
     def subscribe(self, settings: Settings) -> None:
         """Asks for images and their CameraInfo."""
-        kind, topic, _ = self.input(settings)
+        kind, topic = self._input(settings)
         reliable = settings.input_qos == "reliable"
         self.counters.waiting()
         self._subscriptions = (
             self._node.create_subscription(kind, topic, self._received, _qos(1, reliable)),
             self._node.create_subscription(
-                CameraInfo, self._resolve("camera_info"), self._received_info, _qos(1, False)
+                CameraInfo, self._relative("camera_info"), self._received_info, _qos(1, False)
             ),
         )
 
@@ -271,7 +284,7 @@ class Camera:
     def status(self, snapshot: health.Snapshot, settings: Settings) -> Tuple[bytes, str]:
         """Level and sentence of an active camera; complaints about its input go to the log too."""
         if not self.is_subscribed:
-            _, topic, type_name = self.input(settings)
+            topic, type_name = self._seen_input(settings)
             silent = snapshot.silent_s > SILENT_S
             if silent and not health.publishes(self._node, topic, type_name):
                 return self._silent(snapshot.silent_s, settings)
@@ -285,7 +298,7 @@ class Camera:
         return health.OK, "Publishing poses."
 
     def _silent(self, seconds: float, settings: Settings) -> Tuple[bytes, str]:
-        _, topic, type_name = self.input(settings)
+        topic, type_name = self._seen_input(settings)
         why = health.explain_input(
             self._node, topic, type_name, settings.input_qos == "reliable", self.name
         )

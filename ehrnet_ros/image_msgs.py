@@ -150,7 +150,12 @@ def to_picture_compressed(msg: Any) -> Picture:
             "16 bits: it is no camera's picture."
         )
     # "bgr8; jpeg compressed bgr8": what the camera gave, the codec, what was handed to the codec.
-    stored = text.rpartition("compressed")[2].strip() if "compressed" in text else ""
+    # For PNG of a mosaic and for every TIFF image_transport leaves the last out: it is the first.
+    given, _, packed = text.partition(";")
+    codec, _, stored = packed.partition("compressed")
+    stored = stored.strip()
+    if not stored and codec.strip() in ("png", "tiff"):
+        stored = given.strip()
     if stored[:10] in _BAYER:
         gray = np.ascontiguousarray(image[..., 0])  # a mosaic is stored as one channel
         return Picture(_demosaic(gray, stored[:10]), "bgr")

@@ -1,11 +1,13 @@
 """A live view in Foxglove: image, skeletons on it and latency, by a WebSocket server in the node.
 
 Foxglove (app or browser) opens ``ws://localhost:PORT``. The server listens on this machine only:
-from elsewhere, `ssh -L PORT:localhost:PORT robot`. What nobody looks at is not computed.
+from elsewhere, `ssh -L PORT:localhost:PORT robot`. It asks nobody who they are: any program of this
+machine, a web page in its browser among them, can look on. What nobody looks at is not computed.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, Dict, List, Tuple
 
@@ -18,6 +20,7 @@ from ehrnet_ros.image_msgs import Picture
 from ehrnet_ros.pose_msgs import COLORS
 
 _QUALITY = 85
+_PATIENCE_S = 1.0
 _NUMBERS = ("letterbox_ms", "engine_ms", "decode_ms", "age_ms", "people")
 
 
@@ -43,20 +46,25 @@ class LiveView:
             ) from None
         # A context of its own: two nodes in one process do not show each other's topics.
         self._context = foxglove.Context()
-        try:
-            # A slow viewer misses images instead of getting late ones.
-            self._server = foxglove.start_server(
-                name=name,
-                host="127.0.0.1",
-                port=port,
-                context=self._context,
-                message_backlog_size=8,
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise EhrnetError(
-                f"The live view cannot listen on port {port} ({error}): set live_view_port to one "
-                "that is free, or to 0 for none."
-            ) from None
+        for again in (True, True, False):
+            try:
+                # A slow viewer misses images instead of getting late ones.
+                self._server = foxglove.start_server(
+                    name=name,
+                    host="127.0.0.1",
+                    port=port,
+                    context=self._context,
+                    message_backlog_size=8,
+                )
+                break
+            except (OSError, RuntimeError, ValueError) as error:
+                if again:  # one that was closed a moment ago may not have let go of it yet
+                    time.sleep(0.05)
+                    continue
+                raise EhrnetError(
+                    f"The live view cannot listen on port {port} ({error}): set live_view_port to "
+                    "one that is free, or to 0 for none."
+                ) from None
         self.port: int = self._server.port
         self._views: List[CameraView] = []
 
@@ -67,10 +75,16 @@ class LiveView:
         return view
 
     def close(self) -> None:
-        """Takes the channels away and ends the server."""
+        """Takes the channels away and ends the server; who does not read is not waited for.
+
+        The port is free afterwards. A server waits until its last message is written, for ever
+        where a viewer's machine sleeps behind an open connection.
+        """
         for view in self._views:
             view.close()
-        self._server.stop()
+        stopping = threading.Thread(target=self._server.stop, name="live view's end", daemon=True)
+        stopping.start()
+        stopping.join(_PATIENCE_S)
 
 
 class CameraView:

@@ -135,10 +135,13 @@ class PoseNode(LifecycleNode):
         self._autostarting = True
         if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
             self._autostarting = False
-            self.get_logger().info(
-                "Unconfigured: mend this and start again, or set the parameters and run "
-                f"`ros2 lifecycle set {self.get_fully_qualified_name()} configure`."
-            )
+            self._say_how_to_go_on()
+
+    def _say_how_to_go_on(self) -> None:
+        self.get_logger().info(
+            "Unconfigured: mend this and start again, or set the parameters and run "
+            f"`ros2 lifecycle set {self.get_fully_qualified_name()} configure`."
+        )
 
     def _on_change_state(self, request: Any, response: Any) -> Any:
         """Refuses what is not possible now; on Humble and Jazzy rclpy would let it end the node."""
@@ -284,6 +287,7 @@ class PoseNode(LifecycleNode):
             if self._configured:
                 self.trigger_cleanup()
             self._problem = worker.error
+            self._say_how_to_go_on()
 
     def _on_ready(self, worker: EngineWorker) -> None:
         estimator: PoseEstimator = worker.engine
@@ -515,11 +519,7 @@ class PoseNode(LifecycleNode):
                 level, text = health.WARN, namesakes
             worker = self._worker
             values = {
-                "state": "active"
-                if self._active
-                else "inactive"
-                if self._configured
-                else "unconfigured",
+                "state": self._state_machine.current_state[1],
                 "engine": worker.state if worker is not None else "none",
                 "model": model_name(self._model) if worker is not None else "",
                 "runtime": self._engine_name,
@@ -537,6 +537,8 @@ class PoseNode(LifecycleNode):
         if not self._configured:
             if self._problem:
                 return health.ERROR, f"Unconfigured: {self._problem}"
+            if self._state_machine.current_state[1] == "finalized":
+                return health.STALE, "Shut down: start the node again."
             return health.OK, "Unconfigured."
         worker = self._worker
         assert worker is not None  # made in configure

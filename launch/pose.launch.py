@@ -345,7 +345,8 @@ def _from_file(path, names):
 
     found = {}
     try:
-        nodes = yaml.safe_load(Path(path).read_text()) or {}
+        # Nothing but strings: YAML 1.1 takes 16:9 for a number of base 60, ROS does not.
+        nodes = yaml.load(Path(path).read_text(), Loader=yaml.BaseLoader) or {}  # noqa: S506
     except (OSError, yaml.YAMLError):
         return found  # the node says what is wrong with the file
     for node in nodes.values() if isinstance(nodes, dict) else ():

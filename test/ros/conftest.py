@@ -166,7 +166,7 @@ _GOALS = {
     "activate": "active",
     "deactivate": "inactive",
     "cleanup": "unconfigured",
-    "shutdown": "finalized",
+    "active_shutdown": "finalized",
 }
 
 

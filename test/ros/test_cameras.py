@@ -12,7 +12,7 @@ pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
 from ehrnet_msgs.msg import PoseArray, SkeletonInfo  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from std_srvs.srv import SetBool  # noqa: E402
 
 from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
@@ -132,6 +132,58 @@ def test_switched_off_it_takes_no_images_and_on_again_it_does(node, peer, dots, 
     assert peer.state(node.name) == "active"
     assert peer.call(SetBool, service, SetBool.Request(data=True)).success
     peer.until(lambda: answers, "poses", each=lambda: rear.publish(image_of(picture)))
+
+
+def test_swapped_cameras_get_each_other_s_images(start, model, peer, dots, image_of):
+    """A name that is remapped twice is the first one again."""
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        cameras=str(["front", "rear"]),
+        namespace="swap",
+        remaps=["front/image:=/swap/rear/image", "rear/image:=/swap/front/image"],
+    )
+    node.wait_for_log("Ready:")
+    answers = {n: peer.listen(PoseArray, f"/swap/pose/{n}/poses") for n in ("front", "rear")}
+    sides = {"front": 200, "rear": 440}
+    cameras = {n: peer.publisher(Image, f"/swap/{n}/image", qos_profile_sensor_data) for n in sides}
+    pictures = {
+        n: image_of(dots.draw_people((480, 640), dots.figure((x, 240), 300)[None]), frame_id=n)
+        for n, x in sides.items()
+    }
+
+    def shoot():
+        for name, camera in cameras.items():
+            camera.publish(pictures[name])
+
+    peer.until(lambda: all(answers.values()), "poses of both", each=shoot)
+    for name, other in (("front", "rear"), ("rear", "front")):
+        assert {answer.header.frame_id for answer in answers[name]} == {other}
+    assert node.interrupt() == 0
+
+
+def test_a_remapped_compressed_topic_is_the_one_that_is_reported(start, model, peer):
+    topic = "/cam9/image_raw/compressed"
+    camera = peer.publisher(CompressedImage, topic, qos_profile_sensor_data)
+    diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
+    node = start(
+        "pose_node",
+        model=model,
+        transport="compressed",
+        remaps=["__node:=packed", f"image/compressed:={topic}"],
+    )
+    node.wait_for_log("Ready:")
+
+    def said():
+        return [s.message for m in diagnostics for s in m.status if s.name.startswith("/packed")]
+
+    peer.until(lambda: any("Idle" in text for text in said()), "a status")
+    peer.spin(3.0)  # longer than it waits for an image before it complains
+    assert "Idle" in said()[-1] and "Waiting" not in node.log()
+    poses = peer.listen(PoseArray, "packed/poses")
+    peer.until(camera.get_subscription_count, "the subscription")
+    assert node.interrupt() == 0 and not poses
 
 
 @pytest.mark.parametrize("names", [["front", "front"], ["a b"], ["front", ""], ["1st"]])

@@ -332,7 +332,14 @@ def test_compressed_mono_16_bit_bayer_and_rgb():
         ).bgr(),
         cv2.cvtColor(mosaic, BAYER["bayer_rggb"]),
     )
+    for extension, codec in ((".png", "png"), (".tiff", "tiff")):
+        msg = compressed(mosaic, extension, f"bayer_rggb8; {codec} compressed ")
+        colours = cv2.cvtColor(mosaic, BAYER["bayer_rggb"])
+        np.testing.assert_array_equal(to_picture_compressed(msg).bgr(), colours)
     picture = noise(7, 9, 3)
+    for order, channels in (("rgb8", picture[..., ::-1]), ("bgr8", picture)):
+        msg = compressed(picture, ".tiff", f"{order}; tiff compressed ")
+        np.testing.assert_array_equal(to_picture_compressed(msg).bgr(), channels)
     swapped = to_picture_compressed(compressed(picture, ".png", "rgb8; png compressed rgb8"))
     np.testing.assert_array_equal(swapped.bgr(), picture[..., ::-1])
 

@@ -255,6 +255,14 @@ def test_engines_reach_builder_and_node(pose_launch, launch_words, monkeypatch):
         assert "EHRNET_ENGINES" not in process.scope[1]
 
 
+def test_a_size_in_a_parameter_file_is_what_ros_reads(pose_launch, tmp_path):
+    """PyYAML makes 969 of 16:9, which YAML 1.1 has as a number of base 60."""
+    text = "/**:\n  ros__parameters:\n    size: 16:9\n    phi: -3\n    model: ''\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    command, _ = pose_launch(runtime="tensorrt", params_file=str(tmp_path / "mine.yaml"))
+    assert command[4:] == ["--phi=-3", "--size=16:9"]
+
+
 def test_the_engine_is_built_first_and_the_node_follows(pose_launch):
     command, then = pose_launch(runtime="tensorrt", phi="-3", size="16:9")
     assert command[:4] == ["<ehrnet>", "build-engine", "--if-missing", "--diagnostics"]

@@ -19,6 +19,7 @@ pytest.importorskip("foxglove", reason="needs foxglove-sdk (pip install foxglove
 client = pytest.importorskip("websockets.sync.client", reason="needs websockets")
 pytest.importorskip("google.protobuf", reason="needs protobuf")
 
+from ehrnet_msgs.msg import PoseArray  # noqa: E402
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 
@@ -168,3 +169,40 @@ def test_a_port_that_is_taken_is_named(start, model):
         said = node.wait_for_log("Unconfigured: mend this")
     assert f"cannot listen on port {port}" in said and "live_view_port" in said
     assert node.interrupt() == 0
+
+
+def test_a_viewer_that_sleeps_does_not_keep_the_node_alive(
+    dots, model, start, peer, image_of, look_on
+):
+    """Its connection is open, and nothing is read any more: a laptop whose lid was closed."""
+    port = free_port()
+    node = start("pose_node", model=model, live_view_port=port, remaps=["__node:=watched"])
+    node.wait_for_log("Ready:")
+    viewer = look_on(port)
+    peer.until(lambda: "/watched/image" in viewer.channels, "channels", each=viewer.read)
+    number = viewer.channels["/watched/image"]["id"]
+    asleep = socket.socket()
+    asleep.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    asleep.connect(("127.0.0.1", port))
+    hello = (
+        "GET / HTTP/1.1", f"Host: localhost:{port}", "Upgrade: websocket", "Connection: Upgrade",
+        "Sec-WebSocket-Key: " + base64.b64encode(bytes(16)).decode(), "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Protocol: foxglove.sdk.v1",
+    )  # fmt: skip
+    asleep.sendall("\r\n".join([*hello, "", ""]).encode())
+    assert b"101" in asleep.recv(64)
+    asked = {"op": "subscribe", "subscriptions": [{"id": 1, "channelId": number}]}
+    text = json.dumps(asked).encode()
+    assert len(text) < 126  # one length byte; the mask of zeros leaves the text as it is
+    asleep.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
+
+    camera = peer.publisher(Image, "image")
+    peer.until(camera.get_subscription_count, "a subscription because somebody looks")
+    noise = np.random.default_rng(0).integers(0, 256, (960, 1280, 3), np.uint8)
+    answers = peer.listen(PoseArray, "watched/poses")
+    # A megabyte and more each: more than the system keeps for a connection, and the backlog.
+    peer.until(
+        lambda: len(answers) >= 30, "30 images", each=lambda: camera.publish(image_of(noise))
+    )
+    assert node.interrupt() == 0 and "Traceback" not in node.log()
+    asleep.close()

@@ -430,6 +430,9 @@ def test_missing_and_broken_models_leave_the_node_alive_until_mended(peer, start
     assert peer.change_state("mended", "configure") and peer.change_state("mended", "activate")
     node.wait_for_log("Ready:")
     assert peer.change_state("mended", "active_shutdown") and peer.state("mended") == "finalized"
+    diagnostics.clear()
+    ends = {"Shut down: start the node again."}
+    peer.until(lambda: ends & {s.message for m in diagnostics for s in m.status}, "its end told")
     assert "Traceback" not in node.log()
     assert node.interrupt() == 0
 
