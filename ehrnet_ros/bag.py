@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import shutil
 import sqlite3
@@ -59,6 +60,7 @@ from ehrnet_model.inference.tracker import PoseTracker
 from ehrnet_ros import parameters
 from ehrnet_ros.engine import model_name, open_estimator
 from ehrnet_ros.image_msgs import (
+    KNOWN_ENCODINGS,
     ImageError,
     Picture,
     is_depth,
@@ -369,7 +371,7 @@ def find_cameras(bag: InputBag, wanted: Iterable[str] = ()) -> List[Camera]:
             for topic in sorted(topics)
             if topic not in drawn
             and not (topic.endswith("/compressed") and _base(topic) in topics)
-            and not _is_depth(bag, topics[topic])
+            and not _is_no_picture(bag, topics[topic])
         ]
     if not chosen:
         raise EhrnetError(
@@ -398,21 +400,42 @@ def _parent(topic: str) -> str:
 
 
 def _names(topics: List[str]) -> Dict[str, str]:
-    """The namespace of each topic with ``_`` for ``/``; of those that share one, the whole name."""
+    """The namespace of each topic with ``_`` for ``/``; of those that share one, the whole name.
+
+    Names that are still the same get a number.
+    """
     short = {topic: _parent(_base(topic)).strip("/").replace("/", "_") for topic in topics}
     taken = list(short.values())
-    return {
-        topic: name if name and taken.count(name) == 1 else topic.strip("/").replace("/", "_")
-        for topic, name in short.items()
-    }
+    names: Dict[str, str] = {}
+    for topic, name in short.items():
+        if not name or taken.count(name) > 1:
+            name = topic.strip("/").replace("/", "_")
+        # /a/b and /a_b are still the same.
+        names[topic] = next(
+            free
+            for free in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
+            if free not in names.values()
+        )
+    return names
 
 
-def _is_depth(bag: InputBag, connection: Any) -> bool:
+def _is_no_picture(bag: InputBag, connection: Any) -> bool:
+    """Whether a topic holds depth, optical flow or what else no picture is made of."""
     data = bag.first(connection.topic)
     if data is None:
         return False
     msg = _message(data, connection.msgtype)
-    return not isinstance(msg, ImageError) and is_depth(msg)
+    if isinstance(msg, ImageError):
+        return False  # one that is broken says nothing about the others
+    if is_depth(msg):
+        return True
+    if not isinstance(msg, Image) or msg.encoding in KNOWN_ENCODINGS:
+        return False
+    try:
+        to_picture(msg)  # cv_bridge, where it is installed, may know it
+    except ImageError:
+        return True
+    return False
 
 
 def _message(data: bytes, msgtype: str) -> Any:

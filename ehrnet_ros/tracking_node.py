@@ -1,7 +1,8 @@
 """TrackingNode: any PoseArray in, the same people with lasting ids out.
 
 For poses of a node that does not track, or from a bag. Each frame_id is a camera with a tracker of
-its own; all of them take ids from one row of numbers.
+its own; all of them take ids from one row of numbers. Of several cameras, each one's markers have
+namespaces of their own, such as ``bones/front``, and the CameraInfo serves the one it is of.
 
 Latched beside them is what they mean: the ``skeleton_info`` beside the poses that come in; until
 that is heard, the keypoints of COCO, which all poses here have, and nothing of a model.
@@ -13,11 +14,12 @@ import collections
 import itertools
 import sys
 from dataclasses import dataclass
-from typing import Any, List, Optional, OrderedDict
+from typing import Any, Dict, List, Optional, OrderedDict, Set, Tuple
 
 from ehrnet_msgs.msg import PoseArray, SkeletonInfo
 from sensor_msgs.msg import CameraInfo
-from visualization_msgs.msg import MarkerArray
+from std_msgs.msg import Header
+from visualization_msgs.msg import Marker, MarkerArray
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
@@ -65,6 +67,7 @@ class TrackingNode(SmallNode):
         self._ids = itertools.count()
         self._trackers: OrderedDict[str, PoseTracker] = collections.OrderedDict()
         self._camera_info: Optional[CameraInfo] = None
+        self._shown: Dict[str, Set[Tuple[str, int]]] = {}
         self._poses = self.create_publisher(PoseArray, "~/poses", 10)
         self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
         self._info = self.create_publisher(SkeletonInfo, "~/skeleton_info", latched_qos())
@@ -112,7 +115,10 @@ class TrackingNode(SmallNode):
         self._poses.publish(to_pose_array(poses, msg.header, image_hw, self.age_ms(msg.header)))
         if self._markers.get_subscription_count() and min(image_hw) > 0:
             options = self.options(MarkerOptions)
-            info = self._camera_info
+            info, frame_id = self._camera_info, msg.header.frame_id
+            alone = len(self._trackers) == 1
+            if info is not None and not alone and info.header.frame_id != frame_id:
+                info = None  # of another camera
             lens = Lens.from_camera_info(info, image_hw) if info is not None else None
             markers = to_markers(
                 poses,
@@ -123,7 +129,20 @@ class TrackingNode(SmallNode):
                 line_width=options.marker_line_width,
                 lifetime=MARKER_LIFETIME_S,
             )
-            self._markers.publish(markers)
+            self._markers.publish(markers if alone else self._beside_others(markers, frame_id))
+
+    def _beside_others(self, msg: MarkerArray, frame_id: str) -> MarkerArray:
+        """The markers of one camera of several, which must not clear those of the others."""
+        _, *markers = msg.markers
+        for marker in markers:
+            marker.ns = f"{marker.ns}/{frame_id}"
+        shown = {(marker.ns, marker.id) for marker in markers}
+        for namespace, number in self._shown.get(frame_id, set()) - shown:
+            gone = Marker(header=Header(frame_id=frame_id), ns=namespace, id=number)
+            gone.action = Marker.DELETE
+            markers.append(gone)
+        self._shown[frame_id] = shown
+        return MarkerArray(markers=markers)
 
     def _tracker(self, frame_id: str) -> PoseTracker:
         tracker = self._trackers.pop(frame_id, None)
@@ -131,7 +150,7 @@ class TrackingNode(SmallNode):
             tracker = PoseTracker(ids=self._ids)
         self._trackers[frame_id] = tracker
         if len(self._trackers) > _CAMERAS:
-            self._trackers.popitem(last=False)
+            self._shown.pop(self._trackers.popitem(last=False)[0], None)
         tracker.options = self.options(TrackOptions)
         return tracker
 

@@ -221,11 +221,17 @@ def test_cameras_raw_and_compressed_get_outputs_of_their_own(dots, convert, tmp_
         messages.append(("/front/image_raw/compressed", recorded(n) + 2, copy))
         depth = to_image(np.zeros((4, 4), np.uint8), header(n), "16UC1")
         messages.append(("/front/depth", recorded(n) + 3, depth))
+        flow = to_image(np.zeros((4, 4), np.uint8), header(n), "32FC2")
+        messages.append(("/front/flow", recorded(n) + 5, flow))
         if n == 2:  # late: markers before it are drawn by it, too
             messages.append(("/front/camera_info", recorded(n) + 4, info))
     code, said = convert(write_bag(tmp_path / "in", messages), tmp_path / "out")
     assert code == 0 and "/front/image_raw: 4 images, 6 people, on /pose/front/poses" in said
-    assert "/robot/rear/image_raw/compressed: 4 images" in said and "depth" not in said
+    assert (
+        "/robot/rear/image_raw/compressed: 4 images" in said
+        and "depth" not in said
+        and "flow" not in said
+    )
     found = read_mcap(tmp_path / "out")
     outputs = ("poses", "markers", "skeleton_info")
     names = {f"/pose/{camera}/{output}" for camera in ("front", "robot_rear") for output in outputs}
@@ -241,6 +247,21 @@ def test_cameras_raw_and_compressed_get_outputs_of_their_own(dots, convert, tmp_
     nose = answer.skeletons[0].keypoints[0]
     assert joints.points[0].x == pytest.approx((nose.x - 100) / 300, abs=1e-5)
     assert joints.points[0].y == pytest.approx((nose.y - 50) / 400, abs=1e-5)
+
+
+def test_topics_whose_names_become_the_same_are_kept_apart(dots, convert, tmp_path):
+    topics = ("/a/b/image", "/a_b/image", "/a/b/other")
+    messages = [
+        (topic, recorded(n), to_image(picture_of(dots, n), header(n, topic[1:])))
+        for n in range(2)
+        for topic in topics
+    ]
+    assert convert(write_bag(tmp_path / "in", messages), tmp_path / "out")[0] == 0
+    frames = {}
+    for topic, _, msg in read_mcap(tmp_path / "out"):
+        if topic.endswith("/poses"):
+            frames.setdefault(topic, set()).add(msg.header.frame_id)
+    assert sorted(frames.values()) == sorted({topic[1:]} for topic in topics)
 
 
 def test_a_topic_can_be_chosen(dots, convert, tmp_path):

@@ -598,6 +598,7 @@ def test_an_engine_that_does_not_open_takes_the_node_back(peer, start, model):
     log = node.wait_for_log("ERROR")
     assert "TensorRT" in log or "tensorrt" in log
     peer.until(lambda: peer.state("backward") == "unconfigured", "unconfigured")
+    node.wait_for_log("Unconfigured: mend this and start again")
     assert node.interrupt() == 0
 
 
