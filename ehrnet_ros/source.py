@@ -22,12 +22,14 @@ class Source(NamedTuple):
         frames: gives an iterator over (H, W, 3) uint8 BGR frames from the beginning.
         rate: frames per second of the source itself, 0 where it has none.
         endless: a camera: it does not begin again.
+        length: how many frames, 0 where that is not known.
 
     """
 
     frames: Callable[[], Iterator[np.ndarray]]
     rate: float
     endless: bool
+    length: int = 0
 
 
 def open_source(text: str) -> Source:
@@ -50,7 +52,7 @@ def open_source(text: str) -> Source:
         if not names:
             raise EhrnetError(f"The folder {path} holds no picture ({', '.join(PICTURES)}).")
         read_picture(names[0])
-        return Source(lambda: (read_picture(name) for name in names), 0.0, False)
+        return Source(lambda: (read_picture(name) for name in names), 0.0, False, len(names))
     if not path.is_file():
         raise EhrnetError(
             f"There is no file or folder {path}: give a picture, a folder, a video file or "
@@ -58,7 +60,7 @@ def open_source(text: str) -> Source:
         )
     if path.suffix.lower() in PICTURES:
         picture = read_picture(path)
-        return Source(lambda: iter((picture,)), 0.0, False)
+        return Source(lambda: iter((picture,)), 0.0, False, 1)
     return _capture(str(path), f"video {path}", endless=False)
 
 
@@ -67,6 +69,7 @@ def _capture(device: Any, what: str, endless: bool) -> Source:
     if not capture.isOpened():
         raise EhrnetError(f"OpenCV cannot open {what}: check that it exists and is not in use.")
     rate = capture.get(cv2.CAP_PROP_FPS)
+    length = 0 if endless else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def frames() -> Iterator[np.ndarray]:
         if not endless and capture.get(cv2.CAP_PROP_POS_FRAMES) > 0:
@@ -77,4 +80,4 @@ def _capture(device: Any, what: str, endless: bool) -> Source:
                 return
             yield frame
 
-    return Source(frames, rate if rate > 0 and math.isfinite(rate) else 0.0, endless)
+    return Source(frames, rate if rate > 0 and math.isfinite(rate) else 0.0, endless, length)

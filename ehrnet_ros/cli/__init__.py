@@ -42,6 +42,7 @@ REMEDIES = {
     "numpy": "pip install numpy",
     "cv2": "pip install opencv-python-headless",
     "onnxruntime": "pip install onnxruntime",
+    "tqdm": "pip install tqdm",
     "openvino": "pip install openvino",
     "torch": f"{install('export')}, or see pytorch.org for your machine",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",

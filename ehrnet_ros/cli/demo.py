@@ -7,9 +7,10 @@ import contextlib
 import itertools
 import json
 import math
+import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 HELP = "find the people in a picture, folder or video: annotated copy and JSON"
 
@@ -56,7 +57,11 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.closing(PoseEstimator.open(model, args.runtime, args.size)) as estimator:
         out = make_folder(args.out)
         stem = Path(args.source).stem or "camera"
-        frames, written = _annotate(estimator, source, args, out, stem)
+        with _until_stopped() as stopped:
+            frames, written = _annotate(estimator, source, args, out, stem, stopped)
+    if stopped and not frames:
+        print("stopped before the first frame: nothing is written.", file=sys.stderr)
+        return 128 + stopped[0]
     if not frames:
         raise EhrnetError(f"there is no frame in {args.source}: the file is broken or empty.")
     info, engine = estimator.runtime.info, estimator.runtime.name
@@ -84,11 +89,38 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result, indent=1))
     else:
         print("\n".join(str(file) for file in [*written, path]))
+    if stopped:
+        print(f"stopped: the files are whole, and end with frame {len(frames)}.", file=sys.stderr)
+        return 128 + stopped[0]
     return 0 if any(counts) else 1
 
 
-def _annotate(estimator: Any, source: Any, args: argparse.Namespace, out: Path, stem: str) -> Any:
+@contextlib.contextmanager
+def _until_stopped() -> Iterator[List[int]]:
+    """Gives a list that takes the first SIGINT or SIGTERM; a second one ends the process."""
+    stopped: List[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        restore()
+
+
+def _annotate(
+    estimator: Any, source: Any, args: argparse.Namespace, out: Path, stem: str, stopped: List[int]
+) -> Any:
     """Runs the frames through the estimator; gives the frames' results and the files written."""
+    from tqdm import tqdm
+
     from ehrnet_model.inference.draw import draw_poses
     from ehrnet_ros.recording import VideoFile, write_picture
 
@@ -96,8 +128,14 @@ def _annotate(estimator: Any, source: Any, args: argparse.Namespace, out: Path, 
     still = source.rate == 0 and not source.endless
     results: List[Dict[str, Any]] = []
     written: List[Path] = []
-    with VideoFile(out / f"{stem}_poses.mp4", source.rate or 10.0) as video:
-        for index, picture in enumerate(itertools.islice(source.frames(), args.frames)):
+    frames = itertools.islice(source.frames(), args.frames)
+    total = min((count for count in (source.length, args.frames) if count), default=None)
+    # No bar for a single picture, nor where stderr is no terminal.
+    bar = tqdm(frames, total=total, unit=" frame", file=sys.stderr, disable=total == 1 or None)
+    with VideoFile(out / f"{stem}_poses.mp4", source.rate or 10.0) as video, bar:
+        for index, picture in enumerate(bar):
+            if stopped:  # between two frames, so that all files are of the same ones
+                break
             poses, timings = estimator.estimate(picture)
             results.append(_frame(index, picture, poses, timings))
             drawn = draw_poses(picture, poses, estimator.runtime.info.skeleton)

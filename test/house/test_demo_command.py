@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 
 import cv2
 import numpy as np
@@ -97,3 +100,52 @@ def test_what_cannot_be_is_one_sentence(arguments, said, picture, dots_model, mo
     assert main(["demo", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+@pytest.fixture
+def film(people, tmp_path):
+    """A video of five frames."""
+    import dots
+
+    from ehrnet_ros.recording import VideoFile
+
+    with VideoFile(tmp_path / "film.mp4", 12.0) as video:
+        for shift in range(5):
+            video.write(dots.draw_people((480, 640), people + (shift, 0)))
+    return video.path
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_amid_a_video_the_frames_done_are_kept(
+    number, code, film, dots_model, tmp_path, capsys, monkeypatch
+):
+    from ehrnet_model.inference.estimator import PoseEstimator
+
+    real, calls = PoseEstimator.estimate, []
+
+    def estimate(self, picture, rgb=False):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return real(self, picture, rgb)
+
+    monkeypatch.setattr(PoseEstimator, "estimate", estimate)
+    before = signal.getsignal(number)
+    out = tmp_path / "out"
+    assert main(["demo", str(film), f"--model={dots_model}", f"-o={out}"]) == code
+    assert signal.getsignal(number) is before
+    frames = json.loads((out / "film_poses.json").read_text())["frames"]
+    capture = cv2.VideoCapture(str(out / "film_poses.mp4"))
+    assert len(frames) == capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped: ")
+    assert {p.name for p in out.iterdir()} == {"film_poses.mp4", "film_poses.json"}
+
+
+def test_a_bar_only_where_somebody_watches(film, dots_model, tmp_path, capsys, monkeypatch):
+    words = ["demo", str(film), f"--model={dots_model}", f"-o={tmp_path}"]
+    assert main(words) == 0
+    assert "\r" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([*words, "--frames", "4"]) == 0
+    said = capsys.readouterr().err
+    assert "\r" in said and "4/4 [" in said and " frame/s" in said
