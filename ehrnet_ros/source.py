@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Tuple
 
 import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.picture import read_picture
+
+_log = logging.getLogger(__name__)
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -23,6 +26,7 @@ class Source(NamedTuple):
         rate: frames per second of the source itself, 0 where it has none.
         endless: a camera: it does not begin again.
         length: how many frames, 0 where that is not known.
+        files: the pictures that a picture or a folder consists of.
 
     """
 
@@ -30,6 +34,7 @@ class Source(NamedTuple):
     rate: float
     endless: bool
     length: int = 0
+    files: Tuple[Path, ...] = ()
 
 
 def open_source(text: str) -> Source:
@@ -48,11 +53,18 @@ def open_source(text: str) -> Source:
         return _capture(int(text), f"camera {text}", endless=True)
     path = Path(text).expanduser()
     if path.is_dir():
-        names = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+        names = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES))
         if not names:
             raise EhrnetError(f"The folder {path} holds no picture ({', '.join(PICTURES)}).")
-        read_picture(names[0])
-        return Source(lambda: (read_picture(name) for name in names), 0.0, False, len(names))
+        if next(readable(names, lambda *_: None), None) is None:
+            read_picture(names[0])  # which says why not
+        return Source(
+            lambda: (picture for _, picture in readable(names, _warn)),
+            0.0,
+            False,
+            len(names),
+            names,
+        )
     if not path.is_file():
         raise EhrnetError(
             f"There is no file or folder {path}: give a picture, a folder, a video file or "
@@ -60,8 +72,25 @@ def open_source(text: str) -> Source:
         )
     if path.suffix.lower() in PICTURES:
         picture = read_picture(path)
-        return Source(lambda: iter((picture,)), 0.0, False, 1)
+        return Source(lambda: iter((picture,)), 0.0, False, 1, (path,))
     return _capture(str(path), f"video {path}", endless=False)
+
+
+def readable(
+    files: Iterable[Path], skip: Callable[[Path, EhrnetError], None]
+) -> Iterator[Tuple[Path, np.ndarray]]:
+    """The pictures that can be read, with their files; ``skip`` hears of the others."""
+    for file in files:
+        try:
+            picture = read_picture(file)
+        except EhrnetError as error:
+            skip(file, error)
+            continue
+        yield file, picture
+
+
+def _warn(file: Path, error: EhrnetError) -> None:
+    _log.warning("Skipped: %s", error)
 
 
 def _capture(device: Any, what: str, endless: bool) -> Source:

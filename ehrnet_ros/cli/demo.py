@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         out = make_folder(args.out)
         stem = Path(args.source).stem or "camera"
         with _until_stopped() as stopped:
-            frames, written = _annotate(estimator, source, args, out, stem, stopped)
+            frames, written, skipped = _annotate(estimator, source, args, out, stem, stopped)
     if stopped and not frames:
         print("stopped before the first frame: nothing is written.", file=sys.stderr)
         return 128 + stopped[0]
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         "runtime": engine,
         "keypoints": list(info.skeleton.names),
         "files": [str(path) for path in written],
+        **({"skipped": skipped} if source.files else {}),
         "frames": frames,
     }
     path = out / f"{stem}_poses.json"
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(str(file) for file in [*written, path]))
     if stopped:
-        print(f"stopped: the files are whole, and end with frame {len(frames)}.", file=sys.stderr)
+        print(f"stopped: what is written ends after {len(frames)} frames.", file=sys.stderr)
         return 128 + stopped[0]
     return 0 if any(counts) else 1
 
@@ -118,28 +119,40 @@ def _until_stopped() -> Iterator[List[int]]:
 def _annotate(
     estimator: Any, source: Any, args: argparse.Namespace, out: Path, stem: str, stopped: List[int]
 ) -> Any:
-    """Runs the frames through the estimator; gives the frames' results and the files written."""
+    """Runs the frames through the estimator.
+
+    Gives the frames' results, the files written and the names of pictures that cannot be read.
+    """
     from tqdm import tqdm
 
     from ehrnet_model.inference.draw import draw_poses
     from ehrnet_ros.recording import VideoFile, write_picture
+    from ehrnet_ros.source import readable
 
     path = Path(args.source)
-    still = source.rate == 0 and not source.endless
     results: List[Dict[str, Any]] = []
     written: List[Path] = []
-    frames = itertools.islice(source.frames(), args.frames)
+    skipped: List[str] = []
+
+    def skip(file: Path, error: Exception) -> None:
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+        skipped.append(file.name)
+
+    frames: Any = readable(source.files, skip)
+    if not source.files:
+        frames = ((None, picture) for picture in source.frames())
+    frames = itertools.islice(frames, args.frames)
     total = min((count for count in (source.length, args.frames) if count), default=None)
     # No bar for a single picture, nor where stderr is no terminal.
     bar = tqdm(frames, total=total, unit=" frame", file=sys.stderr, disable=total == 1 or None)
     with VideoFile(out / f"{stem}_poses.mp4", source.rate or 10.0) as video, bar:
-        for index, picture in enumerate(bar):
+        for index, (file, picture) in enumerate(bar):
             if stopped:  # between two frames, so that all files are of the same ones
                 break
             poses, timings = estimator.estimate(picture)
             results.append(_frame(index, picture, poses, timings))
             drawn = draw_poses(picture, poses, estimator.runtime.info.skeleton)
-            if not still:
+            if file is None:
                 video.write(drawn)
                 continue
             # Photographs stay JPEG, everything else is kept without loss.
@@ -147,9 +160,9 @@ def _annotate(
             number = f"_{index:04d}" if path.is_dir() else ""
             written.append(out / f"{stem}{number}_poses{ending}")
             write_picture(written[-1], drawn)
-    if not still and results:
+    if results and not source.files:
         written.append(video.path)
-    return results, written
+    return results, written, skipped
 
 
 def _frame(index: int, picture: Any, poses: Any, timings: Any) -> Dict[str, Any]:

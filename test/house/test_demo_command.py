@@ -149,3 +149,19 @@ def test_a_bar_only_where_somebody_watches(film, dots_model, tmp_path, capsys, m
     assert main([*words, "--frames", "4"]) == 0
     said = capsys.readouterr().err
     assert "\r" in said and "4/4 [" in said and " frame/s" in said
+
+
+@pytest.mark.parametrize("broken", ["0.jpg", "two people 2.png"])  # before and behind the good one
+def test_an_unreadable_picture_of_a_folder_is_skipped_and_named(
+    broken, picture, dots_model, tmp_path, capsys
+):
+    (tmp_path / broken).write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert main(["demo", str(tmp_path), f"--model={dots_model}", f"-o={out}"]) == 0
+    assert f"skipped: the picture {tmp_path / broken} does not decode" in capsys.readouterr().err
+    (path,) = out.glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["skipped"] == [broken] and len(result["frames"]) == len(result["files"]) == 1
+    picture.unlink()
+    assert main(["demo", str(tmp_path), f"--model={dots_model}", f"-o={out}"]) == 2
+    assert f"the picture {tmp_path / broken} does not decode" in capsys.readouterr().err
