@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from pathlib import Path
@@ -22,6 +23,7 @@ class Source(NamedTuple):
     """Where frames come from.
 
     Attributes:
+        name: what a file made of it may be called, without an ending.
         frames: gives an iterator over (H, W, 3) uint8 BGR frames from the beginning.
         rate: frames per second of the source itself, 0 where it has none.
         endless: a camera: it does not begin again.
@@ -30,6 +32,7 @@ class Source(NamedTuple):
 
     """
 
+    name: str
     frames: Callable[[], Iterator[np.ndarray]]
     rate: float
     endless: bool
@@ -50,7 +53,7 @@ def open_source(text: str) -> Source:
             "of a camera."
         )
     if text.isdigit():
-        return _capture(int(text), f"camera {text}", endless=True)
+        return _capture(int(text), text, f"camera {text}", endless=True)
     path = Path(text).expanduser()
     if path.is_dir():
         names = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES))
@@ -58,13 +61,9 @@ def open_source(text: str) -> Source:
             raise EhrnetError(f"The folder {path} holds no picture ({', '.join(PICTURES)}).")
         if next(readable(names, lambda *_: None), None) is None:
             read_picture(names[0])  # which says why not
-        return Source(
-            lambda: (picture for _, picture in readable(names, _warn)),
-            0.0,
-            False,
-            len(names),
-            names,
-        )
+        name = path.resolve().name or "pictures"  # of . and /
+        pictures = functools.partial(_pictures, names)
+        return Source(name, pictures, 0.0, False, len(names), names)
     if not path.is_file():
         raise EhrnetError(
             f"There is no file or folder {path}: give a picture, a folder, a video file or "
@@ -72,8 +71,8 @@ def open_source(text: str) -> Source:
         )
     if path.suffix.lower() in PICTURES:
         picture = read_picture(path)
-        return Source(lambda: iter((picture,)), 0.0, False, 1, (path,))
-    return _capture(str(path), f"video {path}", endless=False)
+        return Source(path.stem, lambda: iter((picture,)), 0.0, False, 1, (path,))
+    return _capture(str(path), path.stem, f"video {path}", endless=False)
 
 
 def readable(
@@ -89,11 +88,12 @@ def readable(
         yield file, picture
 
 
-def _warn(file: Path, error: EhrnetError) -> None:
-    _log.warning("Skipped: %s", error)
+def _pictures(files: Iterable[Path]) -> Iterator[np.ndarray]:
+    for _, picture in readable(files, lambda _, error: _log.warning("Skipped: %s", error)):
+        yield picture
 
 
-def _capture(device: Any, what: str, endless: bool) -> Source:
+def _capture(device: Any, name: str, what: str, endless: bool) -> Source:
     capture = cv2.VideoCapture(device)
     if not capture.isOpened():
         raise EhrnetError(f"OpenCV cannot open {what}: check that it exists and is not in use.")
@@ -109,4 +109,5 @@ def _capture(device: Any, what: str, endless: bool) -> Source:
                 return
             yield frame
 
-    return Source(frames, rate if rate > 0 and math.isfinite(rate) else 0.0, endless, length)
+    rate = rate if rate > 0 and math.isfinite(rate) else 0.0
+    return Source(name, frames, rate, endless, length)

@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Collection, Dict, Iterator, List, Optional
 
 HELP = "find the people in a picture, folder or video: annotated copy and JSON"
 
@@ -32,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames", type=int, metavar="N", help="stop after so many frames (a camera never ends)"
     )
     parser.add_argument(
-        "-o", "--out", type=Path, default=Path("demo_out"), metavar="FOLDER", help="where to write"
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("demo_out"),
+        metavar="FOLDER",
+        help="where to write: a_poses.jpg and a_poses.json of a.jpg, over earlier ones",
     )
     parser.add_argument(
         "--json", action="store_true", help="the result on stdout, not the names of the files"
@@ -56,9 +61,8 @@ def run(args: argparse.Namespace) -> int:
     model = find_model(args.phi, args.model)
     with contextlib.closing(PoseEstimator.open(model, args.runtime, args.size)) as estimator:
         out = make_folder(args.out)
-        stem = Path(args.source).stem or "camera"
         with _until_stopped() as stopped:
-            frames, written, skipped = _annotate(estimator, source, args, out, stem, stopped)
+            frames, written, skipped = _annotate(estimator, source, args.frames, out, stopped)
     if stopped and not frames:
         print("stopped before the first frame: nothing is written.", file=sys.stderr)
         return 128 + stopped[0]
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         **({"skipped": skipped} if source.files else {}),
         "frames": frames,
     }
-    path = out / f"{stem}_poses.json"
+    path = out / f"{source.name}_poses.json"
     save_json(path, result)
     counts = [len(frame["people"]) for frame in frames]
     people = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
@@ -117,7 +121,7 @@ def _until_stopped() -> Iterator[List[int]]:
 
 
 def _annotate(
-    estimator: Any, source: Any, args: argparse.Namespace, out: Path, stem: str, stopped: List[int]
+    estimator: Any, source: Any, count: Optional[int], out: Path, stopped: List[int]
 ) -> Any:
     """Runs the frames through the estimator.
 
@@ -129,10 +133,10 @@ def _annotate(
     from ehrnet_ros.recording import VideoFile, write_picture
     from ehrnet_ros.source import readable
 
-    path = Path(args.source)
     results: List[Dict[str, Any]] = []
     written: List[Path] = []
     skipped: List[str] = []
+    taken = {file.resolve() for file in source.files}  # a picture is not written over
 
     def skip(file: Path, error: Exception) -> None:
         tqdm.write(f"skipped: {error}", file=sys.stderr)
@@ -141,28 +145,39 @@ def _annotate(
     frames: Any = readable(source.files, skip)
     if not source.files:
         frames = ((None, picture) for picture in source.frames())
-    frames = itertools.islice(frames, args.frames)
-    total = min((count for count in (source.length, args.frames) if count), default=None)
+    frames = itertools.islice(frames, count)
+    total = min((number for number in (source.length, count) if number), default=None)
     # No bar for a single picture, nor where stderr is no terminal.
     bar = tqdm(frames, total=total, unit=" frame", file=sys.stderr, disable=total == 1 or None)
-    with VideoFile(out / f"{stem}_poses.mp4", source.rate or 10.0) as video, bar:
+    with VideoFile(out / f"{source.name}_poses.mp4", source.rate or 10.0) as video, bar:
         for index, (file, picture) in enumerate(bar):
             if stopped:  # between two frames, so that all files are of the same ones
                 break
             poses, timings = estimator.estimate(picture)
-            results.append(_frame(index, picture, poses, timings))
+            result = _frame(index, picture, poses, timings)
             drawn = draw_poses(picture, poses, estimator.runtime.info.skeleton)
             if file is None:
                 video.write(drawn)
-                continue
-            # Photographs stay JPEG, everything else is kept without loss.
-            ending = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
-            number = f"_{index:04d}" if path.is_dir() else ""
-            written.append(out / f"{stem}{number}_poses{ending}")
-            write_picture(written[-1], drawn)
+            else:
+                result = {"file": file.name, **result}
+                written.append(_drawn(file, out, taken))
+                taken.add(written[-1].resolve())
+                write_picture(written[-1], drawn)
+            results.append(result)
     if results and not source.files:
         written.append(video.path)
     return results, written, skipped
+
+
+def _drawn(file: Path, out: Path, taken: Collection[Path]) -> Path:
+    """Where the copy of a picture goes."""
+    # Photographs stay JPEG, everything else is kept without loss.
+    ending = file.suffix if file.suffix.lower() in (".jpg", ".jpeg") else ".png"
+    path, number = out / f"{file.stem}_poses{ending}", 1
+    while path.resolve() in taken:
+        number += 1
+        path = out / f"{file.stem}_poses_{number}{ending}"
+    return path
 
 
 def _frame(index: int, picture: Any, poses: Any, timings: Any) -> Dict[str, Any]:

@@ -165,3 +165,24 @@ def test_an_unreadable_picture_of_a_folder_is_skipped_and_named(
     picture.unlink()
     assert main(["demo", str(tmp_path), f"--model={dots_model}", f"-o={out}"]) == 2
     assert f"the picture {tmp_path / broken} does not decode" in capsys.readouterr().err
+
+
+def test_results_of_a_folder_are_traced_back_to_its_pictures(
+    picture, dots_model, tmp_path, capsys, monkeypatch
+):
+    content = picture.read_bytes()
+    picture.unlink()
+    folder = tmp_path / "a folder.d"
+    folder.mkdir()
+    good = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    names = ["a.JPG", "b.bmp", "b.png", "c.jpeg", "c_poses.jpeg"]
+    for name in names:
+        cv2.imwrite(str(folder / name), good)
+    given = (folder / "c_poses.jpeg").read_bytes()
+    monkeypatch.chdir(folder)
+    assert main(["demo", ".", f"--model={dots_model}", "-o=."]) == 0, capsys.readouterr().err
+    result = json.loads((folder / "a folder.d_poses.json").read_text())
+    assert [frame["file"] for frame in result["frames"]] == names
+    made = ["a_poses.JPG", "b_poses.png", "b_poses_2.png", "c_poses_2.jpeg", "c_poses_poses.jpeg"]
+    assert result["files"] == made and all((folder / name).is_file() for name in made)
+    assert (folder / "c_poses.jpeg").read_bytes() == given
