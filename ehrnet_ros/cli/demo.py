@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     save_json(path, result)
     counts = [len(frame["people"]) for frame in frames]
     people = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
-    times = sorted(frame["ms"] for frame in frames[1:] or frames)
+    times = sorted(frame["ms"] for frame in frames)
     print(
         f"{len(frames)} frame{'s' * (len(frames) > 1)}, {people} people, "
         f"{times[len(times) // 2]:.0f} ms each ({result['model']}, {engine})",
@@ -153,6 +153,8 @@ def _annotate(
         for index, (file, picture) in enumerate(bar):
             if stopped:  # between two frames, so that all files are of the same ones
                 break
+            if not index:
+                estimator(picture)  # the first one pays for memory and plans
             poses, timings = estimator.estimate(picture)
             result = _frame(index, picture, poses, timings)
             drawn = draw_poses(picture, poses, estimator.runtime.info.skeleton)
