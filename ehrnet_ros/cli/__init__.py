@@ -81,6 +81,10 @@ def main(argv: Optional[List[str]] = None) -> int:
         if name not in REMEDIES:
             raise
         return _refuse(f"`ehrnet {args.verb}` needs {name}, which is not here: {REMEDIES[name]}.")
+    except MemoryError:
+        return _refuse(
+            "there is not enough memory for this: use smaller sizes, or end other programs."
+        )
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader, such as head, has seen enough
