@@ -17,7 +17,10 @@ HELP = "find the people in a picture, folder or video: annotated copy and JSON"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
-    parser.add_argument("source", help="picture, folder of pictures, video file or camera index")
+    parser.add_argument(
+        "source",
+        help="picture, folder of pictures, video, stream (rtsp://, http://) or camera index",
+    )
     parser.add_argument("--phi", type=int, default=-3, help="0 (H0) to -4 (H-4), default -3")
     parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
     parser.add_argument(
@@ -29,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", default="auto", help="network input: auto, square, 4:3, 16:9 or HxW"
     )
     parser.add_argument(
-        "--frames", type=int, metavar="N", help="stop after so many frames (a camera never ends)"
+        "--frames",
+        type=int,
+        metavar="N",
+        help="stop after so many frames (cameras and streams never end)",
     )
     parser.add_argument(
         "-o",
@@ -57,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(f"--frames {args.frames} leaves nothing to do: give 1 or more.")
     source = open_source(args.source)
     if source.endless and args.frames is None:
-        raise EhrnetError("a camera never ends: say with --frames N when to stop.")
+        raise EhrnetError("a camera or a stream never ends: say with --frames N when to stop.")
     model = find_model(args.phi, args.model)
     with contextlib.closing(PoseEstimator.open(model, args.runtime, args.size)) as estimator:
         out = make_folder(args.out)

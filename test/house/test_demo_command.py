@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import os
 import signal
 import sys
+import threading
 
 import cv2
 import numpy as np
@@ -88,11 +91,16 @@ def test_nobody_is_exit_code_1_and_json_goes_to_stdout(dots_model, tmp_path, cap
         (["two people.png", "--phi", "2"], "phi 2 does not exist"),
         (["two people.png", "--size", "17x17"], "multiples of 32"),
         (["two people.png", "--frames", "0"], "--frames 0"),
-        (["0"], "a camera never ends"),
+        (["0"], "a camera or a stream never ends"),
+        (["http://127.0.0.1:1/x"], "OpenCV cannot open the stream http://127.0.0.1:1/x"),
+        (["rtsp://127.0.0.1:1/x"], "OpenCV cannot open the stream rtsp://127.0.0.1:1/x"),
+        (["words.txt"], "words.txt is no video that OpenCV can read"),
+        (["two people.png", "-o", "words.txt"], "words.txt is a file, not a folder"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments, said, picture, dots_model, monkeypatch, capsys):
     monkeypatch.chdir(picture.parent)
+    (picture.parent / "words.txt").write_text("words")
     if arguments == ["0"] and not cv2.VideoCapture(0).isOpened():
         said = "OpenCV cannot open camera 0"
     if "--phi" not in arguments and "--model" not in arguments:
@@ -204,3 +212,25 @@ def test_the_time_of_a_single_picture_is_not_that_of_the_first_call(
     assert main(["demo", str(picture), f"--model={dots_model}", f"-o={tmp_path}"]) == 0
     assert "1 frame, 2 people, 7 ms each" in capsys.readouterr().err
     assert seen == [(480, 640, 3)] * 2
+
+
+def test_a_stream_is_taken_until_enough_frames(people, dots_model, tmp_path, capsys):
+    import dots
+
+    path = tmp_path / "film.avi"  # a format that needs no seeking
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (640, 480))
+    for _ in range(5):
+        writer.write(dots.draw_people((480, 640), people))
+    writer.release()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/film.avi"
+        words = ["demo", address, f"--model={dots_model}", f"-o={tmp_path / 'out'}"]
+        assert main(words) == 2
+        assert "a stream never ends: say with --frames" in capsys.readouterr().err
+        assert main([*words, "--frames", "3"]) == 0, capsys.readouterr().err
+        server.shutdown()
+    result = json.loads((tmp_path / "out" / "stream_poses.json").read_text())
+    assert [len(frame["people"]) for frame in result["frames"]] == [2, 2, 2]
+    assert cv2.VideoCapture(result["files"][0]).get(cv2.CAP_PROP_FRAME_COUNT) == 3
