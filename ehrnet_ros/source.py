@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 import re
 from pathlib import Path
@@ -14,8 +12,6 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.picture import read_picture
-
-_log = logging.getLogger(__name__)
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -75,8 +71,9 @@ def open_source(text: str) -> Source:
         if next(readable(names, lambda *_: None), None) is None:
             read_picture(names[0])  # which says why not
         name = path.resolve().name or "pictures"  # of . and /
-        pictures = functools.partial(_pictures, names)
-        return Source(name, pictures, 0.0, False, len(names), names)
+        return Source(
+            name, lambda: (read_picture(file) for file in names), 0.0, False, len(names), names
+        )
     if not path.is_file():
         raise EhrnetError(
             f"There is no file or folder {path}: give a picture, a folder, a video file, "
@@ -105,11 +102,6 @@ def readable(
             skip(file, error)
             continue
         yield file, picture
-
-
-def _pictures(files: Iterable[Path]) -> Iterator[np.ndarray]:
-    for _, picture in readable(files, lambda _, error: _log.warning("Skipped: %s", error)):
-        yield picture
 
 
 def _capture(device: Any, name: str, endless: bool, failed: str) -> Source:
