@@ -40,6 +40,7 @@ setup(
         "numpy>=1.21",
         # Headless: nothing here opens a window, and this one needs no X or GL libraries.
         "opencv-python-headless>=4.5.4",
+        "tqdm>=4.60",
         # The last releases for old Pythons have no upper limit of their own: pip picks by wheel.
         'onnxruntime>=1.15; python_version < "3.13"',
         'onnxruntime>=1.20; python_version >= "3.13"',

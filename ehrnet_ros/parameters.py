@@ -286,7 +286,7 @@ def input_size(settings: Settings, short_side: int) -> Optional[Tuple[int, int]]
     except EhrnetError:
         raise EhrnetError(
             f"Parameter size cannot be '{settings.size}': it has to be auto, square, an aspect "
-            "such as 4:3 or 16:9, or HEIGHTxWIDTH in multiples of 32, such as 384x512."
+            "such as 4:3 or 16:9, or HEIGHTxWIDTH in multiples of 32 up to 4096."
         ) from None
 
 

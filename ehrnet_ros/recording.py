@@ -89,6 +89,8 @@ def make_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise EhrnetError(f"{path} is a file, not a folder: name another place.") from None
     except OSError as error:
         raise EhrnetError(f"The folder {path} cannot be made ({error.strerror}).") from None
     return path

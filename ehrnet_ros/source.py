@@ -1,10 +1,11 @@
-"""Frames from a picture, a folder of pictures, a video or a camera that OpenCV opens. No ROS."""
+"""Frames from pictures, videos, streams and cameras, as OpenCV opens them. No ROS."""
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Tuple
 
 import cv2
 import numpy as np
@@ -19,54 +20,96 @@ class Source(NamedTuple):
     """Where frames come from.
 
     Attributes:
+        name: what a file made of it may be called, without an ending.
         frames: gives an iterator over (H, W, 3) uint8 BGR frames from the beginning.
         rate: frames per second of the source itself, 0 where it has none.
-        endless: a camera: it does not begin again.
+        endless: a camera or a stream: it does not begin again.
+        length: how many frames, 0 where that is not known.
+        files: the pictures that a picture or a folder consists of.
 
     """
 
+    name: str
     frames: Callable[[], Iterator[np.ndarray]]
     rate: float
     endless: bool
+    length: int = 0
+    files: Tuple[Path, ...] = ()
 
 
 def open_source(text: str) -> Source:
-    """The source that a path or a camera index names.
+    """The source that a path, a stream's address or a camera index names.
 
     Raises:
-        EhrnetError: there is no such file, folder or camera, or nothing in it can be read.
+        EhrnetError: there is no such source, or nothing in it can be read.
 
     """
     if not text:
         raise EhrnetError(
-            "The parameter source is empty: give it a picture, a folder, a video file or the index "
-            "of a camera."
+            "The parameter source is empty: give it a picture, a folder, a video file, the address "
+            "of a stream or the index of a camera."
         )
     if text.isdigit():
-        return _capture(int(text), f"camera {text}", endless=True)
+        return _capture(
+            int(text),
+            text,
+            True,
+            f"OpenCV cannot open camera {text}: check that it exists and is not in use.",
+        )
+    if re.match(r"(rtsp|https?)://", text, re.IGNORECASE):
+        return _capture(
+            text,
+            "stream",
+            True,
+            f"OpenCV cannot open the stream {text}: check that it is sent, and its address.",
+        )
     path = Path(text).expanduser()
     if path.is_dir():
-        names = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+        names = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES))
         if not names:
             raise EhrnetError(f"The folder {path} holds no picture ({', '.join(PICTURES)}).")
-        read_picture(names[0])
-        return Source(lambda: (read_picture(name) for name in names), 0.0, False)
+        if next(readable(names, lambda *_: None), None) is None:
+            read_picture(names[0])  # which says why not
+        name = path.resolve().name or "pictures"  # of . and /
+        return Source(
+            name, lambda: (read_picture(file) for file in names), 0.0, False, len(names), names
+        )
     if not path.is_file():
         raise EhrnetError(
-            f"There is no file or folder {path}: give a picture, a folder, a video file or "
-            "the index of a camera."
+            f"There is no file or folder {path}: give a picture, a folder, a video file, "
+            "the address of a stream (rtsp://, http://) or the index of a camera."
         )
     if path.suffix.lower() in PICTURES:
         picture = read_picture(path)
-        return Source(lambda: iter((picture,)), 0.0, False)
-    return _capture(str(path), f"video {path}", endless=False)
+        return Source(path.stem, lambda: iter((picture,)), 0.0, False, 1, (path,))
+    return _capture(
+        str(path),
+        path.stem,
+        False,
+        f"{path} is no video that OpenCV can read: give another, or a picture "
+        f"({', '.join(PICTURES)}).",
+    )
 
 
-def _capture(device: Any, what: str, endless: bool) -> Source:
+def readable(
+    files: Iterable[Path], skip: Callable[[Path, EhrnetError], None]
+) -> Iterator[Tuple[Path, np.ndarray]]:
+    """The pictures that can be read, with their files; ``skip`` hears of the others."""
+    for file in files:
+        try:
+            picture = read_picture(file)
+        except EhrnetError as error:
+            skip(file, error)
+            continue
+        yield file, picture
+
+
+def _capture(device: Any, name: str, endless: bool, failed: str) -> Source:
     capture = cv2.VideoCapture(device)
     if not capture.isOpened():
-        raise EhrnetError(f"OpenCV cannot open {what}: check that it exists and is not in use.")
+        raise EhrnetError(failed)
     rate = capture.get(cv2.CAP_PROP_FPS)
+    length = 0 if endless else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def frames() -> Iterator[np.ndarray]:
         if not endless and capture.get(cv2.CAP_PROP_POS_FRAMES) > 0:
@@ -77,4 +120,5 @@ def _capture(device: Any, what: str, endless: bool) -> Source:
                 return
             yield frame
 
-    return Source(frames, rate if rate > 0 and math.isfinite(rate) else 0.0, endless)
+    rate = rate if rate > 0 and math.isfinite(rate) else 0.0
+    return Source(name, frames, rate, endless, length)

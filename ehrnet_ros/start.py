@@ -1,7 +1,7 @@
-"""The commands of the nodes. From their first line on, SIGINT and SIGTERM end the process with 0.
+"""The commands. From their first line on, Ctrl-C ends them without a traceback; nodes end with 0.
 
 Importing a node takes seconds on a small machine. Until its own main() takes over there is nothing
-to give back, so the process just ends, without a traceback of whatever was being imported.
+to give back, so the process just ends, of a node by SIGTERM too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,15 @@ import importlib
 import os
 import signal
 import sys
+
+
+def ehrnet() -> int:
+    """The command ``ehrnet``."""
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    cli = importlib.import_module("ehrnet_ros.cli")
+    signal.signal(signal.SIGINT, before)  # main() knows KeyboardInterrupt
+    code: int = cli.main()
+    return code
 
 
 def depth_node() -> int:

@@ -393,12 +393,11 @@ def main() -> int:
             _say("making a video of several people from photographs (scikit-image, matplotlib)")
             args.source = str(demo_video.make(ROOT / "build" / "demo" / "people.mp4"))
         source = open_source(args.source)
-        stem = Path(args.source).stem or "camera"
         out = make_folder(args.out)
         with tempfile.TemporaryDirectory(prefix="ehrnet_demo_") as folder:
             os.environ.update(environment(Path(folder)))
             rate = FOLDER_RATE if Path(args.source).is_dir() else source.rate or STILL_RATE
-            with VideoFile(out / f"{stem}_poses.mp4", rate) as video:
+            with VideoFile(out / f"{source.name}_poses.mp4", rate) as video:
                 listener = play(args, source, video, Path(folder), caught)
         if not listener.poses_seen:
             if caught:
@@ -410,7 +409,7 @@ def main() -> int:
         if video.frames:
             print(video.path)
         if listener.best[1] is not None:
-            picture = out / f"{stem}_poses.jpg"
+            picture = out / f"{source.name}_poses.jpg"
             write_picture(picture, listener.best[1])
             print(picture)
         if caught:

@@ -41,7 +41,7 @@ MAX_SMOOTH = 4.0
 NMS_RADIUS = 2
 PEAK_CHANNELS = 15
 STRIDE = 32
-_MAX_INPUT_SIZE = 4096
+MAX_INPUT_SIZE = 4096
 IMPORT_FAILURES = (ImportError, OSError, AttributeError, RuntimeError, ValueError)
 """What an import of a compiled package raises: it is missing, a library of it is, or it was built
 for another NumPy, which comes in the last three ways."""
@@ -242,7 +242,7 @@ def _check_values(info: ModelInfo) -> None:
             raise TypeError(f"{f.name} cannot be {value!r}")
     if not 0 <= info.smooth <= MAX_SMOOTH:
         raise ValueError(f"smooth cannot be {info.smooth}")
-    if not 0 <= info.input_size <= _MAX_INPUT_SIZE:
+    if not 0 <= info.input_size <= MAX_INPUT_SIZE:
         raise ValueError(f"input_size cannot be {info.input_size}")
 
 

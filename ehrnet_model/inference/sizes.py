@@ -8,7 +8,7 @@ from typing import Tuple
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.letterbox import Letterbox
-from ehrnet_model.inference.runtime import STRIDE
+from ehrnet_model.inference.runtime import MAX_INPUT_SIZE, STRIDE
 
 NAMED_SIZES = ("square", "4:3", "16:9")
 # An engine whose input is border to more than this share deserves a word.
@@ -24,7 +24,7 @@ def parse_size(text: str, short_side: int) -> Tuple[int, int]:
         short_side: the short side in pixels for the named sizes, the variant's input size.
 
     Raises:
-        EhrnetError: not such a text, or a size that is not a positive multiple of 32.
+        EhrnetError: not such a text, or a size that is not a multiple of 32 from 32 to 4096.
     """
     text = text.strip().lower()
     if text == "square":
@@ -43,6 +43,11 @@ def parse_size(text: str, short_side: int) -> Tuple[int, int]:
         raise EhrnetError(
             f"input size {height}x{width} does not work: height and width must be positive "
             f"multiples of {STRIDE}."
+        )
+    if max(height, width) > MAX_INPUT_SIZE:
+        raise EhrnetError(
+            f"input size {height}x{width} is too large: height and width may be "
+            f"{MAX_INPUT_SIZE} at most."
         )
     return height, width
 

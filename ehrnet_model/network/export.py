@@ -8,7 +8,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, Iterable, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ def export_onnx(
     pictures: Sequence[np.ndarray] = (),
     sizes: Iterable[str] = NAMED_SIZES,
     precision: str = "fp32",
+    tell: Callable[[str], None] = lambda stage: None,
 ) -> Path:
     """Write a network as ONNX and prove on several sizes that it still is the same network.
 
@@ -67,6 +68,7 @@ def export_onnx(
         sizes: the input sizes (``4:3``, ``384x512``) answers are stored for.
         precision: ``fp32``, ``fp16`` or ``int8``, see precision.py. The graph is proved in float32
             first; in a lower one it must stay within the limits of parity.LIMITS.
+        tell: hears the name of each stage when it begins; together they take minutes.
 
     Returns:
         ``path``; the answers lie beside it.
@@ -102,14 +104,19 @@ def export_onnx(
     try:
         # Where nothing can be written nothing needs to be traced, which takes a while.
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            tell("tracing the network")
             proto = onnx.load_model_from_string(_trace(deployed))
             _fold_constants(proto.graph)
             _fold_pads(proto.graph)
             _fold_batch_norms(proto.graph)
             name_nodes(proto.graph)
             exact = _save(proto, info, Path(folder) / "fp32.onnx")
+            tell("checking that the graph is the network")
             _assert_parity(deployed, exact, info, path)
+            tell("computing the answers that engines are checked with")
             answers = _answers(deployed, info, pictures, sizes)
+            if precision != "fp32":
+                tell(f"lowering it to {precision}")
             if precision == "fp16":
                 to_fp16(proto)
             elif precision == "int8":
@@ -118,6 +125,7 @@ def export_onnx(
             if precision != "fp32":
                 info = replace(info, precision=precision)
                 file = _save(proto, info, Path(folder) / "lowered.onnx")
+                tell(f"checking it in {precision}")
                 _assert_close(file, answers, precision, path)
             # First, so that no file is without; of other weights they are not taken.
             write_answers(answers_file(path), answers)

@@ -2,12 +2,13 @@
 
 A verb's module holds ``HELP``, ``add_arguments(parser)`` and ``run(args) -> exit code``, and
 imports what it needs inside ``run``. Results go to stdout, talk to stderr. Exit codes: 0 done, 1
-the answer is no, 2 wrong use or something missing.
+the answer is no, or stdout takes none, 2 wrong use or something missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -42,6 +43,7 @@ REMEDIES = {
     "numpy": "pip install numpy",
     "cv2": "pip install opencv-python-headless",
     "onnxruntime": "pip install onnxruntime",
+    "tqdm": "pip install tqdm",
     "openvino": "pip install openvino",
     "torch": f"{install('export')}, or see pytorch.org for your machine",
     "tensorrt": "install TensorRT from NVIDIA; on a Jetson it is part of JetPack",
@@ -54,7 +56,26 @@ REMEDIES = {
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Runs one verb and gives its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    if sys.stdout is None:
+        return _refuse("stdout is closed (>&-): send it to a file or to /dev/null.", 1)
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        _forget_stdout()
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _forget_stdout()
+        return _refuse("there is no room left where it writes to: make room there.", 1)
+
+
+def _run(argv: List[str]) -> int:
     parser = _parser(argv)
     args = parser.parse_args(argv)
     if args.verb is None:
@@ -71,7 +92,6 @@ def main(argv: Optional[List[str]] = None) -> int:
         return _refuse(f"{lack}.")
     try:
         code: int = _module(args.verb).run(args)
-        sys.stdout.flush()
         return code
     except EhrnetError as error:
         return _refuse(str(error))
@@ -80,16 +100,20 @@ def main(argv: Optional[List[str]] = None) -> int:
         if name not in REMEDIES:
             raise
         return _refuse(f"`ehrnet {args.verb}` needs {name}, which is not here: {REMEDIES[name]}.")
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except MemoryError:
+        return _refuse(
+            "there is not enough memory for this: use smaller sizes, or end other programs."
+        )
 
 
-def _refuse(text: str) -> int:
+def _forget_stdout() -> None:
+    """What is still in its buffer would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(text: str, code: int = 2) -> int:
     print(f"ehrnet: {text}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _module(verb: str) -> Any:

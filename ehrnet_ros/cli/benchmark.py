@@ -49,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures row by row, keeps each at once and prints the table; 1 without any row."""
     from ehrnet_model.evaluation import benchmark
+    from ehrnet_model.inference.atomic import check_target
+    from ehrnet_model.variants import Variant
 
+    if args.json is not None:
+        check_target(args.json)
+    for phi in args.phi:
+        Variant.from_phi(phi)  # one that does not exist is wrong use
     path = args.json or benchmark.result_file()
     before = [] if args.json else benchmark.read_result(path)
     rows: List[Any] = []
@@ -117,6 +123,7 @@ def _model(phi: int, folder: Path) -> Path:
     """The model of this machine; without one, untrained weights of the same speed."""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.models import find_model
+    from ehrnet_model.variants import Variant
 
     try:
         return find_model(phi)
@@ -125,4 +132,9 @@ def _model(phi: int, folder: Path) -> Path:
             from ehrnet_model.network.export import timing_model
         except ImportError:  # no PyTorch, as on a robot
             raise error from None
+        print(
+            f"there are no weights of {Variant.from_phi(phi).name} here: an untrained model is "
+            "made for timing, which takes minutes ...",
+            file=sys.stderr,
+        )
         return timing_model(phi, folder)

@@ -7,16 +7,20 @@ import contextlib
 import itertools
 import json
 import math
+import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Collection, Dict, Iterator, List, Optional
 
 HELP = "find the people in a picture, folder or video: annotated copy and JSON"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
-    parser.add_argument("source", help="picture, folder of pictures, video file or camera index")
+    parser.add_argument(
+        "source",
+        help="picture, folder of pictures, video, stream (rtsp://, http://) or camera index",
+    )
     parser.add_argument("--phi", type=int, default=-3, help="0 (H0) to -4 (H-4), default -3")
     parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
     parser.add_argument(
@@ -28,10 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", default="auto", help="network input: auto, square, 4:3, 16:9 or HxW"
     )
     parser.add_argument(
-        "--frames", type=int, metavar="N", help="stop after so many frames (a camera never ends)"
+        "--frames",
+        type=int,
+        metavar="N",
+        help="stop after so many frames (cameras and streams never end)",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, default=Path("demo_out"), metavar="FOLDER", help="where to write"
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("demo_out"),
+        metavar="FOLDER",
+        help="where to write: a_poses.jpg and a_poses.json of a.jpg, over earlier ones",
     )
     parser.add_argument(
         "--json", action="store_true", help="the result on stdout, not the names of the files"
@@ -51,12 +63,15 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(f"--frames {args.frames} leaves nothing to do: give 1 or more.")
     source = open_source(args.source)
     if source.endless and args.frames is None:
-        raise EhrnetError("a camera never ends: say with --frames N when to stop.")
+        raise EhrnetError("a camera or a stream never ends: say with --frames N when to stop.")
     model = find_model(args.phi, args.model)
     with contextlib.closing(PoseEstimator.open(model, args.runtime, args.size)) as estimator:
         out = make_folder(args.out)
-        stem = Path(args.source).stem or "camera"
-        frames, written = _annotate(estimator, source, args, out, stem)
+        with _until_stopped() as stopped:
+            frames, written, skipped = _annotate(estimator, source, args.frames, out, stopped)
+    if stopped and not frames:
+        print("stopped before the first frame: nothing is written.", file=sys.stderr)
+        return 128 + stopped[0]
     if not frames:
         raise EhrnetError(f"there is no frame in {args.source}: the file is broken or empty.")
     info, engine = estimator.runtime.info, estimator.runtime.name
@@ -66,13 +81,14 @@ def run(args: argparse.Namespace) -> int:
         "runtime": engine,
         "keypoints": list(info.skeleton.names),
         "files": [str(path) for path in written],
+        **({"skipped": skipped} if source.files else {}),
         "frames": frames,
     }
-    path = out / f"{stem}_poses.json"
+    path = out / f"{source.name}_poses.json"
     save_json(path, result)
     counts = [len(frame["people"]) for frame in frames]
     people = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
-    times = sorted(frame["ms"] for frame in frames[1:] or frames)
+    times = sorted(frame["ms"] for frame in frames)
     print(
         f"{len(frames)} frame{'s' * (len(frames) > 1)}, {people} people, "
         f"{times[len(times) // 2]:.0f} ms each ({result['model']}, {engine})",
@@ -84,34 +100,92 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result, indent=1))
     else:
         print("\n".join(str(file) for file in [*written, path]))
+    if stopped:
+        print(f"stopped: what is written ends after {len(frames)} frames.", file=sys.stderr)
+        return 128 + stopped[0]
     return 0 if any(counts) else 1
 
 
-def _annotate(estimator: Any, source: Any, args: argparse.Namespace, out: Path, stem: str) -> Any:
-    """Runs the frames through the estimator; gives the frames' results and the files written."""
+@contextlib.contextmanager
+def _until_stopped() -> Iterator[List[int]]:
+    """Gives a list that takes the first SIGINT or SIGTERM; a second one ends the process."""
+    stopped: List[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        restore()
+
+
+def _annotate(
+    estimator: Any, source: Any, count: Optional[int], out: Path, stopped: List[int]
+) -> Any:
+    """Runs the frames through the estimator.
+
+    Gives the frames' results, the files written and the names of pictures that cannot be read.
+    """
+    from tqdm import tqdm
+
     from ehrnet_model.inference.draw import draw_poses
     from ehrnet_ros.recording import VideoFile, write_picture
+    from ehrnet_ros.source import readable
 
-    path = Path(args.source)
-    still = source.rate == 0 and not source.endless
     results: List[Dict[str, Any]] = []
     written: List[Path] = []
-    with VideoFile(out / f"{stem}_poses.mp4", source.rate or 10.0) as video:
-        for index, picture in enumerate(itertools.islice(source.frames(), args.frames)):
+    skipped: List[str] = []
+    taken = {file.resolve() for file in source.files}  # a picture is not written over
+
+    def skip(file: Path, error: Exception) -> None:
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+        skipped.append(file.name)
+
+    frames: Any = readable(source.files, skip)
+    if not source.files:
+        frames = ((None, picture) for picture in source.frames())
+    frames = itertools.islice(frames, count)
+    total = min((number for number in (source.length, count) if number), default=None)
+    # No bar for a single picture, nor where stderr is no terminal.
+    bar = tqdm(frames, total=total, unit=" frame", file=sys.stderr, disable=total == 1 or None)
+    with VideoFile(out / f"{source.name}_poses.mp4", source.rate or 10.0) as video, bar:
+        for index, (file, picture) in enumerate(bar):
+            if stopped:  # between two frames, so that all files are of the same ones
+                break
+            if not index:
+                estimator(picture)  # the first one pays for memory and plans
             poses, timings = estimator.estimate(picture)
-            results.append(_frame(index, picture, poses, timings))
+            result = _frame(index, picture, poses, timings)
             drawn = draw_poses(picture, poses, estimator.runtime.info.skeleton)
-            if not still:
+            if file is None:
                 video.write(drawn)
-                continue
-            # Photographs stay JPEG, everything else is kept without loss.
-            ending = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
-            number = f"_{index:04d}" if path.is_dir() else ""
-            written.append(out / f"{stem}{number}_poses{ending}")
-            write_picture(written[-1], drawn)
-    if not still and results:
+            else:
+                result = {"file": file.name, **result}
+                written.append(_drawn(file, out, taken))
+                taken.add(written[-1].resolve())
+                write_picture(written[-1], drawn)
+            results.append(result)
+    if results and not source.files:
         written.append(video.path)
-    return results, written
+    return results, written, skipped
+
+
+def _drawn(file: Path, out: Path, taken: Collection[Path]) -> Path:
+    """Where the copy of a picture goes."""
+    # Photographs stay JPEG, everything else is kept without loss.
+    ending = file.suffix if file.suffix.lower() in (".jpg", ".jpeg") else ".png"
+    path, number = out / f"{file.stem}_poses{ending}", 1
+    while path.resolve() in taken:
+        number += 1
+        path = out / f"{file.stem}_poses_{number}{ending}"
+    return path
 
 
 def _frame(index: int, picture: Any, poses: Any, timings: Any) -> Dict[str, Any]:

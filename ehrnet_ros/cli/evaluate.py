@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             settings,
             args.limit,
             closer,
-            lambda items: tqdm(items, unit="image", file=sys.stderr),
+            lambda items: tqdm(items, unit="image", file=sys.stderr, disable=None),
         )
     finally:
         runtime.close()

@@ -99,6 +99,11 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.random and not name:
         raise EhrnetError("random weights of which size? Give --phi, 0 to -4.")
+    if args.precision == "int8" and args.images is None:
+        raise EhrnetError(
+            "INT8 needs pictures to measure ranges on: give --images with a folder of pictures of "
+            "people."
+        )
     from ehrnet_model.evaluation.tune import tuned_options
     from ehrnet_model.inference.decode import DecodeOptions
     from ehrnet_model.inference.models import user_folder
@@ -136,9 +141,17 @@ def run(args: argparse.Namespace) -> int:
         if args.out.parent == user_folder():
             args.out.parent.mkdir(parents=True, exist_ok=True)
     pictures = [] if args.images is None else read_pictures(args.images, count)
-    print(f"exporting {info.variant} ({info.weights_name}), checking it ...", file=sys.stderr)
+    print(f"exporting {info.variant} ({info.weights_name})", file=sys.stderr)
     sizes = (*NAMED_SIZES, *args.size)
-    path = export_onnx(network, args.out, info, pictures, sizes, args.precision)
+    path = export_onnx(
+        network,
+        args.out,
+        info,
+        pictures,
+        sizes,
+        args.precision,
+        lambda stage: print(f"{stage} ...", file=sys.stderr),
+    )
     print(
         f"{path} ({path.stat().st_size / 1e6:.1f} MB, {info.variant}, {args.precision}, "
         f"{info.quality} weights)"

@@ -108,7 +108,7 @@ def _fetch(what: Any, folder: Path) -> Tuple[Path, Path]:
     paths = []
     total = sum(file.size for file in what.files)
     before = 0
-    with tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
 
         def progress(start: int) -> Callable[[int], None]:
             def show(done: int) -> None:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         args.pseudo,
         args.pseudo_set,
         args.max_side,
-        progress=lambda items: tqdm(items, unit="image", file=sys.stderr),
+        progress=lambda items: tqdm(items, unit="image", file=sys.stderr, disable=None),
         jpeg=args.jpeg,
         shards=args.shards,
     )

@@ -112,10 +112,14 @@ def run(args: argparse.Namespace) -> int:
     trainer = ClassifierTrainer(options, args.out, args.workers, device)
     if not args.measure_only:
         with tqdm(
-            total=trainer.total_steps, initial=trainer.step, unit="step", file=sys.stderr
+            total=trainer.total_steps,
+            initial=trainer.step,
+            unit="step",
+            file=sys.stderr,
+            disable=None,
         ) as bar:
             trainer.run(advance=bar.update, tell=lambda text: bar.write(text, file=sys.stderr))
-    with tqdm(total=len(trainer.test_set), unit="picture", file=sys.stderr) as bar:
+    with tqdm(total=len(trainer.test_set), unit="picture", file=sys.stderr, disable=None) as bar:
         metrics = trainer.measure(bar.update)
     path = args.out / f"{trainer.variant.backbone_name}.safetensors"
     trainer.save_weights(path, metrics)

@@ -127,7 +127,9 @@ def _choose(
             f"{args.model or info.variant} runs at one size only: give --second-look 0, or a "
             "model of free size."
         )
-    seen = see(runtime, tqdm(images.all, unit="image", file=sys.stderr), files, args.size)
+    seen = see(
+        runtime, tqdm(images.all, unit="image", file=sys.stderr, disable=None), files, args.size
+    )
     inhabited, visited = len(images.part["images"]), len(images.part["images"]) + len(images.empty)
     if images.fitted:
         truth = KeypointTruth(annotations)
@@ -137,7 +139,7 @@ def _choose(
         except EhrnetError as error:
             print(f"the person score stays as it is: {error}", file=sys.stderr)
             images = replace(images, fitted=[])
-    with tqdm(unit="setting", file=sys.stderr) as bar:
+    with tqdm(unit=" setting", file=sys.stderr, disable=None) as bar:
 
         def progress(text: str) -> None:
             bar.set_postfix_str(text, refresh=False)

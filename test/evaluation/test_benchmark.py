@@ -144,13 +144,16 @@ def only_h4(home: Path):
     return model
 
 
-def test_a_variant_without_weights_is_timed_with_untrained_ones(tmp_path, monkeypatch) -> None:
+def test_a_variant_without_weights_is_timed_with_untrained_ones(
+    tmp_path, monkeypatch, capsys
+) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnx")
     monkeypatch.setattr("ehrnet_model.inference.models.PACKAGE_FOLDER", tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     info = model_info(command._model(-4, tmp_path))
     assert (info.variant, info.quality) == ("H-4", "random")
+    assert "no weights of H-4 here: an untrained model is made" in capsys.readouterr().err
 
 
 def test_efficiency_is_ap_times_frames_per_second_and_watt(home, tmp_path, monkeypatch) -> None:
@@ -210,10 +213,12 @@ def test_an_evaluation_that_is_none(text, home, tmp_path) -> None:
         (["--size", "100x100"], "multiples of 32"),
         (["--runtime", "abacus"], "'abacus' is unknown"),
         (["--model", "none.onnx"], "none.onnx"),
-        (["--json", "/proc/none/x.json"], "cannot be written"),
+        (["--json", "none/x.json"], "there is no folder none"),
+        (["--phi", "-4", "1"], "phi 1 does not exist"),
     ],
 )
-def test_wrong_use(arguments, message, home) -> None:
+def test_wrong_use(arguments, message, home, monkeypatch) -> None:
+    monkeypatch.chdir(home)
     with pytest.raises(EhrnetError, match=message):
         run(*arguments)
 

@@ -47,7 +47,8 @@ def test_a_model_that_finds_everything_scores_one(data_set, dots_model, tmp_path
     # 4:3 pictures at a short side of 384: one pass through H-4 at 384x512.
     assert measures["input_sizes"] == ["384x512"]
     assert measures["gmacs"] == pytest.approx(VARIANTS["H-4"].cost((384, 512)).macs / 1e9)
-    text = capsys.readouterr().out
+    text, err = capsys.readouterr()
+    assert "\r" not in err, "a bar, although nobody watches"
     assert "GMACs" in text and "people 256 and more pixels high (2 people)" in text
     found = json.loads((tmp_path / "results.json").read_text())
     again = KeypointTruth(load_annotations(data_set / "truth.json.gz")).average_precision(found)

@@ -136,6 +136,11 @@ def test_parity_covers_square_wide_tall_small_and_batches(size: int) -> None:
             ["--phi", "-4", "--random", "-o", "m.onnx", "--short-side", "100"],
             "100x100 does not work",
         ),
+        (
+            # Before the weights are looked at, let alone traced.
+            ["--weights", "missing.safetensors", "--precision", "int8", "-o", "m.onnx"],
+            "INT8 needs pictures .* --images",
+        ),
         (["--phi", "-4", "--random", "-o", "m.onnx", "--smooth", "9"], "cells from 0 to 4"),
         (["--phi", "-4", "--random", "-o", "m.onnx", "--smooth", "nan"], "cells from 0 to 4"),
     ],
@@ -147,9 +152,13 @@ def test_wrong_use_is_answered_with_what_to_do(arguments, message, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_short_side_that_suits_the_weights_is_stored(h4_weights: Path, tmp_path: Path) -> None:
+def test_the_short_side_that_suits_the_weights_is_stored(
+    h4_weights: Path, tmp_path: Path, capsys
+) -> None:
     run("--weights", str(h4_weights), "--short-side", "160", "-o", str(tmp_path / "m.onnx"))
     assert model_info(tmp_path / "m.onnx").input_size == 160
+    stages = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert stages == ["exporting", "tracing", "checking", "computing"]
 
 
 def test_the_folder_where_models_are_looked_for_is_made(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
+import os
+import signal
+import sys
+import threading
 
 import cv2
 import numpy as np
@@ -85,11 +91,16 @@ def test_nobody_is_exit_code_1_and_json_goes_to_stdout(dots_model, tmp_path, cap
         (["two people.png", "--phi", "2"], "phi 2 does not exist"),
         (["two people.png", "--size", "17x17"], "multiples of 32"),
         (["two people.png", "--frames", "0"], "--frames 0"),
-        (["0"], "a camera never ends"),
+        (["0"], "a camera or a stream never ends"),
+        (["http://127.0.0.1:1/x"], "OpenCV cannot open the stream http://127.0.0.1:1/x"),
+        (["rtsp://127.0.0.1:1/x"], "OpenCV cannot open the stream rtsp://127.0.0.1:1/x"),
+        (["words.txt"], "words.txt is no video that OpenCV can read"),
+        (["two people.png", "-o", "words.txt"], "words.txt is a file, not a folder"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments, said, picture, dots_model, monkeypatch, capsys):
     monkeypatch.chdir(picture.parent)
+    (picture.parent / "words.txt").write_text("words")
     if arguments == ["0"] and not cv2.VideoCapture(0).isOpened():
         said = "OpenCV cannot open camera 0"
     if "--phi" not in arguments and "--model" not in arguments:
@@ -97,3 +108,129 @@ def test_what_cannot_be_is_one_sentence(arguments, said, picture, dots_model, mo
     assert main(["demo", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+@pytest.fixture
+def film(people, tmp_path):
+    """A video of five frames."""
+    import dots
+
+    from ehrnet_ros.recording import VideoFile
+
+    with VideoFile(tmp_path / "film.mp4", 12.0) as video:
+        for shift in range(5):
+            video.write(dots.draw_people((480, 640), people + (shift, 0)))
+    return video.path
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_amid_a_video_the_frames_done_are_kept(
+    number, code, film, dots_model, tmp_path, capsys, monkeypatch
+):
+    from ehrnet_model.inference.estimator import PoseEstimator
+
+    real, calls = PoseEstimator.estimate, []
+
+    def estimate(self, picture, rgb=False):
+        calls.append(1)
+        if len(calls) == 4:  # the first frame is seen twice
+            os.kill(os.getpid(), number)
+        return real(self, picture, rgb)
+
+    monkeypatch.setattr(PoseEstimator, "estimate", estimate)
+    before = signal.getsignal(number)
+    out = tmp_path / "out"
+    assert main(["demo", str(film), f"--model={dots_model}", f"-o={out}"]) == code
+    assert signal.getsignal(number) is before
+    frames = json.loads((out / "film_poses.json").read_text())["frames"]
+    capture = cv2.VideoCapture(str(out / "film_poses.mp4"))
+    assert len(frames) == capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped: ")
+    assert {p.name for p in out.iterdir()} == {"film_poses.mp4", "film_poses.json"}
+
+
+def test_a_bar_only_where_somebody_watches(film, dots_model, tmp_path, capsys, monkeypatch):
+    words = ["demo", str(film), f"--model={dots_model}", f"-o={tmp_path}"]
+    assert main(words) == 0
+    assert "\r" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([*words, "--frames", "4"]) == 0
+    said = capsys.readouterr().err
+    assert "\r" in said and "4/4 [" in said and " frame/s" in said
+
+
+@pytest.mark.parametrize("broken", ["0.jpg", "two people 2.png"])  # before and behind the good one
+def test_an_unreadable_picture_of_a_folder_is_skipped_and_named(
+    broken, picture, dots_model, tmp_path, capsys
+):
+    (tmp_path / broken).write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert main(["demo", str(tmp_path), f"--model={dots_model}", f"-o={out}"]) == 0
+    assert f"skipped: the picture {tmp_path / broken} does not decode" in capsys.readouterr().err
+    (path,) = out.glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["skipped"] == [broken] and len(result["frames"]) == len(result["files"]) == 1
+    picture.unlink()
+    assert main(["demo", str(tmp_path), f"--model={dots_model}", f"-o={out}"]) == 2
+    assert f"the picture {tmp_path / broken} does not decode" in capsys.readouterr().err
+
+
+def test_results_of_a_folder_are_traced_back_to_its_pictures(
+    picture, dots_model, tmp_path, capsys, monkeypatch
+):
+    content = picture.read_bytes()
+    picture.unlink()
+    folder = tmp_path / "a folder.d"
+    folder.mkdir()
+    good = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    names = ["a.JPG", "b.bmp", "b.png", "c.jpeg", "c_poses.jpeg"]
+    for name in names:
+        cv2.imwrite(str(folder / name), good)
+    given = (folder / "c_poses.jpeg").read_bytes()
+    monkeypatch.chdir(folder)
+    assert main(["demo", ".", f"--model={dots_model}", "-o=."]) == 0, capsys.readouterr().err
+    result = json.loads((folder / "a folder.d_poses.json").read_text())
+    assert [frame["file"] for frame in result["frames"]] == names
+    made = ["a_poses.JPG", "b_poses.png", "b_poses_2.png", "c_poses_2.jpeg", "c_poses_poses.jpeg"]
+    assert result["files"] == made and all((folder / name).is_file() for name in made)
+    assert (folder / "c_poses.jpeg").read_bytes() == given
+
+
+def test_the_time_of_a_single_picture_is_not_that_of_the_first_call(
+    picture, dots_model, tmp_path, capsys, monkeypatch
+):
+    from ehrnet_model.inference.estimator import PoseEstimator
+    from ehrnet_model.inference.poses import Timings
+
+    real, seen = PoseEstimator.estimate, []
+
+    def estimate(self, picture, rgb=False):
+        seen.append(picture.shape)
+        return real(self, picture, rgb)[0], Timings(0.0, 7.0 if seen[1:] else 5000.0, 0.0)
+
+    monkeypatch.setattr(PoseEstimator, "estimate", estimate)
+    assert main(["demo", str(picture), f"--model={dots_model}", f"-o={tmp_path}"]) == 0
+    assert "1 frame, 2 people, 7 ms each" in capsys.readouterr().err
+    assert seen == [(480, 640, 3)] * 2
+
+
+def test_a_stream_is_taken_until_enough_frames(people, dots_model, tmp_path, capsys):
+    import dots
+
+    path = tmp_path / "film.avi"  # a format that needs no seeking
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (640, 480))
+    for _ in range(5):
+        writer.write(dots.draw_people((480, 640), people))
+    writer.release()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/film.avi"
+        words = ["demo", address, f"--model={dots_model}", f"-o={tmp_path / 'out'}"]
+        assert main(words) == 2
+        assert "a stream never ends: say with --frames" in capsys.readouterr().err
+        assert main([*words, "--frames", "3"]) == 0, capsys.readouterr().err
+        server.shutdown()
+    result = json.loads((tmp_path / "out" / "stream_poses.json").read_text())
+    assert [len(frame["people"]) for frame in result["frames"]] == [2, 2, 2]
+    assert cv2.VideoCapture(result["files"][0]).get(cv2.CAP_PROP_FRAME_COUNT) == 3

@@ -38,6 +38,13 @@ def test_other_texts_are_refused(text: str) -> None:
         parse_size(text, 384)
 
 
+def test_what_no_memory_holds_is_refused() -> None:
+    assert parse_size("4096x32", 384) == (4096, 32)
+    for text in ("4128x32", "32x4128", "100000x100000", "100:1"):
+        with pytest.raises(EhrnetError, match="is too large: .* 4096 at most"):
+            parse_size(text, 384)
+
+
 @pytest.mark.parametrize(
     ("image_hw", "name"),
     [

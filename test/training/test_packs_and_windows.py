@@ -158,6 +158,7 @@ def test_a_full_disk_leaves_no_pack_and_the_old_one_as_it_was(figures, tmp_path)
         text=True,
     )
     assert done.returncode == 2 and "could not be written" in done.stderr, done.stderr
+    assert "%|" not in done.stderr, "a bar, although nobody watches"
     assert [p.name for p in tmp_path.iterdir()] == ["a.pack"]
     assert out.read_bytes() == b"the old one"
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import sys
 import threading
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def test_one_command_brings_a_model_the_node_finds(
     folder, address, home, monkeypatch, capsys
 ) -> None:
     publish(monkeypatch, folder, address)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # else there is no bar
     assert main(["get-weights", "--phi", "-2"]) == 0
     model = home / "share/ehrnet/models/H-2.onnx"
     said = capsys.readouterr()
@@ -166,6 +168,7 @@ def test_without_internet_it_says_what_to_bring(folder, home, monkeypatch, capsy
     publish(monkeypatch, folder, "http://ehrnet.invalid")
     assert main(["get-weights"]) == 2
     said = capsys.readouterr().err
+    assert "\r" not in said, "a bar, although nobody watches"
     names = [f"human-pose-estimation-0007.{suffix}" for suffix in ("xml", "bin")]
     assert all(f"http://ehrnet.invalid/{name}" in said for name in names)
     assert f"ehrnet get-weights --phi -2 --from {' '.join(names)}" in said

@@ -1,0 +1,75 @@
+"""What every verb of `ehrnet` shares: what goes wrong is one sentence and an exit code."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ehrnet_ros.cli import main, variants
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_memory_that_is_not_there_is_one_sentence(monkeypatch, capsys) -> None:
+    def run(args):
+        raise MemoryError
+
+    monkeypatch.setattr(variants, "run", run)
+    assert main(["variants"]) == 2
+    assert capsys.readouterr().err.startswith("ehrnet: there is not enough memory")
+
+
+@pytest.mark.parametrize(
+    ("words", "stdout", "said"),
+    [
+        (["--help"], ">&-", "stdout is closed"),  # of a full one argparse says nothing
+        (["variants"], ">&-", "stdout is closed"),
+        (["variants"], ">/dev/full", "there is no room left"),
+        (["variants", "--json"], ">/dev/full", "there is no room left"),
+    ],
+)
+def test_a_stdout_that_takes_nothing_is_one_sentence(words, stdout, said) -> None:
+    command = ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-m", "ehrnet_ros.cli"]
+    done = subprocess.run([*command, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"ehrnet: {said}") and len(done.stderr.splitlines()) == 1
+
+
+def test_more_than_a_buffer_for_a_full_stdout() -> None:
+    code = (
+        "import sys\nfrom ehrnet_ros.cli import main, variants\n"
+        "variants.run = lambda args: print('x' * 100000) or 0\n"
+        "sys.exit(main(['variants']))"
+    )
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("amid", ["ehrnet_ros.cli.packages", "ehrnet_ros.cli.variants"])
+def test_ctrl_c_amid_the_imports_leaves_no_traceback(amid) -> None:
+    """The command as it is installed, before main() and within it."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    scripts = dict(
+        line.split(" = ")
+        for line in config["options.entry_points"]["console_scripts"].split("\n")[1:]
+    )
+    module, function = scripts["ehrnet"].split(":")
+    code = (
+        "import os, signal, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {amid!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        f"from {module} import {function}\n"
+        f"sys.exit({function}())"
+    )
+    command = [sys.executable, "-c", code, "variants"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
