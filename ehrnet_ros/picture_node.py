@@ -41,7 +41,11 @@ class Parameter(NamedTuple):
 
 
 PARAMETERS = (
-    Parameter("source", "", "Picture, folder of pictures, video file, or index of a camera."),
+    Parameter(
+        "source",
+        "",
+        "Picture, folder, video file, rtsp:// or http:// stream, or index of a camera.",
+    ),
     Parameter(
         "rate", 0.0, "[Hz] images per second; 0: that of the video or camera, else 10.", (0, 1000)
     ),

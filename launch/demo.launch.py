@@ -60,7 +60,8 @@ def generate_launch_description():
     """pose.launch.py and the camera."""
     arguments = [
         DeclareLaunchArgument(
-            "source", description="picture, folder of pictures, video file, or index of a camera"
+            "source",
+            description="picture, folder, video file, rtsp:// or http:// stream, or index of a camera",
         ),
         DeclareLaunchArgument(
             "rate", default_value="0.0", description="[Hz] images per second; 0: as the source says"
