@@ -61,7 +61,7 @@ def generate_launch_description():
     arguments = [
         DeclareLaunchArgument(
             "source",
-            description="picture, folder, video file, rtsp:// or http:// stream, or index of a camera",
+            description="picture, folder, video, stream (rtsp://, http://) or index of a camera",
         ),
         DeclareLaunchArgument(
             "rate", default_value="0.0", description="[Hz] images per second; 0: as the source says"
