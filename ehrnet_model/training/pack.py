@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import struct
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -274,6 +275,7 @@ class Pack:
                 f"{path} is not a pack ({error!r} in its index): make it with 'ehrnet pack'."
             ) from None
         self._pixels: np.ndarray | None = None
+        self._opening = threading.Lock()
         self._starts = [record["offset"] for record in self.records]
 
     def __len__(self) -> int:
@@ -284,17 +286,27 @@ class Pack:
             yield self.picture(i), self.labels[i]
 
     def picture(self, i: int) -> np.ndarray:
-        """uint8 (H, W, 3) RGB, a read-only view; the first call decodes a pack of JPEGs."""
-        if self._pixels is None:
-            self._pixels = np.memmap(self.path, np.uint8, "r")
-            if self.jpeg:
-                self._decode(self._pixels)
+        """uint8 (H, W, 3) RGB, a read-only view; the first call decodes a pack of JPEGs.
+
+        Several threads may call it.
+        """
+        pixels = self._opened() if self._pixels is None else self._pixels
         h, w = self.records[i]["height"], self.records[i]["width"]
         start = self._starts[i]
-        return self._pixels[start : start + h * w * 3].reshape(h, w, 3)
+        return pixels[start : start + h * w * 3].reshape(h, w, 3)
 
-    def _decode(self, stored: np.ndarray) -> None:
-        """Decodes all pictures, as many at a time as there are cores."""
+    def _opened(self) -> np.ndarray:
+        """The pixels of all pictures; one of several threads opens them, the others wait."""
+        with self._opening:
+            if self._pixels is None:
+                pixels: np.ndarray = np.memmap(self.path, np.uint8, "r")
+                if self.jpeg:
+                    pixels, self._starts = self._decoded(pixels)
+                self._pixels = pixels  # last: whoever sees them does not wait
+            return self._pixels
+
+    def _decoded(self, stored: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """Pixels of all pictures and where each begins; as many at a time as there are cores."""
         import cv2
 
         sizes = [record["height"] * record["width"] * 3 for record in self.records]
@@ -316,4 +328,4 @@ class Pack:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(put, range(len(self))))
         pixels.flags.writeable = False
-        self._pixels, self._starts = pixels, starts[:-1]
+        return pixels, starts[:-1]

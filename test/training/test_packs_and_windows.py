@@ -2,6 +2,8 @@ import json
 import struct
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -106,6 +108,21 @@ def test_packs_of_jpegs_hold_nearly_the_same_in_less(rich_pack, tmp_path):
         np.testing.assert_array_equal(part.labels[j].keypoints, whole.labels[i].keypoints)
         apart = part.picture(j).astype(int) - whole.picture(i)
         assert np.abs(apart).mean() < 4 and not part.picture(j).flags.writeable
+
+
+def test_many_threads_read_what_one_reads(rich_pack, tmp_path):
+    """From a pack of JPEGs, which the first of them decodes while the others wait."""
+    folder, out, count = rich_pack.parent, tmp_path / "r.pack", 16
+    write_pack(out, folder / "rich.json", [folder], folder / "teacher.json", jpeg=90)
+    want, pack, start = list(Pack(out)), Pack(out), threading.Barrier(count)
+
+    def read(number):
+        start.wait()
+        return pack.picture(number % len(want))
+
+    with ThreadPoolExecutor(count) as pool:
+        for number, picture in enumerate(pool.map(read, range(count))):
+            np.testing.assert_array_equal(picture, want[number % len(want)][0])
 
 
 def test_damaged_jpegs_in_a_pack_are_named(figures, tmp_path):
