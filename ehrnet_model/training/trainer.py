@@ -49,7 +49,7 @@ from ehrnet_model.training.painter import Painter, PlanBatch
 from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.sides import widen
-from ehrnet_model.training.states import load_state, save_state, write_compact
+from ehrnet_model.training.states import load_state, read_compact, save_state, write_compact
 from ehrnet_model.variants import VARIANTS, Variant, pose_variant
 
 log = logging.getLogger(__name__)
@@ -199,6 +199,7 @@ class Trainer:
         change: continue with other options (schedule, data, loss), keeping weights and, where it is
             the same kind, the optimiser's state.
         hardware: where to compute; a run may go on on other hardware.
+        unpack: a compact state that the run folder, which holds no run yet, starts from.
     """
 
     def __init__(
@@ -207,6 +208,7 @@ class Trainer:
         folder: Path,
         change: bool = False,
         hardware: Hardware | None = None,
+        unpack: Path | None = None,
     ) -> None:
         self.options, self.folder = options, Path(folder)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -246,6 +248,8 @@ class Trainer:
         )
         state = None
         state_file = self.folder / "state.pt"
+        if unpack is not None:
+            self._unpack(unpack, state_file)
         if state_file.exists():
             state = load_state(state_file)
             stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
@@ -339,6 +343,17 @@ class Trainer:
         if mixing:
             groups.append({"params": mixing, "weight_decay": o.weight_decay, "orthogonal": True})
         return Muon(groups, lr=o.lr)
+
+    def _unpack(self, path: Path, state_file: Path) -> None:
+        """Makes state.pt of a compact state: the first process does, the others wait for it."""
+        if self.rank == 0:
+            if state_file.exists():
+                raise EhrnetError(
+                    f"{self.folder} already holds a run: leave --unpack out to continue it."
+                )
+            save_state(read_compact(path), state_file)
+        if self.world > 1:
+            distributed.all_reduce(torch.zeros(1))
 
     def _start(self, path: Path) -> None:
         """Weights of another run; those of a smaller variant are grown."""

@@ -191,6 +191,12 @@ def test_a_folder_of_another_run_is_refused(colours, tmp_path):
         ClassifierTrainer(small(colours), tmp_path / "run")
 
 
+def test_without_a_run_there_is_nothing_to_measure(colours, tmp_path, capsys):
+    words = ["--data", str(colours), "--out", str(tmp_path / "none"), "--measure-only"]
+    assert main(["train-classifier", *words, "--device", "cpu"]) == 2
+    assert "none holds no run" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
 def test_every_picture_is_learnt_from_once_per_epoch(colours, tmp_path):
     trainer = ClassifierTrainer(small(colours), tmp_path / "run")
     orders = []
