@@ -13,6 +13,7 @@ import torch
 
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.batches import Batch
+from ehrnet_model.training.limits import check_numbers
 from ehrnet_model.training.sides import side_loss
 
 
@@ -38,6 +39,10 @@ class LossOptions:
     place: float = 10.0
     sharpness: float = 10.0
     sides: float = 0.02
+
+    def __post_init__(self) -> None:
+        factors = ("scale", "low", "high", "peak_weight", "tag", "place", "sides")
+        check_numbers(self, {"above 0": ("sharpness",), "of 0 or more": factors})
 
 
 def heatmap_loss(

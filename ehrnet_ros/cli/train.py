@@ -32,7 +32,7 @@ def _window(text: str) -> tuple[int, int, float]:
 def _setting(text: str) -> tuple[str, float]:
     name, sign, value = text.partition("=")
     try:
-        if sign:
+        if sign and math.isfinite(float(value)):
             return name, float(value)
     except ValueError:
         pass

@@ -181,6 +181,10 @@ def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
     changed = Trainer(small(pack_file, lr=1e-3, weight_decay=0.5), tmp_path, change=True)
     assert changed.step == 1
     assert {group["weight_decay"] for group in changed.optimiser.param_groups} == {0.0, 0.5}
+    with pytest.raises(EhrnetError, match="a run of H-4, which cannot go on as H-3"):
+        Trainer(small(pack_file, phi=-3), tmp_path, change=True)
+    with pytest.raises(EhrnetError, match="moved.pack cannot be a run folder .File exists"):
+        Trainer(small(pack_file), elsewhere)
 
 
 def test_a_few_pictures_are_learnt(pack_file, tmp_path):
