@@ -286,6 +286,23 @@ def test_teacher_fills_gaps_and_human_labels_win():
     np.testing.assert_allclose(both.ignore, [weak["bbox"]])
 
 
+@pytest.mark.parametrize(
+    ("joints", "threshold"),
+    [([0], 0.6), ([1, 2], 0.8), ([3, 4], 0.9), (list(range(5, 17)), 0.4)],
+)
+def test_a_teachers_faces_need_more_certainty(joints, threshold):
+    """Nose, eyes and ears, which it says are there when they are not seen."""
+    states = {}
+    for more in (-0.01, 0.01):
+        scores = np.full(17, 0.95)
+        scores[joints] = threshold + more
+        somebody = person(9, 9, 80, score=0.9, keypoint_scores=scores)
+        states[more] = merge({}, [], [somebody]).keypoints[0, :, 2]
+    assert (states[0.01] == POSITIVE).all()
+    assert np.flatnonzero(states[-0.01] == WEAK).tolist() == joints
+    assert (states[-0.01] == POSITIVE).sum() == 17 - len(joints)
+
+
 def test_a_teachers_second_view_of_somebody_is_neither_a_person_nor_ignored():
     scores = [0.9] * 17
     first = person(100, 100, 80, score=0.9, keypoint_scores=scores)
