@@ -32,6 +32,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.checkpoint import CheckpointMeta, save_checkpoint
 from ehrnet_model.network.classifier import EfficientNet
 from ehrnet_model.training.batches import MEAN, STD, normalise
+from ehrnet_model.training.limits import check_numbers
 from ehrnet_model.training.pictures import open_pictures
 from ehrnet_model.training.states import append_row, load_state, save_state
 from ehrnet_model.variants import Variant
@@ -59,6 +60,17 @@ class AugmentOptions:
     aspect: float = 4 / 3
     colour: float = 0.3
     mirror: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            {
+                "above 0, up to 1": ("area",),
+                "of 0 or more": ("rotate",),
+                "of 1 or more": ("aspect",),
+                "from 0 to 1": ("colour", "mirror"),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -104,14 +116,17 @@ class ClassifierOptions:
         Variant.from_phi(self.phi)
         if self.size and self.size < 32:
             raise EhrnetError(f"pictures of {self.size} pixels are too small: give 32 or more.")
-        # A single picture has no deviation to normalise by.
-        for name, least in (("epochs", 1), ("batch", 2), ("drop_epochs", 1), ("warmup_epochs", 0)):
-            if getattr(self, name) < least:
-                raise EhrnetError(
-                    f"{name} {getattr(self, name)} is not possible: give {least} or more."
-                )
-        if not 0 < self.augment.area <= 1 or self.augment.aspect < 1:
-            raise EhrnetError("augmentation: area lies in 0 to 1, aspect is 1 or more.")
+        check_numbers(
+            self,
+            {
+                "above 0": ("lr",),
+                "of 0 or more": ("warmup_epochs", "warmup_lr", "weight_decay", "seed"),
+                "of 1 or more": ("epochs", "drop_epochs", "log_steps"),
+                # A single picture has no deviation to normalise by.
+                "of 2 or more": ("batch",),
+                "from 0 to below 1": ("momentum", "drop_connect", "dropout"),
+            },
+        )
 
     def rate(self, epoch: float) -> float:
         """Learning rate at a point of the schedule, in epochs."""

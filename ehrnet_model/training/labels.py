@@ -21,16 +21,20 @@ POSITIVE, ABSENT, WEAK = 1, 0, -1
 class TeacherRule:
     """How far a teacher's labels are trusted.
 
+    A teacher says ears and eyes are there which people did not label, since they are not seen: of
+    those above 0.4 people labelled 0.59 and 0.72, of noses 0.83. Above the thresholds here it is
+    0.89 of ears, 0.90 of eyes and of noses, and of each other joint 0.90 to 0.97.
+
     Attributes:
         person: people above this score are taken as labelled.
         weak_person: between this and ``person`` the box of the person gives no loss.
-        keypoint: keypoints above this score are positive.
+        keypoint: keypoints above these scores, in the order of COCO-17, are positive.
         weak_keypoint: between this and ``keypoint`` a disc around the keypoint gives no loss.
     """
 
     person: float = 0.2
     weak_person: float = 0.05
-    keypoint: float = 0.4
+    keypoint: tuple[float, ...] = (0.6, 0.8, 0.8, 0.9, 0.9, *(0.4,) * 12)
     weak_keypoint: float = 0.1
 
 
@@ -175,7 +179,9 @@ def _add_teacher(
         raw = np.array(ann["keypoints"], np.float32).reshape(17, 3)
         score = np.array(ann["keypoint_scores"], np.float32)
         raw[:, 2] = np.where(
-            score > rule.keypoint, POSITIVE, np.where(score > rule.weak_keypoint, WEAK, ABSENT)
+            score > np.array(rule.keypoint, np.float32),
+            POSITIVE,
+            np.where(score > rule.weak_keypoint, WEAK, ABSENT),
         )
         box = np.array(ann["bbox"], np.float32)
         # Also among the teacher's own, better first: a second view of somebody is nobody, and

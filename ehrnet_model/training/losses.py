@@ -13,7 +13,12 @@ import torch
 
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.batches import Batch
+from ehrnet_model.training.limits import check_numbers
 from ehrnet_model.training.sides import side_loss
+
+# Logarithm of what ``place_loss`` gives cells outside: nothing beside the others' even in millions,
+# but no less, since below -87 a CPU's exponential takes a slow path (1.7 times the loss).
+_NOWHERE = -60.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class LossOptions:
     place: float = 10.0
     sharpness: float = 10.0
     sides: float = 0.02
+
+    def __post_init__(self) -> None:
+        factors = ("scale", "low", "high", "peak_weight", "tag", "place", "sides")
+        check_numbers(self, {"above 0": ("sharpness",), "of 0 or more": factors})
 
 
 def heatmap_loss(
@@ -97,7 +106,7 @@ def place_loss(
     outside = ~(inside & (maps(mask) > 0))
 
     def logs(tensor: torch.Tensor) -> torch.Tensor:
-        values = (sharpness * maps(tensor).float()).masked_fill(outside, -1e4)
+        values = (sharpness * maps(tensor).float()).masked_fill(outside, _NOWHERE)
         return values.flatten(1).log_softmax(1)
 
     truth = logs(target)

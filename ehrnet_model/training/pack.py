@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import struct
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -103,7 +104,8 @@ def write_pack(
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for ann in data.get("annotations", []):
         by_image[ann["image_id"]].append(ann)
-    taught = _taught(pseudo, pseudo_set) if pseudo is not None else {}
+    ids = {image["id"] for image in data["images"]}
+    taught = _taught(pseudo, pseudo_set, ids) if pseudo is not None else {}
     files = ImageFiles(images)
     out = Path(out)
     about = {
@@ -155,22 +157,62 @@ def write_pack(
     return {"images": sum(len(writer.records) for writer in writers), "people": people}
 
 
-def _taught(pseudo: Path, pseudo_set: str | None) -> dict[Any, list[dict[str, Any]]]:
-    """A teacher's people by image; images where it found nobody have an empty list."""
+def _taught(pseudo: Path, pseudo_set: str | None, ids: set[Any]) -> dict[Any, list[dict[str, Any]]]:
+    """A teacher's people by image; images where it found nobody have an empty list.
+
+    Args:
+        pseudo: the teacher's file.
+        pseudo_set: keep only images of this ``set``.
+        ids: of the images to be taught.
+
+    Raises:
+        EhrnetError: there is no such set, it has none of these images, or an annotation lacks what
+            a teacher's must have.
+    """
     teacher = load_annotations(pseudo)
-    taught: dict[Any, list[dict[str, Any]]] = {}
-    for image in teacher["images"]:
-        if pseudo_set is None or image.get("set") == pseudo_set:
-            taught[image["id"]] = []
+    names = {
+        image["id"]: image["file_name"]
+        for image in teacher["images"]
+        if pseudo_set is None or image.get("set") == pseudo_set
+    }
+    if ids.isdisjoint(names):
+        known = sorted({str(image["set"]) for image in teacher["images"] if image.get("set")})
+        sets = f"its sets are {', '.join(known)}" if known else "it has no sets"
+        within = "" if pseudo_set is None else f" in a set {pseudo_set!r}"
+        raise EhrnetError(
+            f"{pseudo} has none of the annotations' images{within} ({sets}): give a teacher's "
+            "labels of these images."
+        )
+    taught: dict[Any, list[dict[str, Any]]] = {number: [] for number in names}
     for ann in teacher["annotations"]:
         if ann["image_id"] in taught:
-            if len(ann.get("keypoint_scores", ())) != 17 or "score" not in ann:
+            name = f"{pseudo}: annotation {ann.get('id')} of {names[ann['image_id']]}"
+            _check_box(ann, name)
+            scores = _numbers(ann.get("keypoint_scores"), 17) and _numbers([ann.get("score")], 1)
+            if not ann.get("keypoints") or not scores:
                 raise EhrnetError(
-                    f"{pseudo}: annotation {ann.get('id')} has no score or not 17 keypoint_scores: "
-                    "a teacher's labels need both."
+                    f"{name} has no keypoints, no score or not 17 keypoint_scores: a teacher's "
+                    "labels need all of them."
                 )
             taught[ann["image_id"]].append(ann)
     return taught
+
+
+def _numbers(values: Any, count: int) -> bool:
+    """Whether these are so many finite numbers."""
+    try:
+        array = np.array(values)
+    except ValueError:  # lists of different lengths
+        return False
+    right = array.shape == (count,) and array.dtype.kind in "iuf"
+    return right and bool(np.isfinite(array).all())
+
+
+def _check_box(ann: dict[str, Any], name: str) -> None:
+    """Refuses an annotation, named for the error, without a box."""
+    box: Any = ann.get("bbox")
+    if not _numbers(box, 4) or min(box[2:]) < 0:
+        raise EhrnetError(f"{name} has no bbox of x, y, width and height.")
 
 
 def _check(image: dict[str, Any], annotations: list[dict[str, Any]], path: Path) -> None:
@@ -181,12 +223,7 @@ def _check(image: dict[str, Any], annotations: list[dict[str, Any]], path: Path)
     size = np.array([image["width"], image["height"]], float)
     for ann in annotations:
         name = f"{path}: annotation {ann.get('id')} of {image['file_name']}"
-        try:
-            box = np.array(ann.get("bbox", ()), float)
-        except (TypeError, ValueError):
-            box = np.empty(0)
-        if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
-            raise EhrnetError(f"{name} has no bbox of x, y, width and height.")
+        _check_box(ann, name)
         points = np.array(ann.get("keypoints") or np.zeros(51), float).reshape(17, 3)
         # Keypoints on the very edge are common; a hundredth of the picture is a mistake.
         labelled = points[points[:, 2] > 0, :2]
@@ -274,6 +311,7 @@ class Pack:
                 f"{path} is not a pack ({error!r} in its index): make it with 'ehrnet pack'."
             ) from None
         self._pixels: np.ndarray | None = None
+        self._opening = threading.Lock()
         self._starts = [record["offset"] for record in self.records]
 
     def __len__(self) -> int:
@@ -284,17 +322,27 @@ class Pack:
             yield self.picture(i), self.labels[i]
 
     def picture(self, i: int) -> np.ndarray:
-        """uint8 (H, W, 3) RGB, a read-only view; the first call decodes a pack of JPEGs."""
-        if self._pixels is None:
-            self._pixels = np.memmap(self.path, np.uint8, "r")
-            if self.jpeg:
-                self._decode(self._pixels)
+        """uint8 (H, W, 3) RGB, a read-only view; the first call decodes a pack of JPEGs.
+
+        Several threads may call it.
+        """
+        pixels = self._opened() if self._pixels is None else self._pixels
         h, w = self.records[i]["height"], self.records[i]["width"]
         start = self._starts[i]
-        return self._pixels[start : start + h * w * 3].reshape(h, w, 3)
+        return pixels[start : start + h * w * 3].reshape(h, w, 3)
 
-    def _decode(self, stored: np.ndarray) -> None:
-        """Decodes all pictures, as many at a time as there are cores."""
+    def _opened(self) -> np.ndarray:
+        """The pixels of all pictures; one of several threads opens them, the others wait."""
+        with self._opening:
+            if self._pixels is None:
+                pixels: np.ndarray = np.memmap(self.path, np.uint8, "r")
+                if self.jpeg:
+                    pixels, self._starts = self._decoded(pixels)
+                self._pixels = pixels  # last: whoever sees them does not wait
+            return self._pixels
+
+    def _decoded(self, stored: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """Pixels of all pictures and where each begins; as many at a time as there are cores."""
         import cv2
 
         sizes = [record["height"] * record["width"] * 3 for record in self.records]
@@ -316,4 +364,4 @@ class Pack:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(put, range(len(self))))
         pixels.flags.writeable = False
-        self._pixels, self._starts = pixels, starts[:-1]
+        return pixels, starts[:-1]

@@ -6,13 +6,16 @@ interrupted goes on exactly where it stood.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_model.held_back import held_back
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
+from ehrnet_model.training.limits import check_numbers
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import ScenePlan, WindowPlan, affine, published_affine
 from ehrnet_model.training.windows import Window, draw
@@ -69,6 +72,25 @@ class SampleOptions:
     grey: float = 0.05
     max_zoom: float = 3.0
     published: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            {
+                "above 0": ("max_zoom",),
+                "of 0 or more": ("close_side", "rotation"),
+                "from 0 to 1": (
+                    *("close", "background", "mosaic", "pair", "upper_body", "head", "group"),
+                    *("rotate", "jitter", "colour", "grey"),
+                ),
+            },
+        )
+        low, high = self.fill
+        if not 0 < low <= high < math.inf:
+            raise EhrnetError(
+                f"fill_min {low:g} with fill_max {high:g} is not possible: both are above 0, and "
+                "fill_max is not the smaller one."
+            )
 
 
 def colours(rng: np.random.Generator, options: SampleOptions) -> tuple[np.ndarray, bool]:

@@ -41,6 +41,7 @@ from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, 
 from ehrnet_model.training.holdout import box_oks, held_back_people
 from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
+from ehrnet_model.training.limits import check_numbers
 from ehrnet_model.training.losses import LossOptions, compute_losses
 from ehrnet_model.training.muon import Muon, kernels_for_muon
 from ehrnet_model.training.norms import share_norms
@@ -49,7 +50,7 @@ from ehrnet_model.training.painter import Painter, PlanBatch
 from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.sides import widen
-from ehrnet_model.training.states import load_state, save_state, write_compact
+from ehrnet_model.training.states import load_state, read_compact, save_state, write_compact
 from ehrnet_model.variants import VARIANTS, Variant, pose_variant
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,44 @@ class TrainOptions:
     log_steps: int = 50
     holdout_seconds: float = 600.0
 
+    def __post_init__(self) -> None:
+        Variant.from_phi(self.phi)
+        check_numbers(
+            self,
+            {
+                "above 0": ("lr",) if self.steps or self.epochs else ("lr", "hours"),
+                "of 0 or more": (
+                    *("steps", "epochs", "weight_decay", "warmup_steps", "seed"),
+                    *("save_seconds", "holdout_seconds"),
+                ),
+                "of 1 or more": ("log_steps",),
+                "from 0 to 1": ("final", "unfreeze_at"),
+                "from 0 to below 1": ("ema", "drop_connect", "holdout"),
+            },
+        )
+        if self.optimiser not in ("muon", "adamw"):
+            raise EhrnetError(f"an optimiser is 'muon' or 'adamw', not '{self.optimiser}'.")
+        if self.schedule not in ("cosine", "steps"):
+            raise EhrnetError(f"a schedule is 'cosine' or 'steps', not '{self.schedule}'.")
+        if not 0 <= self.freeze <= 7:
+            raise EhrnetError(f"the backbone has 7 stages, {self.freeze} cannot be frozen.")
+        for name, weight in self.packs:
+            if not 0 <= weight < math.inf:
+                raise EhrnetError(f"{name} has the weight {weight:g}: give a number of 0 or more.")
+        for side, batch, share in self.windows:
+            if side % 32 or side < 64 or batch < 1:
+                raise EhrnetError(
+                    f"a window of {side} pixels, batch {batch}: sides are multiples of 32 from 64, "
+                    "batches 1 or more."
+                )
+            if not 0 <= share < math.inf:
+                raise EhrnetError(
+                    f"windows of {side} pixels have the share {share:g}: give a number of 0 or "
+                    "more."
+                )
+        if not sum(share for _, _, share in self.windows):
+            raise EhrnetError("no window has a share of the steps: give one a share above 0.")
+
 
 def _on_cpu(value: Any) -> Any:
     """The same nest of dicts and lists with its tensors in ordinary memory."""
@@ -155,6 +194,17 @@ def _held_back(measured: dict[str, float]) -> str:
     )
 
 
+def _pose_state(path: Path) -> dict[str, Any]:
+    """A state.pt of a ``Trainer``. Raises EhrnetError for any other, such as a classifier's."""
+    state = load_state(path)
+    if "average" not in state:
+        raise EhrnetError(
+            f"{path} is not the state of a pose network's run: give another, or a classifier's "
+            "weights to --backbone."
+        )
+    return state
+
+
 def _history(start: Path) -> dict[str, Any]:
     """How the weights that a run starts from were made, themselves started from others perhaps."""
     if start.suffix == ".safetensors":
@@ -164,7 +214,7 @@ def _history(start: Path) -> dict[str, Any]:
             "weights_name": meta.weights_name,
             **{key: meta.recipe[key] for key in kept if key in meta.recipe},
         }
-    state = load_state(start)
+    state = _pose_state(start)
     past = state["config"].get("started_from") or {"backbone": _backbone(state["config"])}
     return {
         "weights_name": start.name,
@@ -199,6 +249,7 @@ class Trainer:
         change: continue with other options (schedule, data, loss), keeping weights and, where it is
             the same kind, the optimiser's state.
         hardware: where to compute; a run may go on on other hardware.
+        unpack: a compact state that the run folder, which holds no run yet, starts from.
     """
 
     def __init__(
@@ -207,6 +258,7 @@ class Trainer:
         folder: Path,
         change: bool = False,
         hardware: Hardware | None = None,
+        unpack: Path | None = None,
     ) -> None:
         self.options, self.folder = options, Path(folder)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -216,20 +268,14 @@ class Trainer:
             # Gradients on GPUs go by NCCL, the clock and the log by gloo, which no GPU waits for.
             gpu = self.device.type == "cuda"
             distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-        if options.optimiser not in ("muon", "adamw"):
-            raise EhrnetError(f"an optimiser is 'muon' or 'adamw', not '{options.optimiser}'.")
-        if options.schedule not in ("cosine", "steps"):
-            raise EhrnetError(f"a schedule is 'cosine' or 'steps', not '{options.schedule}'.")
-        if not 0 <= options.freeze <= 7:
-            raise EhrnetError(f"the backbone has 7 stages, {options.freeze} cannot be frozen.")
         if not options.packs:
             raise EhrnetError("no data: give at least one pack (see 'ehrnet pack').")
-        for side, batch, _ in options.windows:
-            if side % 32 or side < 64 or batch < 1:
-                raise EhrnetError(
-                    f"a window of {side} pixels, batch {batch}: sides are multiples of 32 from 64."
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EhrnetError(
+                f"{folder} cannot be a run folder ({error.strerror}): choose another place."
+            ) from None
         self.packs = [(Pack(Path(p)), w) for p, w in options.packs]
         self.sampler = Sampler(self.packs, options.seed, options.holdout)
         if not self.sampler.num_people:
@@ -246,9 +292,16 @@ class Trainer:
         )
         state = None
         state_file = self.folder / "state.pt"
+        if unpack is not None:
+            self._unpack(unpack, state_file)
         if state_file.exists():
-            state = load_state(state_file)
+            state = _pose_state(state_file)
             stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
+            if stored["phi"] != options.phi:
+                raise EhrnetError(
+                    f"{folder} holds a run of {Variant.from_phi(stored['phi']).name}, which cannot "
+                    f"go on as {self.network.variant.name}: choose another folder."
+                )
             different = _differences(config, stored)
             if different and not change:
                 if different == ["pack_sha256"]:
@@ -340,6 +393,17 @@ class Trainer:
             groups.append({"params": mixing, "weight_decay": o.weight_decay, "orthogonal": True})
         return Muon(groups, lr=o.lr)
 
+    def _unpack(self, path: Path, state_file: Path) -> None:
+        """Makes state.pt of a compact state: the first process does, the others wait for it."""
+        if self.rank == 0:
+            if state_file.exists():
+                raise EhrnetError(
+                    f"{self.folder} already holds a run: leave --unpack out to continue it."
+                )
+            save_state(read_compact(path), state_file)
+        if self.world > 1:
+            distributed.all_reduce(torch.zeros(1))
+
     def _start(self, path: Path) -> None:
         """Weights of another run; those of a smaller variant are grown."""
         mine = self.network.variant
@@ -347,7 +411,7 @@ class Trainer:
             weights, meta = load_checkpoint(path)
             theirs = pose_variant(meta.variant)
         else:
-            state = load_state(path)
+            state = _pose_state(path)
             weights, theirs = state["average"], Variant.from_phi(state["config"]["phi"])
         if theirs.name == mine.name:
             self.network.load_state_dict(weights)

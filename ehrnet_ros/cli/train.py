@@ -32,7 +32,7 @@ def _window(text: str) -> tuple[int, int, float]:
 def _setting(text: str) -> tuple[str, float]:
     name, sign, value = text.partition("=")
     try:
-        if sign:
+        if sign and math.isfinite(float(value)):
             return name, float(value)
     except ValueError:
         pass
@@ -255,7 +255,6 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.training.hardware import Hardware
     from ehrnet_model.training.presets import preset
     from ehrnet_model.training.sides import check_pairs
-    from ehrnet_model.training.states import read_compact, save_state
     from ehrnet_model.training.trainer import Trainer
     from ehrnet_model.variants import Variant
 
@@ -309,13 +308,13 @@ def run(args: argparse.Namespace) -> int:
         parse_size("square", args.short_side)
     if not 0 <= args.smooth <= MAX_SMOOTH:
         raise EhrnetError(f"--smooth is a number of cells from 0 to {MAX_SMOOTH:g}.")
-    if args.unpack is not None:
-        if (args.out / "state.pt").exists():
-            raise EhrnetError(f"{args.out} already holds a run: leave --unpack out to continue it.")
-        args.out.mkdir(parents=True, exist_ok=True)
-        save_state(read_compact(args.unpack), args.out / "state.pt")
+    if args.save_only and args.unpack is None and not (args.out / "state.pt").exists():
+        raise EhrnetError(
+            f"{args.out} holds no run whose weights --save-only could write: name the folder of "
+            "one, or give its compact state with --unpack."
+        )
     hardware = Hardware(args.device, args.windows_on, args.workers)
-    trainer = Trainer(options, args.out, args.change, hardware)
+    trainer = Trainer(options, args.out, args.change, hardware, args.unpack)
     if not args.save_only:
         steps = max(0, args.until - trainer.step) if args.until else None
         # A bar where somebody watches; lines alone in a file or behind torchrun.

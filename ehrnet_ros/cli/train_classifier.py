@@ -109,6 +109,10 @@ def run(args: argparse.Namespace) -> int:
         dropout=args.dropout,
         augment=AugmentOptions(**dict(args.augment)),
     )
+    if args.measure_only and not (args.out / "state.pt").exists():
+        raise EhrnetError(
+            f"{args.out} holds no run that --measure-only could measure: name the folder of one."
+        )
     trainer = ClassifierTrainer(options, args.out, args.workers, device)
     if not args.measure_only:
         with tqdm(

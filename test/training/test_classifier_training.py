@@ -191,6 +191,12 @@ def test_a_folder_of_another_run_is_refused(colours, tmp_path):
         ClassifierTrainer(small(colours), tmp_path / "run")
 
 
+def test_without_a_run_there_is_nothing_to_measure(colours, tmp_path, capsys):
+    words = ["--data", str(colours), "--out", str(tmp_path / "none"), "--measure-only"]
+    assert main(["train-classifier", *words, "--device", "cpu"]) == 2
+    assert "none holds no run" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
 def test_every_picture_is_learnt_from_once_per_epoch(colours, tmp_path):
     trainer = ClassifierTrainer(small(colours), tmp_path / "run")
     orders = []
@@ -220,12 +226,45 @@ def test_the_papers_schedule(epoch, rate):
 
 @pytest.mark.parametrize(
     "change",
-    [{"phi": 1}, {"size": 16}, {"epochs": 0}, {"batch": 1}, {"drop_epochs": 0}]
-    + [{"augment": AugmentOptions(area=0.0)}, {"augment": AugmentOptions(aspect=0.5)}],
+    [{"phi": 1}, {"size": 16}, {"epochs": 0}, {"batch": 1}, {"drop_epochs": 0}, {"lr": -1.0}]
+    + [{"lr": np.nan}, {"dropout": 1.0}, {"momentum": 1.0}, {"log_steps": 0}],
 )
 def test_impossible_options_are_refused(change):
     with pytest.raises(EhrnetError):
         ClassifierOptions("data", **change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rotate": -5.0}, {"area": 0.0}, {"aspect": 0.5}, {"colour": 2.0}, {"mirror": -1.0}]
+)
+def test_impossible_views_are_refused(change):
+    (name,) = change
+    with pytest.raises(EhrnetError, match=f"{name} .* is not possible: give a number"):
+        AugmentOptions(**change)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lr", "-1"], "lr -1 is not possible: give a number above 0."),
+        (["--augment", "rotate=-5"], "rotate -5 is not possible: give a number of 0 or more."),
+    ],
+)
+def test_the_command_refuses_what_cannot_be(colours, tmp_path, capsys, words, said):
+    where = ["--data", str(colours), "--out", str(tmp_path / "none"), "--device", "cpu"]
+    assert main(["train-classifier", *where, "--epochs", "1", *words]) == 2
+    assert capsys.readouterr().err == f"ehrnet: {said}\n" and not (tmp_path / "none").exists()
+
+
+def test_the_state_of_a_classifier_is_none_of_a_pose_network(colours, pack_file, tmp_path):
+    ClassifierTrainer(small(colours), tmp_path / "cls").run(steps=1)
+    options = TrainOptions(packs=((str(pack_file), 1.0),), holdout=0.0)
+    words = "state.pt is not the state of a pose network's run: .* to --backbone"
+    with pytest.raises(EhrnetError, match=words):
+        Trainer(options, tmp_path / "cls")
+    state = str(tmp_path / "cls/state.pt")
+    with pytest.raises(EhrnetError, match=words):
+        Trainer(dataclasses.replace(options, start=state), tmp_path / "other")
 
 
 # Views

@@ -2,6 +2,8 @@ import json
 import struct
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -82,6 +84,71 @@ def test_broken_annotations_are_refused_and_nothing_is_written(figures, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.fixture
+def taught(figures, tmp_path):
+    """Writes a teacher's labels of the figures, spoilt, and packs with them."""
+
+    def write(spoil, pseudo_set=None):
+        data = json.loads((figures / "figures.json").read_text())
+        for image in data["images"]:
+            image["set"] = "train"
+        for ann in data["annotations"]:
+            ann.update(score=0.9, keypoint_scores=[0.95] * 17)
+        spoil(data)
+        (tmp_path / "t.json").write_text(json.dumps(data))
+        files = (figures / "figures.json", [figures], tmp_path / "t.json")
+        return write_pack(tmp_path / "t.pack", *files, pseudo_set)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda ann: ann.pop("bbox"), "no bbox"),
+        (lambda ann: ann.update(bbox=[float("nan")] * 4), "no bbox"),
+        (lambda ann: ann.update(bbox=[1, 2, 3, "4"]), "no bbox"),
+        (lambda ann: ann.update(bbox=[1, 2, 3, -4]), "no bbox"),
+        (lambda ann: ann.pop("keypoints"), "no keypoints"),
+        (lambda ann: ann.pop("score"), "no score"),
+        (lambda ann: ann.update(score=None), "no score"),
+        (lambda ann: ann.update(score="0.9"), "no score"),
+        (lambda ann: ann.update(keypoint_scores=[0.9] * 16), "17 keypoint_scores"),
+        (lambda ann: ann.update(keypoint_scores=[None] * 17), "17 keypoint_scores"),
+        (lambda ann: ann.update(keypoint_scores=[float("inf")] * 17), "17 keypoint_scores"),
+        (lambda ann: ann.update(keypoint_scores=0.9), "17 keypoint_scores"),
+    ],
+)
+def test_a_teachers_people_must_be_whole(taught, spoil, words):
+    assert taught(lambda data: None) == {"images": 4, "people": 3}
+    with pytest.raises(EhrnetError, match=f"t.json: annotation 1 of 1.png has .*{words}"):
+        taught(lambda data: spoil(data["annotations"][1]))
+
+
+def test_a_teacher_must_know_the_images(taught, tmp_path):
+    def others(data):
+        for of in (*data["images"], *data["annotations"]):
+            of["id" if "file_name" in of else "image_id"] += 100
+
+    def other_set(data):
+        others(data)
+        data["images"].append({"id": 1, "file_name": "1.png", "set": "more"})
+
+    def no_sets(data):
+        for image in data["images"]:
+            del image["set"]
+
+    assert taught(lambda data: None, "train")["people"] == 3
+    with pytest.raises(EhrnetError, match=r"images in a set 'trian' \(its sets are train\)"):
+        taught(lambda data: None, "trian")
+    with pytest.raises(EhrnetError, match=r"images in a set 'train' \(it has no sets\)"):
+        taught(no_sets, "train")
+    with pytest.raises(EhrnetError, match=r"none of the annotations' images \(its sets"):
+        taught(others)
+    with pytest.raises(EhrnetError, match=r"'train' \(its sets are more, train\)"):
+        taught(other_set, "train")
+
+
 def test_people_without_keypoints_are_packed_as_places_without_loss(figures, tmp_path):
     data = json.loads((figures / "figures.json").read_text())
     data["annotations"][0]["keypoints"] = []
@@ -106,6 +173,21 @@ def test_packs_of_jpegs_hold_nearly_the_same_in_less(rich_pack, tmp_path):
         np.testing.assert_array_equal(part.labels[j].keypoints, whole.labels[i].keypoints)
         apart = part.picture(j).astype(int) - whole.picture(i)
         assert np.abs(apart).mean() < 4 and not part.picture(j).flags.writeable
+
+
+def test_many_threads_read_what_one_reads(rich_pack, tmp_path):
+    """From a pack of JPEGs, which the first of them decodes while the others wait."""
+    folder, out, count = rich_pack.parent, tmp_path / "r.pack", 16
+    write_pack(out, folder / "rich.json", [folder], folder / "teacher.json", jpeg=90)
+    want, pack, start = list(Pack(out)), Pack(out), threading.Barrier(count)
+
+    def read(number):
+        start.wait()
+        return pack.picture(number % len(want))
+
+    with ThreadPoolExecutor(count) as pool:
+        for number, picture in enumerate(pool.map(read, range(count))):
+            np.testing.assert_array_equal(picture, want[number % len(want)][0])
 
 
 def test_damaged_jpegs_in_a_pack_are_named(figures, tmp_path):
@@ -203,6 +285,23 @@ def test_teacher_fills_gaps_and_human_labels_win():
     np.testing.assert_allclose(both.keypoints[0, 0, :2], same["keypoints"][:2])
     assert both.keypoints[0, 16, 2] == POSITIVE and both.keypoints[1, 16, 2] == WEAK
     np.testing.assert_allclose(both.ignore, [weak["bbox"]])
+
+
+@pytest.mark.parametrize(
+    ("joints", "threshold"),
+    [([0], 0.6), ([1, 2], 0.8), ([3, 4], 0.9), (list(range(5, 17)), 0.4)],
+)
+def test_a_teachers_faces_need_more_certainty(joints, threshold):
+    """Nose, eyes and ears, which it says are there when they are not seen."""
+    states = {}
+    for more in (-0.01, 0.01):
+        scores = np.full(17, 0.95)
+        scores[joints] = threshold + more
+        somebody = person(9, 9, 80, score=0.9, keypoint_scores=scores)
+        states[more] = merge({}, [], [somebody]).keypoints[0, :, 2]
+    assert (states[0.01] == POSITIVE).all()
+    assert np.flatnonzero(states[-0.01] == WEAK).tolist() == joints
+    assert (states[-0.01] == POSITIVE).sum() == 17 - len(joints)
 
 
 def test_a_teachers_second_view_of_somebody_is_neither_a_person_nor_ignored():

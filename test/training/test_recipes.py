@@ -135,11 +135,75 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(pack_file, tmp_path):
     [
         ({"schedule": "line"}, "'cosine' or 'steps', not 'line'"),
         ({"freeze": 8}, "7 stages, 8 cannot"),
+        ({"phi": 1}, "phi 1 does not exist"),
+        ({"optimiser": "sgd"}, "'muon' or 'adamw', not 'sgd'"),
+        ({"windows": ((64, 2, 1.0), (96, 1, -0.5))}, "96 pixels have the share -0.5"),
+        ({"windows": ((64, 2, math.nan),)}, "share nan"),
+        ({"windows": ((64, 2, 0.0),)}, "no window has a share"),
+        ({"windows": ((64, 0, 1.0),)}, "batch 0"),
+        ({"packs": (("a.pack", -1.0),)}, "a.pack has the weight -1"),
+        ({"steps": 0, "hours": 0.0}, "hours 0 is not possible: give a number above 0"),
+        ({"lr": math.inf}, "lr inf is not possible"),
+        ({"steps": -1}, "steps -1 is not possible"),
+        ({"warmup_steps": -1}, "warmup_steps -1"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1"),
+        ({"final": 1.5}, "final 1.5"),
+        ({"drop_connect": 1.0}, "drop_connect 1"),
+        ({"holdout": 1.0}, "holdout 1"),
+        ({"unfreeze_at": math.nan}, "unfreeze_at nan"),
+        ({"save_seconds": -1.0}, "save_seconds -1"),
+        ({"seed": -1}, "seed -1"),
     ],
 )
-def test_wrong_options_are_refused(pack_file, tmp_path, wrong, words):
+def test_wrong_options_are_refused(pack_file, wrong, words):
     with pytest.raises(EhrnetError, match=words):
-        Trainer(small(pack_file, **wrong), tmp_path)
+        small(pack_file, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (LossOptions, {"tag": -1.0}),
+        (LossOptions, {"sharpness": 0.0}),
+        (SampleOptions, {"pair": 1.5}),
+        (SampleOptions, {"jitter": math.nan}),
+        (SampleOptions, {"rotation": -1.0}),
+        (SampleOptions, {"max_zoom": 0.0}),
+    ],
+)
+def test_wrong_losses_and_samples_are_refused(kind, wrong):
+    (name,) = wrong
+    with pytest.raises(EhrnetError, match=f"{name} .* is not possible: give a number"):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--window", "64:2:0"], "no window has a share of the steps: give one a share above 0."),
+        (["--hours", "0"], "hours 0 is not possible: give a number above 0."),
+        (["--lr", "-1"], "lr -1 is not possible: give a number above 0."),
+        (["--lr", "nan"], "lr nan is not possible: give a number above 0."),
+        (
+            ["--sample", "fill_min=2"],
+            "fill_min 2 with fill_max 1.3 is not possible: both are above 0, and fill_max is not "
+            "the smaller one.",
+        ),
+        (["--log-steps", "0"], "log_steps 0 is not possible: give a number of 1 or more."),
+        (["--ema", "1.5"], "ema 1.5 is not possible: give a number from 0 to below 1."),
+    ],
+)
+def test_the_command_refuses_what_cannot_be(pack_file, tmp_path, capsys, words, said):
+    where = ["train", "--device", "cpu", "--pack", str(pack_file), "--out", str(tmp_path / "run")]
+    assert main([*where, "--until", "1", *words]) == 2
+    assert capsys.readouterr().err == f"ehrnet: {said}\n" and not (tmp_path / "run").exists()
+
+
+def test_settings_are_finite_numbers(pack_file, tmp_path, capsys):
+    where = ["train", "--pack", str(pack_file), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main([*where, "--sample", "close_side=nan"])
+    assert "a setting is NAME=NUMBER" in capsys.readouterr().err
 
 
 def test_records_are_there_as_csv_and_for_tensorboard(tmp_path):

@@ -1,6 +1,7 @@
 """Real processes: torchrun, and a run that is killed."""
 
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import sys
 import pytest
 import torch
 
+from ehrnet_model.training.presets import preset
 from ehrnet_model.training.states import load_state
+from ehrnet_model.training.trainer import Trainer
 
 TRAIN = ["-m", "ehrnet_ros.cli", "train", "--device", "cpu", "--holdout", "0", "--fp32"]
 
@@ -38,6 +41,34 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(rich_pack, tm
         for name in ("loss", "low", "high", "pull", "push"):
             assert float(a[name]) == pytest.approx(float(b[name]), rel=2e-3), (a["step"], name)
     assert abs(float(one[0]["loss"]) / float(one[-1]["loss"]) - 1) > 0.02  # the curve moves
+
+
+def test_a_compact_state_is_unpacked_by_one_of_two_processes(pack_file, tmp_path):
+    """Although the other comes when it has been done."""
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, sys, time\n"
+        "from ehrnet_ros.cli import main\n"
+        "time.sleep(8 * int(os.environ['RANK']))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    options = dataclasses.replace(
+        preset("ours", -4),
+        packs=((str(pack_file), 1.0),),
+        steps=1,
+        windows=((64, 2, 1.0),),
+        holdout=0.0,
+        bf16=False,
+    )
+    Trainer(options, tmp_path / "one").save_compact(tmp_path / "a.resume.safetensors")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(late)]
+    words = [*TRAIN[2:], "--steps", "1", "--log-steps", "1", "--window", "64:2", "--pack"]
+    words += [str(pack_file), "--unpack", str(tmp_path / "a.resume.safetensors"), "--out"]
+    command = [sys.executable, *torchrun, *words, str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "two" / "log.csv").open()))
+    assert [(row["step"], row["images"]) for row in rows] == [("1", "4")]
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(pack_file, tmp_path):

@@ -8,6 +8,7 @@ import scipy.stats
 import torch
 
 from ehrnet_model.skeleton import COCO_17
+from ehrnet_model.training import losses
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.losses import heatmap_loss, place_loss, tag_loss
 from ehrnet_model.training.plans import published_affine
@@ -148,6 +149,28 @@ def test_place_loss_is_the_divergence_of_the_distributions_around_each_person():
     assert loss.item() == pytest.approx(0, abs=1e-8)
     loss.backward()
     assert float(lower.grad.abs().max()) < 1e-8
+
+
+def test_place_loss_gives_cells_outside_nothing(monkeypatch):
+    """Value and gradient are those of cells as good as infinitely low, without their slowness."""
+    rng = np.random.default_rng(2)
+    predicted, target = rng.random((2, 2, 17, 64, 64)) * 1.5 - 0.5
+    mask = torch.from_numpy(rng.random((2, 17, 64, 64)) < 0.9)
+    index, person = marks((0, 0, 3, 4, 4), (0, 0, 9, 9, 12), (1, 1, 0, 25, 20), (1, 1, 16, 28, 31))
+
+    def measured():
+        maps = torch.from_numpy(predicted).float().requires_grad_()
+        loss = place_loss(maps, torch.from_numpy(target).float(), mask, index, person, 2, 10.0)
+        loss.backward()
+        return loss.detach(), maps.grad
+
+    assert losses._NOWHERE > np.log(np.finfo(np.float32).tiny)  # not where exponentials are slow
+    value, gradient = measured()
+    monkeypatch.setattr(losses, "_NOWHERE", -1e4)
+    value_low, gradient_low = measured()
+    assert value > 0 and gradient.abs().max() > 0
+    torch.testing.assert_close(value, value_low, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, gradient_low, rtol=1e-5, atol=1e-12)
 
 
 def test_place_loss_of_nobody_and_of_masked_people_is_zero():

@@ -11,10 +11,12 @@ from ehrnet_model.training.batches import collate
 from ehrnet_model.training.holdout import HeldBackPerson, box_oks
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import LossOptions
+from ehrnet_model.training.presets import preset
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, read_compact, save_state
 from ehrnet_model.training.trainer import Trainer, TrainOptions
 from ehrnet_model.variants import Variant
+from ehrnet_ros.cli import main
 
 STILL = SampleOptions(background=0.0, mosaic=0.0, rotate=0.0, colour=0.0, grey=0.0, group=0.0)
 
@@ -81,6 +83,20 @@ def test_a_compact_state_carries_a_run_on(pack_file, tmp_path):
     (tmp_path / "cut").write_bytes((tmp_path / "run.resume.safetensors").read_bytes()[:1000])
     with pytest.raises(EhrnetError, match="not a compact training state"):
         read_compact(tmp_path / "cut")
+
+
+def test_without_a_run_there_is_nothing_to_save(pack_file, tmp_path, capsys):
+    where = ["train", "--device", "cpu", "--pack", str(pack_file), "--holdout", "0", "--save-only"]
+    assert main([*where, "--out", str(tmp_path / "none")]) == 2
+    assert "none holds no run" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    packs = ((str(pack_file), 1.0),)
+    options = dataclasses.replace(preset("ours", -4), packs=packs, holdout=0.0)
+    Trainer(options, tmp_path / "run").save_compact(tmp_path / "a.resume.safetensors")
+    unpack = ["--out", str(tmp_path / "new"), "--unpack", str(tmp_path / "a.resume.safetensors")]
+    assert main([*where, *unpack]) == 0
+    assert load_network(tmp_path / "new/H-4.safetensors", "H-4")
+    assert main([*where, *unpack]) == 2
+    assert "new already holds a run: leave --unpack out" in capsys.readouterr().err
 
 
 def test_weights_of_a_run_are_a_checkpoint(pack_file, tmp_path):
@@ -165,6 +181,10 @@ def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
     changed = Trainer(small(pack_file, lr=1e-3, weight_decay=0.5), tmp_path, change=True)
     assert changed.step == 1
     assert {group["weight_decay"] for group in changed.optimiser.param_groups} == {0.0, 0.5}
+    with pytest.raises(EhrnetError, match="a run of H-4, which cannot go on as H-3"):
+        Trainer(small(pack_file, phi=-3), tmp_path, change=True)
+    with pytest.raises(EhrnetError, match="moved.pack cannot be a run folder .File exists"):
+        Trainer(small(pack_file), elsewhere)
 
 
 def test_a_few_pictures_are_learnt(pack_file, tmp_path):
