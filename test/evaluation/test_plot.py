@@ -98,7 +98,7 @@ def test_wrong_files_are_named(tmp_path, monkeypatch):
         r"none.json cannot be read as JSON \(No such file or directory\): give files written by "
         "`ehrnet evaluate --json`": ["accuracy", tmp_path / "none.json", "-o", out],
         "should end in": ["accuracy", "-o", tmp_path / "out.bmp"],
-        "does not exist": ["accuracy", "-o", tmp_path / "no" / "out.png"],
+        "there is no folder": ["accuracy", "-o", tmp_path / "no" / "out.png"],
         "cannot be read": ["sheet", tmp_path / "none.png", "--model", bad, "-o", out],
         "does not decode": ["sheet", bad, "--model", bad, "-o", out],
     }.items():

@@ -192,7 +192,7 @@ def test_untrained_weights_are_exported_for_timing_but_proved_by_nothing(int8_mo
     ("prepare", "message"),
     [
         (lambda folder: None, "holds no pictures"),
-        (lambda folder: (folder / "a.jpg").write_bytes(b"broken"), "a.jpg cannot be read"),
+        (lambda folder: (folder / "a.jpg").write_bytes(b"broken"), "a.jpg does not decode"),
         (lambda folder: folder.rmdir(), "there is no folder"),
     ],
 )
