@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.atomic import save_bytes
 
 _KEY = "ehrnet_training_state"
 _MOMENTS = {"exp_avg", "exp_avg_sq", "momentum"}
@@ -63,8 +64,13 @@ def load_state(path: Path) -> dict[str, Any]:
     """A state.pt, tensors and plain values only. Raises EhrnetError for anything else."""
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise EhrnetError(f"{path} is not a training state ({error}).") from None
+    except OSError as error:
+        raise EhrnetError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except Exception:  # torch raises many kinds, and advises to load what is not trusted
+        raise EhrnetError(
+            f"{path} is not a training state, or damaged: give the state.pt of a run, or weights "
+            "(*.safetensors) where a run may begin at them."
+        ) from None
 
 
 def write_compact(state: dict[str, Any], names: Sequence[str], path: Path) -> None:
@@ -92,18 +98,7 @@ def write_compact(state: dict[str, Any], names: Sequence[str], path: Path) -> No
         groups=state["optimiser"]["param_groups"],
         rng=state["rng"].tolist(),
     )
-    data = save(tensors, {_KEY: json.dumps(rest)})
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise EhrnetError(f"{path} could not be written ({error}).") from None
-    finally:
-        beside.unlink(missing_ok=True)
+    save_bytes(path, save(tensors, {_KEY: json.dumps(rest)}))
 
 
 def read_compact(path: Path) -> dict[str, Any]:
