@@ -476,7 +476,7 @@ PARTS: dict[str, tuple[Callable[[Bench], list[dict[str, Any]]], str]] = {
 
 def _about(seconds: float) -> str:
     return (
-        "Written by `python -m benchmarks.reliability --page docs/reliability.md`, "
+        f"Written by `python -m benchmarks.reliability {' '.join(sys.argv[1:])}`, "
         f"{seconds:.0f} s in all. Every node and camera is a process; counts are "
         "those of this run. Ages are from the image's stamp to its answer. Memory is resident "
         "memory, shared memory included; it is compared from a tenth of the way on, when all "
