@@ -151,7 +151,7 @@ def to_picture_compressed(msg: Any) -> Picture:
         )
     # "bgr8; jpeg compressed bgr8": what the camera gave, the codec, what was handed to the codec.
     # For PNG of a mosaic and for every TIFF image_transport leaves the last out: it is the first.
-    given, _, packed = text.partition(";")
+    given, _, packed = text.rpartition(";")
     codec, _, stored = packed.partition("compressed")
     stored = stored.strip()
     if not stored and codec.strip() in ("png", "tiff"):

@@ -169,9 +169,8 @@ class KeypointTruth:
         """
         from pycocotools.cocoeval import COCOeval
 
-        if (
-            not results
-        ):  # which pycocotools cannot load; a person without a keypoint is right nowhere
+        if not results:
+            # pycocotools loads no empty list; a person without a keypoint is right nowhere.
             nobody = {"category_id": 1, "keypoints": [0.0] * _VALUES, "score": 0.0}
             results = [{**nobody, "image_id": self.images[0]["id"]}]
         with contextlib.redirect_stdout(io.StringIO()):

@@ -340,8 +340,9 @@ def test_compressed_mono_16_bit_bayer_and_rgb():
     for order, channels in (("rgb8", picture[..., ::-1]), ("bgr8", picture)):
         msg = compressed(picture, ".tiff", f"{order}; tiff compressed ")
         np.testing.assert_array_equal(to_picture_compressed(msg).bgr(), channels)
-    swapped = to_picture_compressed(compressed(picture, ".png", "rgb8; png compressed rgb8"))
-    np.testing.assert_array_equal(swapped.bgr(), picture[..., ::-1])
+    for text in ("rgb8; png compressed rgb8", "png compressed rgb8"):
+        swapped = to_picture_compressed(compressed(picture, ".png", text))
+        np.testing.assert_array_equal(swapped.bgr(), picture[..., ::-1])
 
 
 def test_exif_rotation_is_ignored():
