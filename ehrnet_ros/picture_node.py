@@ -28,7 +28,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_ros import arguments
 from ehrnet_ros.image_msgs import to_image
 from ehrnet_ros.names import check_names, declare_parameter
-from ehrnet_ros.source import open_source
+from ehrnet_ros.source import open_source, public
 
 
 class Parameter(NamedTuple):
@@ -77,12 +77,12 @@ class PictureNode(Node):
         super().__init__("camera", **options)
         values = {parameter.name: self._declare(parameter) for parameter in PARAMETERS}
         check_names(self, values)
-        source, rate = values["source"], values["rate"]
+        source, rate = str(values["source"]), values["rate"]
         reliable, info = values["reliable"], values["camera_info"]
         self._loop, self._wait = values["loop"], values["wait_for_subscribers"]
         self._frame_id, self._fov_deg = values["frame_id"], values["fov_deg"]
         self._width = max(0, values["width"])
-        self._source = open_source(str(source))
+        self._source = open_source(source)
         self._frames = self._source.frames()
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
@@ -96,7 +96,7 @@ class PictureNode(Node):
         self.done = False
         rate = rate or self._source.rate or 10.0
         self.get_logger().info(
-            f"Publishing {source} on {self.resolve_topic_name('image')} at {rate:g} Hz."
+            f"Publishing {public(source)} on {self.resolve_topic_name('image')} at {rate:g} Hz."
         )
         self._timer = self.create_timer(
             1 / rate, self._send, clock=Clock(clock_type=ClockType.STEADY_TIME)

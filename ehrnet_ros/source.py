@@ -61,7 +61,7 @@ def open_source(text: str) -> Source:
             text,
             "stream",
             True,
-            f"OpenCV cannot open the stream {text}: check that it is sent, and its address.",
+            f"OpenCV cannot open the stream {public(text)}: check its address and that it is sent.",
         )
     path = Path(text).expanduser()
     if path.is_dir():
@@ -89,6 +89,11 @@ def open_source(text: str) -> Source:
         f"{path} is no video that OpenCV can read: give another, or a picture "
         f"({', '.join(PICTURES)}).",
     )
+
+
+def public(source: str) -> str:
+    """A source as logs and results may name it: a stream's address without its password."""
+    return re.sub(r"(?<=://)[^/?#]*@", "...@", source)
 
 
 def readable(

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.inference.estimator import PoseEstimator
     from ehrnet_model.inference.models import find_model
     from ehrnet_ros.recording import make_folder
-    from ehrnet_ros.source import open_source
+    from ehrnet_ros.source import open_source, public
 
     if args.frames is not None and args.frames < 1:
         raise EhrnetError(f"--frames {args.frames} leaves nothing to do: give 1 or more.")
@@ -73,10 +73,12 @@ def run(args: argparse.Namespace) -> int:
         print("stopped before the first frame: nothing is written.", file=sys.stderr)
         return 128 + stopped[0]
     if not frames:
-        raise EhrnetError(f"there is no frame in {args.source}: the file is broken or empty.")
+        raise EhrnetError(
+            f"there is no frame in {public(args.source)}: the file is broken or empty."
+        )
     info, engine = estimator.runtime.info, estimator.runtime.name
     result = {
-        "source": args.source,
+        "source": public(args.source),
         "model": f"{info.variant} {info.weights_name} ({info.quality})",
         "runtime": engine,
         "keypoints": list(info.skeleton.names),

@@ -308,6 +308,8 @@ def run(args: argparse.Namespace) -> int:
         parse_size("square", args.short_side)
     if not 0 <= args.smooth <= MAX_SMOOTH:
         raise EhrnetError(f"--smooth is a number of cells from 0 to {MAX_SMOOTH:g}.")
+    if not args.minutes > 0 or args.until < 0:
+        raise EhrnetError("--minutes is a number above 0, --until a step of 0 (no stop) or more.")
     if args.save_only and args.unpack is None and not (args.out / "state.pt").exists():
         raise EhrnetError(
             f"{args.out} holds no run whose weights --save-only could write: name the folder of "

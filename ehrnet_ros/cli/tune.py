@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ehrnet_model.evaluation.tune import Choice
     from ehrnet_model.inference.runtime import ModelInfo, Runtime
 
+# Where stderr is no terminal, a line after so many.
+_SETTINGS_A_LINE = 10
+
 HELP = "choose decode options for a model by measuring on images held back from training"
 
 
@@ -139,11 +142,16 @@ def _choose(
         except EhrnetError as error:
             print(f"the person score stays as it is: {error}", file=sys.stderr)
             images = replace(images, fitted=[])
+    settings = 0
     with tqdm(unit=" setting", file=sys.stderr, disable=None) as bar:
 
         def progress(text: str) -> None:
+            nonlocal settings
+            settings += 1
             bar.set_postfix_str(text, refresh=False)
             bar.update()
+            if bar.disable and settings % _SETTINGS_A_LINE == 0:
+                print(f"{settings} settings tried, the last: {text}", file=sys.stderr, flush=True)
 
         choices = tune(
             seen[:inhabited],

@@ -191,6 +191,7 @@ def test_tuned_options_find_people_and_no_ghosts(tempting, dots_model, tmp_path,
     said = capsys.readouterr()
     assert "the person score stays as it is" in said.err  # two people are too few
     assert "\r" not in said.err, "a bar, although nobody watches"
+    assert "20 settings tried, the last: AP 1.0000" in said.err
     # The printed settings are arguments of the other verbs, and mean the same there.
     lines = [line for line in said.out.splitlines() if line.startswith("display  keypoint_thr")]
     words = lines[0].split()[1:]

@@ -93,6 +93,8 @@ def test_nobody_is_exit_code_1_and_json_goes_to_stdout(dots_model, tmp_path, cap
         (["two people.png", "--frames", "0"], "--frames 0"),
         (["0"], "a camera or a stream never ends"),
         (["http://127.0.0.1:1/x"], "OpenCV cannot open the stream http://127.0.0.1:1/x"),
+        # Logs and results are shared more freely than a camera's password.
+        (["http://me:pass@word@127.0.0.1:1/x@y"], "the stream http://...@127.0.0.1:1/x@y:"),
         (["rtsp://127.0.0.1:1/x"], "OpenCV cannot open the stream rtsp://127.0.0.1:1/x"),
         (["words.txt"], "words.txt is no video that OpenCV can read"),
         (["two people.png", "-o", "words.txt"], "words.txt is a file, not a folder"),

@@ -177,6 +177,9 @@ def test_wrong_losses_and_samples_are_refused(kind, wrong):
         kind(**wrong)
 
 
+RUN_LIMITS = "--minutes is a number above 0, --until a step of 0 (no stop) or more."
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -189,6 +192,8 @@ def test_wrong_losses_and_samples_are_refused(kind, wrong):
             "fill_min 2 with fill_max 1.3 is not possible: both are above 0, and fill_max is not "
             "the smaller one.",
         ),
+        (["--minutes", "nan"], RUN_LIMITS),
+        (["--until", "-3"], RUN_LIMITS),
         (["--log-steps", "0"], "log_steps 0 is not possible: give a number of 1 or more."),
         (["--ema", "1.5"], "ema 1.5 is not possible: give a number from 0 to below 1."),
     ],
