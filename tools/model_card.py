@@ -121,10 +121,12 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
             shipped = made[0] == made[1]
             lines.append(f"* {called}{' (as shipped)' if shipped else ''}: {said}")
         if tuned.get("person_score_images"):
+            again = info.decode.get("second_score")
+            after = "; so was the one that counts after second looks" if again else ""
             lines += [
                 "",
                 f"The person score was fitted to {tuned['person_score_images']} other images, most "
-                "of them trained on.",
+                f"of them trained on{after}.",
             ]
         check = tuned.get("person_score_check")
         if check:

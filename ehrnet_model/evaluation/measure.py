@@ -119,7 +119,7 @@ class _Finder:
         first = decode(peaks, first_options(options), skeleton, boxes[0])
         windows = windows_for(first, image_hw, options)
         peaks = look(picture, True, windows, self._closer)
-        seen = SecondLook(first, windows, peaks, options.second_look_views)
+        seen = SecondLook(first, boxes[0].scale, windows, peaks, options.second_look_views)
         return merge(seen, options, skeleton), seen.count
 
     def _closer(self, inputs: np.ndarray) -> np.ndarray:

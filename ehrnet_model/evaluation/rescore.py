@@ -1,10 +1,10 @@
-"""Fits the person score (``inference.person_score``) to images whose people are known."""
+"""Fits the person scores (``inference.person_score``) to images whose people are known."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.person_score import TERMS, terms
 from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.second_look import candidates
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
 # The score must hold whichever of these are set later. All make people of the same peaks, so that
@@ -25,9 +26,9 @@ _VARIED = [
     for threshold in (0.2, 0.3, 0.4, 0.5)
     for reach in (0.0, 1.8)
 ]
-# Fewer than this say nothing about 36 coefficients.
+# Fewer than this say nothing about 36 coefficients, or 55.
 _LEAST_PEOPLE = 200
-_RIDGE = 4.0
+_RIDGE, _RIDGE_AGAIN = 4.0, 1.0
 # Below this a found person is not the true one it is nearest to.
 _SOMEBODY = 0.1
 
@@ -64,20 +65,69 @@ def fit_person_score(
     return _fit([_examples(seen, truth, options, skeleton)])
 
 
+def fit_second_score(
+    seen: Iterable[Seen],
+    truth: KeypointTruth,
+    options: DecodeOptions,
+    skeleton: SkeletonInfo = COCO_17,
+) -> tuple[float, ...]:
+    """Coefficients for ``DecodeOptions.second_score``, from everybody whom the two looks find.
+
+    Args and errors are those of ``fit_person_score``; but options, with second looks, are taken as
+    they are, and images that cannot be looked at again teach nothing.
+    """
+    teacher = _Teacher(truth, skeleton)
+    examples = []
+    for image in seen:
+        # What is seen at each of thousands of places is needed once: it is not kept.
+        closer = image.closer.fresh() if image.closer is not None else None
+        again = dataclasses.replace(image, closer=closer).again(options, skeleton)
+        if again is not None:
+            found = candidates(again, options, skeleton, image.groups)
+            rows = found.terms(again.scale, teacher.spans)
+            examples.append(teacher(image.image_id, found.poses, rows))
+    return _fit(examples, 1, _RIDGE_AGAIN)
+
+
 class _Examples(NamedTuple):
-    """People found: (N, TERMS) what their score is a function of, (N,) what it should be."""
+    """People found: (N, T) what their score is a function of, (N,) what it should be."""
 
     rows: np.ndarray
     wanted: np.ndarray
 
 
+class _Teacher:
+    """Knows who is in the images, and what the people found there teach.
+
+    Raises:
+        EhrnetError: the skeleton has no typical distances.
+    """
+
+    def __init__(self, truth: KeypointTruth, skeleton: SkeletonInfo) -> None:
+        if skeleton.name not in SPANS:
+            raise EhrnetError(f"typical distances of skeleton {skeleton.name!r} are not known.")
+        self.spans = SPANS[skeleton.name]
+        self._skeleton = skeleton
+        self._known, self._unlabelled = _by_image(truth)
+        self._partly = {
+            image["id"] for image in truth.images if not image.get("all_people_labelled", True)
+        }
+
+    def __call__(self, image_id: Any, poses: Poses, rows: np.ndarray) -> _Examples:
+        """Those of ``poses`` of which it is known whether they are somebody; ``rows``: of all."""
+        people = self._known.get(image_id, [])
+        similarity = _similarity(poses, people, self._skeleton)
+        excused = _inside(poses, self._unlabelled.get(image_id, []))
+        if image_id in self._partly:
+            excused |= ~_inside(poses, [person.box for person in people])
+        kept = (similarity >= _SOMEBODY) | ~excused
+        return _Examples(rows[kept], similarity[kept])
+
+
 def _examples(
     seen: Sequence[Seen], truth: KeypointTruth, options: DecodeOptions, skeleton: SkeletonInfo
 ) -> _Examples:
-    if skeleton.name not in SPANS:
-        raise EhrnetError(f"typical distances of skeleton {skeleton.name!r} are not known.")
-    known, unlabelled = _by_image(truth)
-    partly = {image["id"] for image in truth.images if not image.get("all_people_labelled", True)}
+    teacher = _Teacher(truth, skeleton)
     rows, values = [np.zeros((0, TERMS))], [np.zeros(0)]
     everybody = dataclasses.replace(
         options, person_threshold=0.0, person_score=(), levels=1, second_look=0
@@ -86,33 +136,27 @@ def _examples(
         varied = DecodeOptions.from_dict(everybody.to_dict(), **changes)
         for image in seen:
             poses = image.people(varied, skeleton)
-            people = known.get(image.image_id, [])
-            similarity = _similarity(poses, people, skeleton)
-            excused = _inside(poses, unlabelled.get(image.image_id, []))
-            if image.image_id in partly:
-                excused |= ~_inside(poses, [person.box for person in people])
-            kept = (similarity >= _SOMEBODY) | ~excused
             scale = image.box.scale
-            row = terms(
-                np.nan_to_num(poses.xy) * scale,
-                poses.score,
-                poses.std * scale,
-                SPANS[skeleton.name],
-            )
-            rows.append(row[kept])
-            values.append(similarity[kept])
+            row = terms(poses.xy * scale, poses.score, poses.std * scale, teacher.spans)
+            known = teacher(image.image_id, poses, row)
+            rows.append(known.rows)
+            values.append(known.wanted)
     return _Examples(np.concatenate(rows), np.concatenate(values))
 
 
-def _fit(examples: Sequence[_Examples]) -> tuple[float, ...]:
-    rows = np.concatenate([part.rows for part in examples])
-    wanted = np.concatenate([part.wanted for part in examples])
-    if len(rows) < _LEAST_PEOPLE * len(_VARIED):
+def _fit(
+    examples: Sequence[_Examples], times: int = len(_VARIED), ridge: float = _RIDGE
+) -> tuple[float, ...]:
+    """Coefficients; ``times``: how often everybody comes."""
+    people = sum(len(part.wanted) for part in examples)
+    if people < _LEAST_PEOPLE * times:
         raise EhrnetError(
-            f"a person score cannot be fitted to {len(rows) // len(_VARIED)} found people: "
+            f"a person score cannot be fitted to {people // times} found people: "
             f"give images in which {_LEAST_PEOPLE} are found or more."
         )
-    return tuple(round(float(v), 4) for v in logistic(rows, wanted, _RIDGE * len(_VARIED)))
+    rows = np.concatenate([part.rows for part in examples])
+    wanted = np.concatenate([part.wanted for part in examples])
+    return tuple(round(float(v), 4) for v in logistic(rows, wanted, ridge * times))
 
 
 def cross_check(
@@ -130,7 +174,8 @@ def cross_check(
     Args:
         seen: what the network said; images that ``truth`` does not list only help fitting.
         truth: who is in them.
-        options: how people are made; the stored person score and its threshold are not used.
+        options: how people are made; the stored scores and the threshold are not used. The score
+            after second looks is not checked.
         folds: 2 or more.
         skeleton: of the model.
 
@@ -144,7 +189,7 @@ def cross_check(
     """
     listed = {image["id"] for image in truth.images}
     known, _ = _by_image(truth)
-    plain = dataclasses.replace(options, person_threshold=0.0, person_score=())
+    plain = dataclasses.replace(options, person_threshold=0.0, person_score=(), second_score=())
     found: dict[str, list[dict[str, Any]]] = {
         "mean_score": [],
         "fitted_score": [],

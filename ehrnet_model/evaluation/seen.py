@@ -41,6 +41,10 @@ class Closer:
     name: str
     _kept: dict[Window, np.ndarray] = field(default_factory=dict)
 
+    def fresh(self) -> Closer:
+        """One that has kept nothing yet."""
+        return Closer(self.runtime, self.files, self.name)
+
     def __call__(self, windows: Sequence[Window]) -> np.ndarray:
         """Peaks (W, J, 30, 15). Raises EhrnetError as ``ImageFiles`` and engines do."""
         new = [window for window in windows if window not in self._kept]
@@ -92,12 +96,20 @@ class Seen:
 
     def people(self, options: DecodeOptions, skeleton: SkeletonInfo = COCO_17) -> Poses:
         """The people that these options make of it."""
-        if self.closer is None or not options.second_look:
+        again = self.again(options, skeleton)
+        if again is None:
             return decode(self.peaks, options, skeleton, self.box, self.groups)
+        return merge(again, options, skeleton, self.groups)
+
+    def again(self, options: DecodeOptions, skeleton: SkeletonInfo = COCO_17) -> SecondLook | None:
+        """Both looks, where these options have a second one."""
+        if self.closer is None or not options.second_look:
+            return None
         first = decode(self.peaks, first_options(options), skeleton, self.box, self.groups)
         windows = windows_for(first, self.box.image_hw, options)
-        again = SecondLook(first, windows, self.closer(windows), options.second_look_views)
-        return merge(again, options, skeleton, self.groups)
+        return SecondLook(
+            first, self.box.scale, windows, self.closer(windows), options.second_look_views
+        )
 
 
 def see(

@@ -23,7 +23,7 @@ from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.assignment import best_pairs
 from ehrnet_model.inference.legs import part_legs
 from ehrnet_model.inference.options import check_options, numbers, option
-from ehrnet_model.inference.person_score import TERMS, expected_similarity, terms
+from ehrnet_model.inference.person_score import TERMS, TERMS_AGAIN, expected_similarity, terms
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import NMS_RADIUS, PEAK_CHANNELS, check_size
 from ehrnet_model.skeleton import SkeletonInfo
@@ -39,6 +39,10 @@ _TIE_BREAK = 1e-3
 # Somebody with a larger share of keypoints that better people have already is another view of them.
 # Not none at all: weak peaks that fill gaps are shared by true neighbours now and then.
 _SHARED = 0.3
+
+
+COEFFICIENTS = ("person_score", "second_score")
+"""Options that are fitted, not chosen: lists of numbers that say nothing to people."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,11 @@ class DecodeOptions:
         "Coefficients of a person's score, see person_score.py; none: the score is the mean of its "
         "keypoints' scores, absent ones counting as 0.",
     )
+    second_score: Tuple[float, ...] = numbers(
+        (0, TERMS_AGAIN),
+        "The same for the score that everybody gets after second looks; none: the mean of the "
+        "views' person scores.",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -135,13 +144,15 @@ class DecodeOptions:
                 f"decode option {unknown[0]!r} does not exist: use one of "
                 f"{', '.join(sorted(known))}."
             )
-        if isinstance(values.get("person_score"), list):  # as JSON has it
-            values["person_score"] = tuple(values["person_score"])
+        for name in COEFFICIENTS:
+            if isinstance(values.get(name), list):  # as JSON has it
+                values[name] = tuple(values[name])
         return DecodeOptions(**values)
 
     def to_dict(self) -> Dict[str, Any]:
         """The fields as stored in a model's metadata, in types that JSON keeps."""
-        return {**dataclasses.asdict(self), "person_score": list(self.person_score)}
+        values = dataclasses.asdict(self)
+        return {**values, **{name: list(values[name]) for name in COEFFICIENTS}}
 
 
 def typed_options(pairs: Iterable[Tuple[str, float]]) -> Dict[str, Any]:
@@ -151,7 +162,8 @@ def typed_options(pairs: Iterable[Tuple[str, float]]) -> Dict[str, Any]:
         EhrnetError: an unknown name or an impossible value.
     """
     kinds = {name: type(value) for name, value in DecodeOptions().to_dict().items()}
-    del kinds["person_score"]  # no number
+    for name in COEFFICIENTS:
+        del kinds[name]  # no number
     values: Dict[str, Any] = {}
     for name, value in pairs:
         kind = kinds.get(name, float)

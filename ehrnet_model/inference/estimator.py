@@ -218,7 +218,7 @@ class PoseEstimator:
         windows = windows_for(people, (image.shape[0], image.shape[1]), options)
         begun = time.perf_counter()
         peaks = look(image, rgb, windows, engine)
-        again = SecondLook(people, windows, peaks, options.second_look_views)
+        again = SecondLook(people, first.box.scale, windows, peaks, options.second_look_views)
         return again, Timings(0.0, _ms_since(begun), decode_ms)
 
     def close(self) -> None:

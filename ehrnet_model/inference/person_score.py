@@ -4,7 +4,8 @@ The mean of the keypoints' scores says how sure the network is of each spot, but
 spots make a person. A logistic function of a few measures of the skeleton, and of their products,
 says that better; rescoring people is known from Geng et al. 2021 (arXiv 2104.02300),
 who train a small network for it. Its coefficients are fitted by ``ehrnet tune`` and stored with the
-weights. P people, J keypoints.
+weights. Somebody who was looked at again (second_look.py) gets another score at the end, of two
+measures more. P people, J keypoints.
 """
 
 from __future__ import annotations
@@ -16,15 +17,26 @@ import numpy as np
 from ehrnet_model.skeleton import COCO_17
 
 _MEASURES = 7
-TERMS = 1 + _MEASURES + _MEASURES * (_MEASURES + 1) // 2
-"""Coefficients of the function: constant, measures, products of two measures."""
+
+
+def _terms_of(measures: int) -> int:
+    """Constant, measures, products of two measures."""
+    return 1 + measures + measures * (measures + 1) // 2
+
+
+TERMS = _terms_of(_MEASURES)
+"""Coefficients of the function."""
+TERMS_AGAIN = _terms_of(_MEASURES + 2)
+"""The same after second looks."""
 
 # A peak without curvature has no width: as uncertain as this, in pixels of the network input.
 _UNKNOWN_PX = 20.0
 _VARIANCE = (2 * np.array(COCO_17.sigmas)) ** 2
 
 
-def terms(xy: np.ndarray, score: np.ndarray, std: np.ndarray, spans: np.ndarray) -> np.ndarray:
+def terms(
+    xy: np.ndarray, score: np.ndarray, std: np.ndarray, spans: np.ndarray, *more: np.ndarray
+) -> np.ndarray:
     """What the score is a function of.
 
     Args:
@@ -33,16 +45,18 @@ def terms(xy: np.ndarray, score: np.ndarray, std: np.ndarray, spans: np.ndarray)
         score: (P, J) of the keypoints, 0 where absent.
         std: (P, J) standard deviation of the positions in the same pixels, NaN where unknown.
         spans: (J, J) typical distances of keypoints, see ``anatomy``.
+        more: none, or two further measures (P,) for a score after second looks.
 
     Returns:
-        (P, TERMS) float64, each between about -3 and 3 or a product of two such.
+        (P, TERMS) float64, or (P, TERMS_AGAIN); each between about -3 and 3 or a product of two
+        such.
     """
     people, num_keypoints = score.shape
     found = score > 0
     count = np.maximum(found.sum(1), 1)
     xy = np.where(found[..., None], xy, np.nan).astype(np.float64)
     if not people:
-        return np.zeros((0, TERMS))
+        return np.zeros((0, _terms_of(_MEASURES + len(more))))
     low = np.where(found[..., None], xy, np.inf).min(1)
     high = np.where(found[..., None], xy, -np.inf).max(1)
     width, height = np.where(found.any(1), (high - low).T, 0.0)
@@ -67,16 +81,17 @@ def terms(xy: np.ndarray, score: np.ndarray, std: np.ndarray, spans: np.ndarray)
             np.log((np.maximum(width, height) + 1) / 64),
             spread,
             np.log(stretch),
+            *more,
         ],
         axis=1,
     )
     measures = np.clip(measures, -3, 3)
-    rows, columns = np.triu_indices(_MEASURES)
+    rows, columns = np.triu_indices(measures.shape[1])
     products = measures[:, rows] * measures[:, columns]
     return np.concatenate([np.ones((people, 1)), measures, products], axis=1)
 
 
 def expected_similarity(terms_of: np.ndarray, coefficients: Sequence[float]) -> np.ndarray:
-    """(P,) float32, between 0 and 1, from (P, TERMS) and TERMS coefficients."""
+    """(P,) float32, between 0 and 1, from (P, N) terms and N coefficients."""
     logit = np.clip(terms_of @ np.asarray(coefficients), -50, 50)
     return np.asarray(1 / (1 + np.exp(-logit)), np.float32)

@@ -17,13 +17,15 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import DecodeOptions, Grouping, Peaks, decode, oks_nms
 from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.person_score import expected_similarity, terms
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime, open_runtime
 from ehrnet_model.skeleton import SkeletonInfo
@@ -141,12 +143,14 @@ class SecondLook:
 
     Attributes:
         first: whom the first look found, best first.
+        scale: input pixels of the first look per image pixel.
         windows: of the first of them, as many as were looked at again, each one's views together.
         peaks: (W, J, 30, 15) float32, of these windows, see runtime.py.
         views: how many there are of each.
     """
 
     first: Poses
+    scale: float
     windows: Sequence[Window]
     peaks: np.ndarray
     views: int = 1
@@ -245,6 +249,33 @@ def look(
     return np.concatenate([engine(inputs[i : i + MOST_AT_ONCE]) for i in parts])
 
 
+class Candidates(NamedTuple):
+    """Everybody whom the two looks found, doubles and all.
+
+    Attributes:
+        poses: P of them, in no order, scored by the mean of their views' person scores.
+        before: (P,) their scores in the first look; who was found in another's window has one
+            score only.
+        agreement: (P,) how similar their views are, 0 to 1; 0 where nobody looked again.
+    """
+
+    poses: Poses
+    before: np.ndarray
+    agreement: np.ndarray
+
+    def terms(self, scale: float, spans: np.ndarray) -> np.ndarray:
+        """(P, TERMS_AGAIN), see person_score.py. ``scale``: see SecondLook."""
+        poses = self.poses
+        return terms(
+            poses.xy * scale,
+            poses.score,
+            poses.std * scale,
+            spans,
+            self.before,
+            self.agreement,
+        )
+
+
 def merge(
     seen: SecondLook,
     options: DecodeOptions,
@@ -260,8 +291,31 @@ def merge(
     Raises:
         EhrnetError: the engine gave values that are not finite.
     """
+    poses, *_ = found = candidates(seen, options, skeleton, grouping)
+    xy, score, std, person_score = poses.xy, poses.score, poses.std, poses.person_score
+    spans = SPANS.get(skeleton.name)
+    if options.second_score and spans is not None:
+        person_score = expected_similarity(found.terms(seen.scale, spans), options.second_score)
+    order = np.argsort(-person_score, kind="stable")
+    order = order[person_score[order] >= options.person_threshold]
+    # With nms_oks 1, too: the same person from two windows is no second one.
+    doubles = min(options.nms_oks, _DOUBLE)
+    order = order[oks_nms(xy[order], score[order] > 0, skeleton, doubles)]
+    order = order[_without_sharers(xy[order], score[order] > 0, skeleton, options.shared)]
+    order = order[: options.max_people]
+    return Poses.build(xy[order], score[order], std[order], person_score[order])
+
+
+def candidates(
+    seen: SecondLook,
+    options: DecodeOptions,
+    skeleton: SkeletonInfo,
+    grouping: Optional[Grouping] = None,
+) -> Candidates:
+    """Whom ``merge`` chooses among; arguments and errors are the same."""
     everybody = dataclasses.replace(options, person_threshold=0.0, nms_oks=1.0)
-    parts = [seen.first[seen.count :]]
+    rest = seen.first[seen.count :]
+    parts, before, agreement = [rest], [rest.person_score], [np.zeros(len(rest))]
     for number in range(seen.count):
         views = []
         for view in range(number * seen.views, (number + 1) * seen.views):
@@ -281,30 +335,29 @@ def merge(
                 others = found[beside]
                 score = _BESIDE * others.person_score
                 parts.append(dataclasses.replace(others, person_score=score))
+                before.append(score)
+                agreement.append(np.zeros(len(others)))
         if views:
-            parts.append(_mean(views, seen.views, skeleton))
+            mean, agreed = _mean(views, seen.views, skeleton)
+            parts.append(mean)
+            before.append(seen.first.person_score[number : number + 1])
+            agreement.append(np.array([agreed]))
     xy, score, std, person_score = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("xy", "score", "std", "person_score")
     )
-    order = np.argsort(-person_score, kind="stable")
-    order = order[person_score[order] >= options.person_threshold]
-    # With nms_oks 1, too: the same person from two windows is no second one.
-    doubles = min(options.nms_oks, _DOUBLE)
-    order = order[oks_nms(xy[order], score[order] > 0, skeleton, doubles)]
-    order = order[_without_sharers(xy[order], score[order] > 0, skeleton, options.shared)]
-    order = order[: options.max_people]
-    return Poses.build(xy[order], score[order], std[order], person_score[order])
+    poses = Poses.build(xy, score, std, person_score)
+    return Candidates(poses, np.concatenate(before), np.concatenate(agreement))
 
 
-def _mean(views: Sequence[Poses], count: int, skeleton: SkeletonInfo) -> Poses:
-    """One person (P = 1) of views of it, each P = 1.
+def _mean(views: Sequence[Poses], count: int, skeleton: SkeletonInfo) -> Tuple[Poses, float]:
+    """One person (P = 1) of views of it, each P = 1; and how similar it is to them, 0 to 1.
 
     A keypoint lies where most views, by their scores, have it nearly at one place: at the mean of
     those. Scores are means over all ``count`` views, 0 for those that do not have it.
     """
     if count == 1:
-        return views[0]
+        return views[0], float((views[0].score > 0).mean())
     xy, score, std, person_score = (
         np.concatenate([getattr(view, name) for view in views])
         for name in ("xy", "score", "std", "person_score")
@@ -321,9 +374,12 @@ def _mean(views: Sequence[Poses], count: int, skeleton: SkeletonInfo) -> Poses:
     mean = (weight[..., None] * np.nan_to_num(xy)).sum(0) / np.maximum(total, 1e-9)[:, None]
     mean[total == 0] = np.nan
     scores = total / count
-    return Poses.build(
+    squared = ((xy - mean) ** 2).sum(2)
+    agreement = np.nan_to_num(np.exp(-squared / (2 * variance * area))).sum() / squared.size
+    poses = Poses.build(
         mean[None], scores[None], std[best, joint][None], person_score.sum(keepdims=True) / count
     )
+    return poses, float(agreement) * len(views) / count
 
 
 def _without_sharers(

@@ -113,7 +113,11 @@ def _choose(
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.coco import KeypointTruth
     from ehrnet_model.evaluation.pictures import ImageFiles
-    from ehrnet_model.evaluation.rescore import cross_check, fit_person_score
+    from ehrnet_model.evaluation.rescore import (
+        cross_check,
+        fit_person_score,
+        fit_second_score,
+    )
     from ehrnet_model.evaluation.seen import see
     from ehrnet_model.evaluation.tune import choosing_part, restricted, tune
     from ehrnet_model.inference.decode import DecodeOptions
@@ -138,7 +142,12 @@ def _choose(
         truth = KeypointTruth(annotations)
         try:
             score = fit_person_score(seen[visited:], truth, start, info.skeleton)
-            start = replace(start, person_score=score)
+            fitted = replace(start, person_score=score, second_score=())
+            if start.second_look:
+                again = tqdm(seen[visited:], unit="image again", file=sys.stderr, disable=None)
+                score = fit_second_score(again, truth, fitted, info.skeleton)
+                fitted = replace(fitted, second_score=score)
+            start = fitted
         except EhrnetError as error:
             print(f"the person score stays as it is: {error}", file=sys.stderr)
             images = replace(images, fitted=[])
@@ -259,6 +268,7 @@ def _report(
 ) -> None:
     from ehrnet_model.held_back import held_back
     from ehrnet_model.inference.atomic import save_json
+    from ehrnet_model.inference.decode import COEFFICIENTS
 
     inhabited = len(images.part["images"])
     unseen = sum(held_back(image["id"], args.held_back) for image in images.empty)
@@ -277,7 +287,8 @@ def _report(
         )
     for name, choice in choices.items():
         values = choice.options.to_dict()
-        del values["person_score"]  # nothing to read
+        for fitted in COEFFICIENTS:
+            del values[fitted]  # nothing to read
         print(f"{name:8s} {' '.join(f'{key}={float(value):g}' for key, value in values.items())}")
     if args.json is not None:
         save_json(

@@ -11,10 +11,16 @@ from scipy.optimize import minimize
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import KeypointTruth
-from ehrnet_model.evaluation.rescore import cross_check, fit_person_score, logistic
+from ehrnet_model.evaluation.rescore import (
+    cross_check,
+    fit_person_score,
+    fit_second_score,
+    logistic,
+)
 from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.inference.decode import DecodeOptions, Peaks
 from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.skeleton import COCO_17
 
 
 def test_the_logistic_fit_is_that_of_a_general_minimiser():
@@ -123,3 +129,76 @@ def test_who_may_be_somebody_without_labels_teaches_nothing(where):
     truth = KeypointTruth({"images": images, "annotations": people})
     with pytest.raises(EhrnetError, match="fitted to 0 found people"):
         fit_person_score(seen, truth, DecodeOptions())
+
+
+class TwoViews:
+    """Second looks at a scene: of true people the views agree, of jumbles they do not."""
+
+    def __init__(self, image, truth, asked):
+        self.image, self.truth, self.asked = image, truth, asked
+
+    def fresh(self):
+        return TwoViews(self.image, self.truth, self.asked)
+
+    def __call__(self, windows):
+        self.asked.append(self.image.image_id)
+        rng = np.random.default_rng(self.image.image_id)
+        out = np.zeros((len(windows), 17, 30, 15), np.float32)
+        dy, dx = np.mgrid[-1:2, -1:2]
+        bell = np.exp(-(dx**2 + dy**2) / 8).ravel()
+        first = self.image.people(dataclasses.replace(AGAIN, second_look=0))
+        for number, window in enumerate(windows):
+            somebody = first[number // 2]
+            true = np.abs(somebody.xy[0] - self.truth).max() < 1
+            places = somebody.xy[0] + rng.normal(0, 0.5 if true else 6, (17, 2))
+            xy = (places - window.corner_xy) * window.scale
+            for j in range(17):
+                k = COCO_17.flip[j] if window.mirrored else j
+                x = window.box.size_hw[1] - 1 - xy[j, 0] if window.mirrored else xy[j, 0]
+                out[number, k, 0] = [0.7, x, xy[j, 1], 0, x // 2, xy[j, 1] // 2, *(0.7 * bell)]
+        return out
+
+
+AGAIN = DecodeOptions(second_look=4, second_look_views=2, second_look_threshold=0.0)
+
+
+def test_a_score_after_second_looks_tells_whom_the_views_agree_on():
+    """The first look finds the same skeleton twice; only views tell which one is there."""
+    rng = np.random.default_rng(0)
+    seen, people, asked = [], [], []
+    for number in range(1, 301):
+        out = np.zeros((17, 30, 15), np.float32)
+        true, false = dots.figure((80, 100), 90), dots.figure((230, 100), 90)
+        for place, (tag, xy) in enumerate([(0, true), (9, false)]):
+            for j in range(17):
+                score = rng.uniform(0.5, 1)
+                out[j, place] = [score, *xy[j], tag, *np.round((xy[j] - 0.5) / 2), *[score] * 9]
+        order = np.argsort(-out[..., 0], axis=1)
+        out = np.take_along_axis(out, order[..., None], 1)
+        box = Letterbox.fit((400, 640), (200, 320))
+        image = Seen(number, Peaks.from_output(out), box)
+        xy = box.undo(true)
+        seen.append(dataclasses.replace(image, closer=TwoViews(image, xy, asked)))
+        low, high = xy.min(0), xy.max(0)
+        people.append(
+            {
+                "image_id": number,
+                "bbox": [*low.tolist(), *(high - low).tolist()],
+                "area": float((high - low).prod()) * 0.6,
+                "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
+            }
+        )
+    truth, unseen = truth_of(people), truth_of(people[200:])
+    fitted = dataclasses.replace(
+        AGAIN, second_score=fit_second_score(iter(seen[:200]), truth, AGAIN)
+    )
+    assert asked == list(range(1, 201))  # each place once
+
+    def ap(options):
+        results = [r for s in seen[200:] for r in s.people(options).to_coco(s.image_id)]
+        return unseen.average_precision(results)["AP"]
+
+    assert ap(AGAIN) < 0.8 and ap(fitted) > 0.99
+    with pytest.raises(EhrnetError, match="fitted to 0 found people"):
+        blind = [dataclasses.replace(s, closer=None) for s in seen]
+        fit_second_score(blind, truth, AGAIN)

@@ -27,6 +27,7 @@ from ehrnet_model.evaluation.tune import (
 )
 from ehrnet_model.held_back import held_back
 from ehrnet_model.inference.decode import DecodeOptions, decode, typed_options
+from ehrnet_model.inference.person_score import TERMS, TERMS_AGAIN
 from ehrnet_model.inference.runtime import open_runtime
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.variants import pose_variant
@@ -239,6 +240,22 @@ def test_sets_are_chosen_for_people_looked_at_again(tempting, dots_model, tmp_pa
     assert again["gmacs"] - once["gmacs"] == pytest.approx(looked * window)
     with pytest.raises(EhrnetError, match="second_look = 99 is not possible"):
         command("tune", *data, "--model", model, "--second-look", 99)
+
+
+def test_scores_are_fitted_for_both_looks(tempting, dots_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ehrnet_model.evaluation.rescore._LEAST_PEOPLE", 1)  # three are there
+    data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
+    model = dots.with_decode(dots_model, tmp_path / "dots.onnx", second_look_size=256)
+    words = ["--held-back", 1, "--size", "square", "--json", tmp_path / "tuned.json"]
+    for looks, fitted in ((0, 0), (3, TERMS_AGAIN)):
+        assert command("tune", *data, "--model", model, *words, "--second-look", looks) == 0
+        tuned = json.loads((tmp_path / "tuned.json").read_text())
+        for name in ("start", "ap", "display"):
+            assert len(tuned[name]["decode"]["second_score"]) == fitted
+            assert len(tuned[name]["decode"]["person_score"]) == TERMS
+    # Only the half person of a person-free picture and two true ones teach it.
+    assert tuned["ap"]["AP"] == pytest.approx(1)
+    assert "second_score" not in capsys.readouterr().out
 
 
 def test_options_with_second_looks_are_a_start(tempting, dots_model, tmp_path):

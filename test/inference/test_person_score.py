@@ -14,7 +14,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
-from ehrnet_model.inference.person_score import TERMS, expected_similarity, terms
+from ehrnet_model.inference.person_score import TERMS, TERMS_AGAIN, expected_similarity, terms
 from ehrnet_model.skeleton import COCO_17
 
 SAME = Letterbox.fit((384, 512), (384, 512))
@@ -54,6 +54,20 @@ def test_terms_of_two_keypoints_by_hand():
     assert row[8:15] == pytest.approx(row[MEAN] * row[1:8])
     assert row[15] == pytest.approx(row[COUNT] ** 2) and row[-1] == pytest.approx(row[7] ** 2)
     assert len(row) == TERMS
+
+
+def test_two_measures_more_after_second_looks():
+    rng = np.random.default_rng(0)
+    xy, score, std = rng.uniform(0, 99, (4, 17, 2)), rng.uniform(0.1, 1, (4, 17)), np.ones((4, 17))
+    before, agreement = rng.uniform(0, 1, (2, 4))
+    once = terms(xy, score, std, TABLE)
+    again = terms(xy, score, std, TABLE, before, agreement)
+    assert again.shape == (4, TERMS_AGAIN)
+    np.testing.assert_array_equal(again[:, :8], once[:, :8])
+    np.testing.assert_array_equal(again[:, 8:10], np.c_[before, agreement])
+    # The last products are those of the two with each other.
+    np.testing.assert_array_equal(again[:, -3:].T, [before**2, before * agreement, agreement**2])
+    assert terms(xy[:0], score[:0], std[:0], TABLE, before[:0], before[:0]).shape[1] == TERMS_AGAIN
 
 
 def test_a_limb_too_long_shows_in_spread_and_stretch():
@@ -129,14 +143,18 @@ def test_nobody_is_nobody():
     assert len(one) == 1 and one.person_score[0] > 0.99
 
 
+@pytest.mark.parametrize("name, count", [("person_score", TERMS), ("second_score", TERMS_AGAIN)])
 @pytest.mark.parametrize("value", [(1.0,) * 5, 0.5, "x" * TERMS, (float("nan"),) * TERMS])
-def test_impossible_coefficients_are_refused(value):
-    with pytest.raises(EhrnetError, match=f"0 or {TERMS} finite numbers"):
-        DecodeOptions(person_score=value)
+def test_impossible_coefficients_are_refused(name, count, value):
+    with pytest.raises(EhrnetError, match=f"{name} .* 0 or {count} finite numbers"):
+        DecodeOptions(**{name: value})
 
 
 def test_coefficients_survive_json():
-    options = DecodeOptions(person_score=tuple(np.linspace(-1, 1, TERMS).tolist()))
+    options = DecodeOptions(
+        person_score=tuple(np.linspace(-1, 1, TERMS).tolist()),
+        second_score=tuple(np.linspace(-1, 1, TERMS_AGAIN).tolist()),
+    )
     stored = options.to_dict()
-    assert isinstance(stored["person_score"], list)
+    assert isinstance(stored["person_score"], list) and isinstance(stored["second_score"], list)
     assert DecodeOptions.from_dict(stored) == options

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.person_score import TERMS_AGAIN
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime, open_runtime
 from ehrnet_model.inference.second_look import (
@@ -23,6 +25,7 @@ from ehrnet_model.inference.second_look import (
     SecondLook,
     Window,
     batch_of,
+    candidates,
     merge,
     open_closer,
     windows_for,
@@ -31,6 +34,8 @@ from ehrnet_model.skeleton import COCO_17
 
 # The network of dots sees nothing in windows as small as a person's needs to be.
 TWICE = DecodeOptions(second_look=8, second_look_size=256)
+# The measures of a person come first, then these of the looks.
+TERMS_AGAIN_FIRST = 8
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +204,82 @@ def test_what_one_view_of_two_shows_counts_half(runtime: Runtime) -> None:
     assert poses.person_score[0] == pytest.approx(0.5 * whole.person_score[0], rel=0.04)
 
 
+def by(**measures: float) -> tuple[float, ...]:
+    """Coefficients of a score after second looks that follows these alone."""
+    names = ("before", "agreement")
+    out = np.zeros(TERMS_AGAIN)
+    for name, value in measures.items():
+        out[TERMS_AGAIN_FIRST + names.index(name)] = value
+    return tuple(out.tolist())
+
+
+def test_the_score_after_second_looks_knows_how_views_agree(runtime: Runtime) -> None:
+    people = crowd([300])
+    image = dots.draw_people((480, 640), people)
+    options = dataclasses.replace(TWICE, second_look_views=2)
+    seen = PoseEstimator(TwoHanded(runtime), options).infer([image], [False]).looks[0]
+    assert isinstance(seen, SecondLook)
+    x0, y0, x1, y1 = merge(seen, options, COCO_17).bbox[0]
+    offset = 8.0  # pixels of the picture between the views
+
+    def measured(change: Callable[[np.ndarray], None]) -> tuple[float, float]:
+        peaks = seen.peaks.copy()
+        change(peaks[1])
+        found = candidates(dataclasses.replace(seen, peaks=peaks), options, COCO_17)
+        scored = dataclasses.replace(options, second_score=by(agreement=1.0), person_threshold=0)
+        again = merge(dataclasses.replace(seen, peaks=peaks), scored, COCO_17)
+        odds = np.exp(found.agreement[0])
+        assert again.person_score == pytest.approx([odds / (1 + odds)], rel=1e-5)
+        return float(found.agreement[0]), float(found.before[0])
+
+    def shift(peaks: np.ndarray) -> None:
+        peaks[..., 1] += offset * seen.windows[1].scale
+
+    def hide(peaks: np.ndarray) -> None:
+        peaks[:] = 0
+
+    agreed, before = measured(lambda _: None)
+    assert agreed > 0.999 and before == pytest.approx(seen.first.person_score[0])
+    # The mean lies half way: COCO's similarity of a keypoint to one 4 pixels away.
+    variance = (2 * np.array(COCO_17.sigmas)) ** 2 * (x1 - x0) * (y1 - y0)
+    expected = np.exp(-((offset / 2) ** 2) / 2 / variance).mean()
+    assert measured(shift)[0] == pytest.approx(expected, abs=1e-4) and expected < 0.99
+    assert measured(hide)[0] == pytest.approx(0.5, abs=1e-6)  # one of two, the same as itself
+    one = dataclasses.replace(options, second_look_views=1)
+    (found,) = candidates(
+        dataclasses.replace(seen, windows=seen.windows[:1], peaks=seen.peaks[:1], views=1),
+        one,
+        COCO_17,
+    ).agreement
+    assert found == 1
+
+
+def test_the_score_after_second_looks_orders_and_drops_people(runtime: Runtime) -> None:
+    people = crowd([300, 250, 280])
+    image = dots.draw_people((480, 640), people)
+    options = dataclasses.replace(TWICE, second_look=2)
+    estimator = PoseEstimator(runtime, options)
+    seen = estimator.infer([image], [False]).looks[0]
+    assert isinstance(seen, SecondLook)
+    weak = dataclasses.replace(seen.first, person_score=np.array([0.9, 0.6, 0.8], np.float32))
+    # By what it was before; who was not looked at again has that, too.
+    scored = dataclasses.replace(options, second_score=by(before=3.0))
+    found = merge(dataclasses.replace(seen, first=weak), scored, COCO_17)
+    assert found.person_score == pytest.approx(1 / (1 + np.exp(-3 * np.array([0.9, 0.8, 0.6]))))
+    strict = dataclasses.replace(scored, person_threshold=0.9)
+    assert len(merge(dataclasses.replace(seen, first=weak), strict, COCO_17)) == 2
+    # Its size is that in the first look's input.
+    half = dataclasses.replace(seen, scale=0.5 * seen.scale)
+    rows = [
+        candidates(look, options, COCO_17).terms(look.scale, SPANS[COCO_17.name])
+        for look in (seen, half)
+    ]
+    size = 5  # of the measures, counted from 1
+    sides = (seen.first.bbox[2, 2:] - seen.first.bbox[2, :2]).max()
+    assert rows[0][0, size] == pytest.approx(np.log((sides * seen.scale + 1) / 64))
+    assert rows[1][0, size] == pytest.approx(np.log((sides * seen.scale / 2 + 1) / 64))
+
+
 @given(st.integers(0, 500), st.integers(0, 300), st.integers(20, 140), st.integers(20, 140))
 def test_a_person_inside_the_picture_is_inside_the_window(x: int, y: int, w: int, h: int) -> None:
     window = Window.around(np.array([x, y, x + w, y + h]), (480, 640), 128)
@@ -285,7 +366,7 @@ def test_somebody_missed_is_found_beside_another_once(runtime: Runtime) -> None:
     seen = estimator.infer([image], [False]).looks[0]
     assert isinstance(seen, SecondLook) and len(seen.first) == len(seen.windows) == 2
     tall = int(np.argmax(seen.first.bbox[:, 3] - seen.first.bbox[:, 1]))
-    alone = SecondLook(seen.first[tall], [seen.windows[tall]], seen.peaks[tall : tall + 1])
+    alone = SecondLook(seen.first[tall], 1.0, [seen.windows[tall]], seen.peaks[tall : tall + 1])
     found = merge(alone, options, COCO_17)
     assert errors(found, close).max() < 1
     # Seen beside somebody, it counts for less than with a window of its own.
@@ -318,7 +399,7 @@ def test_two_first_finds_of_one_person_become_one(runtime: Runtime) -> None:
         np.concatenate([seen.first.xy, seen.first.xy + 4]),
         *(np.repeat(v, 2, 0) for v in (seen.first.score, seen.first.std, seen.first.person_score)),
     )
-    doubled = SecondLook(both, [seen.windows[0]] * 2, np.repeat(seen.peaks, 2, 0))
+    doubled = SecondLook(both, 1.0, [seen.windows[0]] * 2, np.repeat(seen.peaks, 2, 0))
     assert errors(merge(doubled, TWICE, COCO_17), person).max() < 1
 
 
@@ -341,10 +422,10 @@ def test_two_people_joined_and_other_views_of_one_are_nobody(runtime: Runtime) -
         )
         with_joined = everybody if other is joined else with_joined
         # The last was not looked at again.
-        found = merge(SecondLook(everybody, seen.windows, seen.peaks), TWICE, COCO_17)
+        found = merge(SecondLook(everybody, 1.0, seen.windows, seen.peaks), TWICE, COCO_17)
         assert len(found) == count
     loose = dataclasses.replace(TWICE, shared=1.0)
-    assert len(merge(SecondLook(with_joined, seen.windows, seen.peaks), loose, COCO_17)) == 3
+    assert len(merge(SecondLook(with_joined, 1.0, seen.windows, seen.peaks), loose, COCO_17)) == 3
 
 
 def test_thresholds_hold_after_the_second_look(runtime: Runtime) -> None:
