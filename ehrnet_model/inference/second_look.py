@@ -291,7 +291,8 @@ def merge(
     Raises:
         EhrnetError: the engine gave values that are not finite.
     """
-    poses, *_ = found = candidates(seen, options, skeleton, grouping)
+    found = candidates(seen, options, skeleton, grouping)
+    poses = found.poses
     xy, score, std, person_score = poses.xy, poses.score, poses.std, poses.person_score
     spans = SPANS.get(skeleton.name)
     if options.second_score and spans is not None:

@@ -18,6 +18,7 @@ from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_model.evaluation.seen import Groups, see
 from ehrnet_model.evaluation.tune import (
     choosing_part,
+    clear,
     climb,
     held_back_first,
     keypoint_f1,
@@ -397,3 +398,25 @@ def test_two_files_that_number_their_images_alike_are_refused(tempting, dots_mod
     (tmp_path / "others.json").write_text(json.dumps(others))
     with pytest.raises(EhrnetError, match="room.png has the id 1, as .*png of"):
         command("tune", *data, "--model", dots_model, "--person-free", tmp_path / "others.json")
+
+
+def test_the_person_threshold_is_where_keypoints_are_right():
+    """One true person at .5, jumbles below and above; what leaves people out costs recall."""
+    person = {
+        "image_id": 1, "bbox": [0, 0, 90, 180], "area": 9000.0,
+        "keypoints": [float(c) for x, y in dots.figure((50, 100), 160) for c in (x, y, 2)],
+    }  # fmt: skip
+    truth = KeypointTruth({"images": [{"id": 1}], "annotations": [person]})
+    right = {"image_id": 1, "category_id": 1, "keypoints": person["keypoints"]}
+    wrong = {**right, "keypoints": [value + 500 for value in person["keypoints"]]}
+
+    def found(*people):
+        return [{**result, "score": score} for result, score in people]
+
+    # The lowest of equals: none between the jumble and the person says more.
+    some = found((right, 0.5), (wrong, 0.31))
+    assert clear(truth, some, 0.2) == pytest.approx(0.32)
+    assert clear(truth, some, 0.4) == pytest.approx(0.4)
+    # Nothing is gained above somebody who is wrong and surer than the one who is right.
+    assert clear(truth, found((right, 0.5), (wrong, 0.8)), 0.1) == pytest.approx(0.1)
+    assert clear(truth, [], 0.25) == 0.25
