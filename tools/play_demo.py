@@ -33,7 +33,7 @@ from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_ros.recording import VideoFile, make_folder, write_picture
-from ehrnet_ros.source import Source, open_source
+from ehrnet_ros.source import Source, open_source, public
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 60.0  # for the network to load and the processes to find each other
@@ -295,7 +295,7 @@ def play(
         if camera is None:
             camera = Process("picture_node", camera_arguments, logs)
             processes.append(camera)
-        _say(f"playing {args.source} (Ctrl-C ends it)")
+        _say(f"playing {public(args.source)} (Ctrl-C ends it)")
         last, told, seen = time.monotonic(), time.monotonic(), 0
         while not caught:
             executor.spin_once(timeout_sec=0.1)

@@ -224,9 +224,12 @@ def tune(
 
     def by_f1(options: DecodeOptions) -> tuple[float, DecodeOptions]:
         options = quiet(options, empty, stray, skeleton)
-        threshold = clear(truth, results(options), options.person_threshold)
-        options = dataclasses.replace(options, person_threshold=threshold)
-        value = keypoint_f1(truth, results(options))["keypoint_f1"]
+        found = results(options)
+        threshold = clear(truth, found, options.person_threshold)
+        if threshold > options.person_threshold:
+            options = dataclasses.replace(options, person_threshold=threshold)
+            found = results(options)  # it also decides who is looked at again
+        value = keypoint_f1(truth, found)["keypoint_f1"]
         progress(f"F1 {value:.4f}")
         return value, options
 

@@ -36,8 +36,10 @@ def test_the_logistic_fit_is_that_of_a_general_minimiser():
     assert logistic(rows, wanted, 2.0) == pytest.approx(expected, abs=1e-4)
 
 
-def scene(number, rng):
-    """One person, and one whose limbs are anybody's; peaks of both alike. Who is first is chance.
+def scene(number, rng, jumbled=True):
+    """One person, and one whose limbs are anybody's, if ``jumbled``; who is first is chance.
+
+    The peaks of both are alike.
 
     Returns:
         what a network would say, and the true person's keypoints in the picture (2x the input).
@@ -47,7 +49,7 @@ def scene(number, rng):
     bell = np.exp(-(dx**2 + dy**2) / 8).ravel()
     height = rng.uniform(60, 120)
     true = dots.figure((80, 100), height)
-    false = dots.figure((230, 100), height)[rng.permutation(17)]
+    false = dots.figure((230, 100), height)[rng.permutation(17) if jumbled else slice(None)]
     for place, (tag, xy) in enumerate(sorted([(0, true), (9, false)], key=lambda _: rng.random())):
         for j in range(17):
             score = rng.uniform(0.5, 1)
@@ -56,21 +58,24 @@ def scene(number, rng):
     return Seen(number, Peaks.from_output(out), box), box.undo(true)
 
 
+def labelled(number, xy):
+    """The annotation of somebody whose keypoints (17, 2) are all labelled."""
+    low, high = xy.min(0), xy.max(0)
+    return {
+        "image_id": number,
+        "bbox": [*low.tolist(), *(high - low).tolist()],
+        "area": float((high - low).prod()) * 0.6,
+        "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
+    }
+
+
 def scenes(count):
     """What a network would say of so many scenes, and the annotations of their true people."""
     rng = np.random.default_rng(0)
     seen, people = [], []
     for number in range(1, count + 1):
         image, xy = scene(number, rng)
-        low, high = xy.min(0), xy.max(0)
-        people.append(
-            {
-                "image_id": number,
-                "bbox": [*low.tolist(), *(high - low).tolist()],
-                "area": float((high - low).prod()) * 0.6,
-                "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
-            }
-        )
+        people.append(labelled(number, xy))
         seen.append(image)
     return seen, people
 
@@ -167,27 +172,9 @@ def test_a_score_after_second_looks_tells_whom_the_views_agree_on():
     rng = np.random.default_rng(0)
     seen, people, asked = [], [], []
     for number in range(1, 301):
-        out = np.zeros((17, 30, 15), np.float32)
-        true, false = dots.figure((80, 100), 90), dots.figure((230, 100), 90)
-        for place, (tag, xy) in enumerate([(0, true), (9, false)]):
-            for j in range(17):
-                score = rng.uniform(0.5, 1)
-                out[j, place] = [score, *xy[j], tag, *np.round((xy[j] - 0.5) / 2), *[score] * 9]
-        order = np.argsort(-out[..., 0], axis=1)
-        out = np.take_along_axis(out, order[..., None], 1)
-        box = Letterbox.fit((400, 640), (200, 320))
-        image = Seen(number, Peaks.from_output(out), box)
-        xy = box.undo(true)
+        image, xy = scene(number, rng, jumbled=False)
         seen.append(dataclasses.replace(image, closer=TwoViews(image, xy, asked)))
-        low, high = xy.min(0), xy.max(0)
-        people.append(
-            {
-                "image_id": number,
-                "bbox": [*low.tolist(), *(high - low).tolist()],
-                "area": float((high - low).prod()) * 0.6,
-                "keypoints": [float(c) for x, y in xy for c in (x, y, 2)],
-            }
-        )
+        people.append(labelled(number, xy))
     truth, unseen = truth_of(people), truth_of(people[200:])
     fitted = dataclasses.replace(
         AGAIN, second_score=fit_second_score(iter(seen[:200]), truth, AGAIN)
