@@ -6,7 +6,7 @@ merges the two into one record per image. Boxes are x, y, width, height in pixel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,22 @@ class ImageLabels:
     ignore: np.ndarray
     unlabelled_channels: list[int] = field(default_factory=list)
     only_near_people: bool = False
+
+    def within(self, part: tuple[int, int, int, int]) -> ImageLabels:
+        """The labels of an image of which only a part is used, in the same pixels.
+
+        Keypoints beyond are absent, people's boxes end there.
+
+        Args:
+            part: left, top, right and bottom, the last two exclusive.
+        """
+        low, high = np.array(part[:2], np.float32), np.array(part[2:], np.float32)
+        keypoints = self.keypoints.copy()
+        beyond = (keypoints[..., :2] < low) | (keypoints[..., :2] > high - 1)
+        keypoints[..., 2][beyond.any(-1)] = ABSENT
+        first = np.clip(self.boxes[:, :2], low, high)
+        last = np.clip(self.boxes[:, :2] + self.boxes[:, 2:], low, high)
+        return replace(self, keypoints=keypoints, boxes=np.concatenate([first, last - first], 1))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, coordinates rounded to a hundredth of a pixel."""

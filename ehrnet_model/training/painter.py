@@ -23,7 +23,7 @@ from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.batches import MEAN, STD, Batch, Tensors
 from ehrnet_model.training.labels import POSITIVE, WEAK
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.plans import SMALLEST, WindowPlan, halve, reduction
+from ehrnet_model.training.plans import SMALLEST, WindowPlan, halve, reduced_part, reduction
 from ehrnet_model.training.targets import (
     PEAK_REACH,
     POSITIVE_DISC,
@@ -78,6 +78,7 @@ class PlanBatch(Tensors):
         size: R.
         source: (S,) int64, level of the directory that a scene is cut from.
         inverse: (S, 2, 3) float32, from pixels of the scene to those of the level.
+        limits: (S, 4) int64, left, top, right and bottom of the part of the level that is used.
         border: (S, 3) uint8.
         table: (S, 256, 3) uint8.
         grey: (S,) bool.
@@ -95,6 +96,7 @@ class PlanBatch(Tensors):
     size: int
     source: torch.Tensor
     inverse: torch.Tensor
+    limits: torch.Tensor
     border: torch.Tensor
     table: torch.Tensor
     grey: torch.Tensor
@@ -121,6 +123,7 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
     scenes = len(parts)
     source = np.empty(scenes, np.int64)
     inverse = np.empty((scenes, 2, 3), np.float32)
+    limits = np.empty((scenes, 4), np.int64)
     tiles = np.empty((len(plans), 2, 2), np.int64)
     origin = np.empty((len(plans), 2, 2, 2), np.float32)
     area = np.empty((scenes, 5), np.int64)
@@ -130,9 +133,14 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
     states, owner = [np.empty((0, _JOINTS))], []
     for s, (n, part) in enumerate(parts):
         labels = packs[part.pack].labels[part.image]
+        if part.part is not None:
+            labels = labels.within(part.part)
         record = packs[part.pack].records[part.image]
-        level, matrix = reduction(part.matrix, record["height"], record["width"])
+        size_hw = (record["height"], record["width"])
+        level, matrix = reduction(part.matrix, *size_hw)
         source[s] = directory.first[part.pack][part.image] + level
+        level_hw = (int(directory.height[source[s]]), int(directory.width[source[s]]))
+        limits[s] = reduced_part(part.part, size_hw, level_hw)
         back = np.linalg.inv(matrix[:, :2])
         inverse[s] = np.column_stack([back, -back @ matrix[:, 2]])
         (first, wide), (left, top) = part.columns, part.place
@@ -141,7 +149,6 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
             for column in range(left // half, (left + wide) // half):
                 tiles[n, row, column] = s
                 origin[n, row, column] = first + column * half - left, row * half - top
-        size_hw = (record["height"], record["width"])
         marks = move(labels, size_hw, part.matrix, part.mirror, part.published).from_column(first)
         silent[s, marks.unlabelled_channels] = True
         for stride, places in cells.items():
@@ -165,6 +172,7 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
         size,
         tensor(source),
         tensor(inverse),
+        tensor(limits),
         tensor(np.array([part.border for _, part in parts], np.uint8)),
         tensor(np.stack([part.table for _, part in parts])),
         tensor(np.array([part.grey for _, part in parts])),
@@ -295,13 +303,14 @@ class Painter:
         right, down = x - column, y - line
         column, line = column.long(), line.long()
         source = plans.source[scene]
-        start, width, height = self.start[source], self.width[source], self.height[source]
+        start, width = self.start[source], self.width[source]
+        left, top, end, bottom = plans.limits[scene].unbind(-1)
         border = plans.border[scene].float()
         value = torch.zeros((), device=x.device)
         for dy, wy in ((0, 1 - down), (1, down)):
             for dx, wx in ((0, 1 - right), (1, right)):
                 i, j = line + dy, column + dx
-                there = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+                there = (i >= top) & (i < bottom) & (j >= left) & (j < end)
                 tap = self.pixels[torch.where(there, start + i * width + j, 0)]
                 colour = tap[..., None].view(torch.uint8)[..., :3]
                 value = value + (wx * wy)[..., None] * torch.where(there[..., None], colour, border)

@@ -29,6 +29,8 @@ class ScenePlan:
         columns: first column shown, and how many.
         place: left and top of what is shown, in pixels of the window.
         published: targets and masks as the published trainer makes them, see ``windows.Marks``.
+        part: left, top, right and bottom of the part of the picture that is used, in its pixels,
+            the last two exclusive; what lies beyond is border. None: the whole picture.
     """
 
     pack: int
@@ -42,6 +44,7 @@ class ScenePlan:
     columns: tuple[int, int]
     place: tuple[int, int] = (0, 0)
     published: bool = False
+    part: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,18 @@ def reduction(matrix: np.ndarray, height: int, width: int) -> tuple[int, np.ndar
         height, width, count = h, w, count + 1
         scale *= 2
     return count, moved
+
+
+def reduced_part(
+    part: tuple[int, int, int, int] | None, size_hw: tuple[int, int], reduced_hw: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """A part of a picture (``ScenePlan.part``) in the pixels of its halvings."""
+    height, width = reduced_hw
+    if part is None:
+        return 0, 0, width, height
+    left, top, right, bottom = part
+    across, down = width / size_hw[1], height / size_hw[0]
+    return round(left * across), round(top * down), round(right * across), round(bottom * down)
 
 
 def halve(picture: np.ndarray) -> np.ndarray:

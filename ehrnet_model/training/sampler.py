@@ -26,6 +26,9 @@ from ehrnet_model.training.windows import Window, draw
 _CLOSE_SIDE = 128
 _CLOSE_PX = (60.0, 110.0)
 _OFF_CENTRE = 0.12
+# Of people who are cut off: the share that is left, and how many keypoints at least.
+_SHOWN, _LEAST_SEEN = (0.2, 0.7), 3
+_LEAST_PX = 16
 _FACE, _SHOULDERS, _HIPS = [0, 1, 2, 3, 4], [5, 6], [11, 12]
 
 
@@ -39,6 +42,9 @@ class SampleOptions:
             larger in proportion in larger windows. What follows is about the others, but for
             turning, mirroring and colours.
         close_side: see there.
+        partly_seen: how often people are picked of whom 5 to 7 keypoints are labelled, where those
+            with more are picked once; and ``hardly_seen`` those with 3 or 4.
+        cut: share of people of whom only a part is shown, as if the picture ended there.
         background: share of windows from pictures without people or anywhere in a picture.
         mosaic: share of windows made of four smaller ones.
         pair: share of windows made of two upright ones side by side, a person in each.
@@ -58,6 +64,9 @@ class SampleOptions:
 
     close: float = 0.0
     close_side: int = 128
+    partly_seen: float = 0.4
+    hardly_seen: float = 0.1
+    cut: float = 0.0
     background: float = 0.1
     mosaic: float = 0.15
     pair: float = 0.4
@@ -78,9 +87,18 @@ class SampleOptions:
             self,
             {
                 "above 0": ("max_zoom",),
-                "of 0 or more": ("close_side", "rotation"),
+                "of 0 or more": ("close_side", "partly_seen", "hardly_seen", "rotation"),
                 "from 0 to 1": (
-                    *("close", "background", "mosaic", "pair", "upper_body", "head", "group"),
+                    *(
+                        "close",
+                        "cut",
+                        "background",
+                        "mosaic",
+                        "pair",
+                        "upper_body",
+                        "head",
+                        "group",
+                    ),
                     *("rotate", "jitter", "colour", "grey"),
                 ),
             },
@@ -119,11 +137,14 @@ class Sampler:
         packs: packs with the weight of each one's people.
         seed: with the number of the sample it fixes the sample.
         holdout: share of the images (by id) that is never drawn.
+        partly_seen, hardly_seen: see SampleOptions.
     """
 
     packs: Sequence[tuple[Pack, float]]
     seed: int = 0
     holdout: float = 0.03
+    partly_seen: float = SampleOptions.partly_seen
+    hardly_seen: float = SampleOptions.hardly_seen
     _people: list[tuple[int, int, int]] = field(default_factory=list, init=False)
     _empty: list[tuple[int, int]] = field(default_factory=list, init=False)
     _all: list[tuple[int, int]] = field(default_factory=list, init=False)
@@ -142,7 +163,7 @@ class Sampler:
                 else:
                     self._peopled.append((number, i))
                 for p in range(len(labels.boxes)):
-                    value = person_weight(labels, p) * weight
+                    value = weight * person_weight(labels, p, self.partly_seen, self.hardly_seen)
                     if value > 0:
                         self._people.append((number, i, p))
                         weights.append(value)
@@ -211,7 +232,7 @@ class Sampler:
         """
         mirror = bool(rng.random() < 0.5)
         degrees = rng.uniform(-1, 1) * options.rotation if rng.random() < options.rotate else 0.0
-        border = (0, 0, 0)
+        border, part = (0, 0, 0), None
         if rng.random() > 0.6:
             red, green, blue = rng.integers(0, 256, 3)
             border = (int(red), int(green), int(blue))
@@ -226,6 +247,10 @@ class Sampler:
             number = int(np.searchsorted(self._cumulative, rng.random()))
             pack, i, person = self._people[min(number, len(self._people) - 1)]
             labels = self.packs[pack][0].labels[i]
+            if options.cut > 0 and rng.random() < options.cut:
+                record = self.packs[pack][0].records[i]
+                part = _cut(rng, labels, person, (record["height"], record["width"]))
+                labels = labels if part is None else labels.within(part)
             if close:
                 x, y, w, h = _keypoints_box(labels, person)
                 fill = rng.uniform(*_CLOSE_PX) / min(size, _CLOSE_SIDE)
@@ -240,7 +265,7 @@ class Sampler:
             centre = np.array([x + w / 2, y + h / 2]) + rng.uniform(-1, 1, 2) * free
         matrix = affine((float(centre[0]), float(centre[1])), side, size, degrees, mirror)
         table, grey = colours(rng, options)
-        return ScenePlan(pack, i, matrix, size, mirror, border, table, grey, (0, size))
+        return ScenePlan(pack, i, matrix, size, mirror, border, table, grey, (0, size), part=part)
 
     def _published(self, rng: np.random.Generator, number: int, size: int) -> ScenePlan:
         epoch, place = divmod(number, len(self._peopled))
@@ -293,6 +318,37 @@ class Sampler:
         return float(box[0]), float(box[1]), float(box[2]), float(box[3])
 
 
+def _cut(
+    rng: np.random.Generator, labels: ImageLabels, person: int, size_hw: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """A part of a picture that ends within a person, see ``ScenePlan.part``.
+
+    Most often the lower part is missing, as of those who stand near a camera, then the upper one.
+
+    Returns:
+        None where too little of the person would be left to tell that it is one.
+    """
+    height, width = size_hw
+    x, y, w, h = labels.boxes[person].tolist()
+    left, top, right, bottom = 0, 0, width, height
+    side, share = rng.random(), rng.uniform(*_SHOWN)
+    if side < 0.45:
+        bottom = round(y + share * h)
+    elif side < 0.7:
+        top = round(y + h - share * h)
+    elif side < 0.85:
+        right = round(x + share * w)
+    else:
+        left = round(x + w - share * w)
+    left, top = max(left, 0), max(top, 0)
+    right, bottom = min(right, width), min(bottom, height)
+    if min(right - left, bottom - top) < _LEAST_PX:
+        return None
+    part = left, top, right, bottom
+    seen = labels.within(part).keypoints[person, :, 2] == POSITIVE
+    return part if seen.sum() >= _LEAST_SEEN else None
+
+
 def _keypoints_box(labels: ImageLabels, person: int) -> tuple[float, float, float, float]:
     """x, y, width and height of the box around a person's labelled keypoints, in pixels."""
     keypoints = labels.keypoints[person]
@@ -301,11 +357,13 @@ def _keypoints_box(labels: ImageLabels, person: int) -> tuple[float, float, floa
     return float(low[0]), float(low[1]), float(size[0]), float(size[1])
 
 
-def person_weight(labels: ImageLabels, person: int) -> float:
-    """How often a person is picked: large and completely seen people most."""
+def person_weight(
+    labels: ImageLabels, person: int, partly_seen: float, hardly_seen: float
+) -> float:
+    """How often a person is picked: large ones most, and by how much of them is labelled."""
     visible = int((labels.keypoints[person, :, 2] == POSITIVE).sum())
     side = float(labels.boxes[person, 2:].max())
-    weight = 1.0 if visible >= 8 else 0.4 if visible >= 5 else 0.0 if visible < 3 else 0.1
+    weight = 1.0 if visible >= 8 else partly_seen if visible >= 5 else hardly_seen * (visible >= 3)
     if side < 80:
         weight *= max(0.0, side / 80) ** 2
     if labels.unlabelled_channels:

@@ -277,7 +277,13 @@ class Trainer:
                 f"{folder} cannot be a run folder ({error.strerror}): choose another place."
             ) from None
         self.packs = [(Pack(Path(p)), w) for p, w in options.packs]
-        self.sampler = Sampler(self.packs, options.seed, options.holdout)
+        self.sampler = Sampler(
+            self.packs,
+            options.seed,
+            options.holdout,
+            options.sample.partly_seen,
+            options.sample.hardly_seen,
+        )
         if not self.sampler.num_people:
             raise EhrnetError("the packs hold no person to train on.")
         config = json.loads(json.dumps(asdict(options)))

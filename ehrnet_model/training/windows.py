@@ -10,7 +10,7 @@ import numpy as np
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.plans import WindowPlan, halve, reduction
+from ehrnet_model.training.plans import WindowPlan, halve, reduced_part, reduction
 from ehrnet_model.training.targets import heatmaps, loss_mask, loss_plane, tag_places, to_cells
 
 _FLIP = np.array(COCO_17.flip)
@@ -153,15 +153,21 @@ def warp(
     mirror: bool,
     border: tuple[int, int, int] = (0, 0, 0),
     published: bool = False,
+    part: tuple[int, int, int, int] | None = None,
 ) -> Scene:
-    """Cuts a window out of a picture and moves its labels along."""
+    """Cuts a window out of a picture, or of a part of it, and moves its labels along."""
     import cv2
 
     height, width = picture.shape[:2]
+    if part is not None:
+        labels = labels.within(part)
     marks = move(labels, (height, width), matrix, mirror, published)
     count, reduced = reduction(matrix, height, width)
     for _ in range(count):
         picture = halve(picture)
+    left, top, right, bottom = reduced_part(part, (height, width), picture.shape[:2])
+    picture = picture[top:bottom, left:right]
+    reduced = np.column_stack([reduced[:, :2], reduced @ [left, top, 1]])
     cut = cv2.warpAffine(
         np.ascontiguousarray(picture),
         reduced,
@@ -203,6 +209,7 @@ def draw(plan: WindowPlan, packs: Sequence[Pack]) -> Window:
             part.mirror,
             part.border,
             part.published,
+            part.part,
         )
         scene.picture = repaint(scene.picture, part.table, part.grey)
         scenes.append(columns(scene, *part.columns))

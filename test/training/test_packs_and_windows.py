@@ -15,7 +15,13 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.training.labels import ABSENT, POSITIVE, WEAK, ImageLabels, merge
 from ehrnet_model.training.pack import Pack, shard_names, write_pack
 from ehrnet_model.training.plans import affine
-from ehrnet_model.training.sampler import SampleOptions, Sampler, colours, held_back
+from ehrnet_model.training.sampler import (
+    SampleOptions,
+    Sampler,
+    colours,
+    held_back,
+    person_weight,
+)
 from ehrnet_model.training.windows import columns, render, repaint, warp
 
 
@@ -393,6 +399,73 @@ def test_pairs_show_the_same_as_their_halves(pack_file, number):
     if len(window.tag_index):
         peaks = window.low.ravel()[window.tag_index]
         assert peaks.min() > np.exp(-(2 * 0.5**2) / 8) - 1e-3
+
+
+def test_labels_of_a_part_end_where_it_ends():
+    keypoints = np.zeros((1, 17, 3), np.float32)
+    keypoints[0, :6] = [(9, 20, 1), (10, 20, 1), (49, 20, 1), (50, 20, 1), (30, 4, -1), (30, 59, 1)]
+    boxes = np.array([[5, 0, 60, 40], [60, 70, 9, 9]], np.float32)
+    labels = ImageLabels(keypoints, boxes, np.ones(2), np.ones(2, bool), boxes[1:])
+    part = labels.within((10, 5, 50, 60))
+    assert part.keypoints[0, :6, 2].tolist() == [
+        ABSENT,
+        POSITIVE,
+        POSITIVE,
+        ABSENT,
+        ABSENT,
+        POSITIVE,
+    ]
+    np.testing.assert_array_equal(part.boxes, [[10, 5, 40, 35], [50, 60, 0, 0]])
+    np.testing.assert_array_equal(part.ignore, labels.ignore)
+    assert labels.keypoints[0, 0, 2] == POSITIVE, "the labels themselves stay"
+
+
+@pytest.mark.parametrize("close", [0.0, 1.0])
+def test_people_who_are_cut_off_end_with_the_picture(pack_file, close):
+    pack = Pack(pack_file)
+    sampler = Sampler([(pack, 1.0)], seed=1, holdout=0.0)
+    plain = {"mosaic": 0.0, "pair": 0.0, "background": 0.0, "rotate": 0.0, "colour": 0.0, "grey": 0}
+    options = SampleOptions(cut=1.0, close=close, close_side=160, fill=(0.5, 1), **plain)
+    ends, counts, empty = set(), [], []
+    for number in range(60):
+        (scene,) = sampler.plan(number, 160, options).scenes
+        if scene.part is None:
+            continue
+        window = sampler.sample(number, 160, options)
+        record, labels = pack.records[scene.image], pack.labels[scene.image]
+        whole = (0, 0, record["width"], record["height"])
+        ends |= {side for side in range(4) if scene.part[side] != whole[side]}
+        corners = np.array(scene.part).reshape(2, 2) + [[-0.5, -0.5], [-0.5, -0.5]]
+        low, high = np.sort(corners @ scene.matrix[:, :2].T + scene.matrix[:, 2], axis=0)
+        rows, columns_ = np.mgrid[:160, :160]
+        apart = np.maximum(low - 2, 0)[::-1], np.minimum(high + 2, 160)[::-1]
+        beyond = (rows < apart[0][0]) | (rows > apart[1][0])
+        beyond |= (columns_ < apart[0][1]) | (columns_ > apart[1][1])
+        border = [scene.table[value, c] for c, value in enumerate(scene.border)]
+        assert (window.picture[beyond] == border).all()
+        empty.append(beyond.mean())
+        place = np.stack(np.unravel_index(window.tag_index, window.low.shape)[:0:-1], 1) * 4 + 1.5
+        assert ((place > low - 3) & (place < high + 3)).all()
+        (seen,) = labels.within(scene.part).keypoints[..., 2] == POSITIVE
+        counts.append(seen.sum())
+        if close:  # what is left is as large as a whole person
+            points = labels.keypoints[0, seen, :2] @ scene.matrix[:, :2].T
+            zoom = np.abs(scene.matrix[0, :2]).max()
+            assert np.ptp(points, axis=0).max() <= 138 and zoom < 3.01
+            assert np.ptp(points, axis=0).max() >= 75 or zoom > 2.99
+    assert ends == {0, 1, 2, 3} and min(counts) >= 3 and max(counts) < 17
+    assert len(empty) > 40 and np.median(empty) > 0.05
+
+
+def test_people_of_whom_little_is_labelled_come_as_often_as_is_said():
+    def labels(visible):
+        keypoints = np.zeros((1, 17, 3), np.float32)
+        keypoints[0, :visible, 2] = POSITIVE
+        box = np.array([[0, 0, 100, 100]], np.float32)
+        return ImageLabels(keypoints, box, np.ones(1), np.ones(1, bool), box[:0])
+
+    weights = [person_weight(labels(n), 0, 1.5, 0.6) for n in (2, 3, 4, 5, 7, 8, 17)]
+    assert weights == [0, 0.6, 0.6, 1.5, 1.5, 1, 1]
 
 
 def test_columns_move_labels_with_the_picture(pack_file):

@@ -39,6 +39,7 @@ KINDS = {
     "grey": SampleOptions(background=0.5, grey=1.0, colour=1.0),
     "published": SampleOptions(published=True),
     "turned": SampleOptions(rotate=1.0, rotation=180.0, max_zoom=8.0),
+    "cut": SampleOptions(cut=1.0, background=0.0, mosaic=0.2, rotate=0.5, fill=(0.2, 1.0)),
 }
 
 
@@ -76,6 +77,11 @@ def test_the_plans_here_show_everything_that_labels_can_say(sampler, painter):
         [[painter.directory.first[p.pack][p.image]] for w in plans for p in w.scenes]
     )
     assert halvings.max() >= 2
+    cut = [sampler.plan(i, 64, KINDS["cut"]) for i in range(40)]
+    parts = [scene.part for plan in cut for scene in plan.scenes if scene.part]
+    limits = painter.gather(cut).limits.numpy()
+    assert (limits[:, :2].max(0) > 0).all() and len(np.unique(limits[:, 2:])) > 20
+    assert min(part[2] for part in parts) < max(part[2] for part in parts)
 
 
 @settings(
