@@ -11,7 +11,7 @@ higher at the own places than at the other side's; a coin has .5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from ehrnet_model.held_back import held_back
 from ehrnet_model.network.deploy import heat_and_tags
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.batches import normalise
-from ehrnet_model.training.labels import POSITIVE
+from ehrnet_model.training.labels import POSITIVE, ImageLabels
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import affine
 from ehrnet_model.training.targets import to_cells, to_pixels
@@ -47,23 +47,70 @@ def held_back_people(
 ) -> list[HeldBackPerson]:
     """People with 8 or more labelled keypoints, 80 pixels and more, from the images held back."""
     people: list[HeldBackPerson] = []
-    for pack in packs:
-        for i, labels in enumerate(pack.labels):
-            if not held_back(pack.records[i]["id"], share):
-                continue
-            for p in np.flatnonzero(labels.human):
-                visible = (labels.keypoints[p, :, 2] == POSITIVE).sum()
-                x, y, w, h = labels.boxes[p]
-                if visible < 8 or max(w, h) < 80 or len(people) >= limit:
-                    continue
-                matrix = affine((x + w / 2, y + h / 2), max(w, h) / fill, size)
-                scene = warp(pack.picture(i), labels, matrix, size, False)
-                scale = matrix[0, 0]
-                low = matrix[:, :2] @ [x, y] + matrix[:, 2]
-                box = np.concatenate([low, low + scale * np.array([w, h])])
-                area = float(labels.areas[p] * scale**2)
-                people.append(HeldBackPerson(scene.picture, scene.keypoints[p], box, area))
+    for pack, image, person in _labelled(packs, share, 80):
+        if _visible(pack.labels[image], person) >= 8 and len(people) < limit:
+            people.append(_cut_out(pack, image, person, size, fill))
     return people
+
+
+def partly_seen_people(
+    packs: Sequence[Pack], share: float, size: int = 160, fill: float = 0.8, limit: int = 240
+) -> list[HeldBackPerson]:
+    """People with 3 to 7 labelled keypoints, and the upper or lower half of those with more.
+
+    Half of a person is shown as if the picture ended there. 80 pixels and more as a whole, from the
+    images held back.
+    """
+    people: list[HeldBackPerson] = []
+    for pack, image, person in _labelled(packs, share, 80):
+        labels, part = pack.labels[image], None
+        if _visible(labels, person) >= 8:
+            record = pack.records[image]
+            middle = round(float(labels.boxes[person, 1] + labels.boxes[person, 3] / 2))
+            above, below = (
+                (0, 0, record["width"], middle),
+                (0, middle, record["width"], record["height"]),
+            )
+            part = below if len(people) % 2 else above
+            labels = labels.within(part)
+        if 3 <= _visible(labels, person) and len(people) < limit:
+            people.append(_cut_out(pack, image, person, size, fill, part))
+    return people
+
+
+def _labelled(packs: Sequence[Pack], share: float, least: float) -> Iterator[tuple[Pack, int, int]]:
+    """Pack, image and number of everybody held back whom people labelled, of ``least`` pixels."""
+    for pack in packs:
+        for image, labels in enumerate(pack.labels):
+            if held_back(pack.records[image]["id"], share):
+                for person in np.flatnonzero(labels.human):
+                    if labels.boxes[person, 2:].max() >= least:
+                        yield pack, image, int(person)
+
+
+def _visible(labels: ImageLabels, person: int) -> int:
+    return int((labels.keypoints[person, :, 2] == POSITIVE).sum())
+
+
+def _cut_out(
+    pack: Pack,
+    image: int,
+    person: int,
+    size: int,
+    fill: float,
+    part: tuple[int, int, int, int] | None = None,
+) -> HeldBackPerson:
+    """A person whose box's longer side is ``fill`` of the window's, of ``part`` of a picture."""
+    labels = pack.labels[image]
+    x, y, w, h = (labels if part is None else labels.within(part)).boxes[person]
+    matrix = affine((x + w / 2, y + h / 2), max(w, h) / fill, size)
+    scene = warp(pack.picture(image), labels, matrix, size, False, part=part)
+    scale = matrix[0, 0]
+    low = matrix[:, :2] @ [x, y] + matrix[:, 2]
+    box = np.concatenate([low, low + scale * np.array([w, h])])
+    whole = labels.boxes[person, 2:].prod()
+    area = float(labels.areas[person] * scale**2 * (w * h / whole))
+    return HeldBackPerson(scene.picture, scene.keypoints[person], box, area)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ from ehrnet_model.training.batches import Batch, collate, normalise
 from ehrnet_model.training.feed import Job, feed
 from ehrnet_model.training.grow import grow
 from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, quicken
-from ehrnet_model.training.holdout import box_oks, held_back_people
+from ehrnet_model.training.holdout import box_oks, held_back_people, partly_seen_people
 from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.limits import check_numbers
@@ -185,12 +185,15 @@ def _held_back(measured: dict[str, float]) -> str:
         return "held back: nobody to measure on"
     parts = ", ".join(f"{name} {measured[name]:.3f}" for name in ("face", "arms", "legs"))
     share = 100 * measured["p50"]
+    partly = ""
+    if "partly_seen" in measured:
+        partly = f"; of people partly seen {measured['partly_seen']:.3f}"
     sides = ", ".join(
         f"{name} {100 * measured[f'{name}_sides']:.0f} %" for name in ("knee", "ankle")
     )
     return (
         f"held back: boxOKS {measured['box_oks']:.3f} ({parts}), {share:.0f} % of people above .5, "
-        f"sides right: {sides}"
+        f"sides right: {sides}{partly}"
     )
 
 
@@ -381,7 +384,9 @@ class Trainer:
             for part in self.folder.glob(".state.pt.*.tmp"):  # of a process that was killed
                 part.unlink()
             (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
-        self.held_back = held_back_people([pack for pack, _ in self.packs], options.holdout)
+        packs = [pack for pack, _ in self.packs]
+        self.held_back = held_back_people(packs, options.holdout)
+        self.partly_seen = partly_seen_people(packs, options.holdout)
 
     def _optimiser(self) -> Muon:
         """Groups: kernels for Muon, other kernels, and what has no decay."""
@@ -631,7 +636,10 @@ class Trainer:
         """BoxOKS of the averaged weights on held-back people; appended to holdout.csv."""
         if not self.held_back or self.rank:
             return {}
-        values = box_oks(self.averaged(side_gain), self.held_back, self.bf16)
+        network = self.averaged(side_gain)
+        values = box_oks(network, self.held_back, self.bf16)
+        if self.partly_seen:
+            values["partly_seen"] = box_oks(network, self.partly_seen, self.bf16)["box_oks"]
         self.records.add(
             "holdout",
             {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values},

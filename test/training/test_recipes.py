@@ -263,6 +263,7 @@ def test_what_is_measured_is_a_line_to_read():
         "sides right: knee 71 %, ankle 50 %"
     )
     assert _held_back(measured) == line
+    assert _held_back(measured | {"partly_seen": 0.4}) == line + "; of people partly seen 0.400"
 
 
 def test_a_wrong_file_of_options_is_told_before_training(tmp_path, capsys):

@@ -8,9 +8,16 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.checkpoint import load_checkpoint, load_network
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.batches import collate
-from ehrnet_model.training.holdout import HeldBackPerson, box_oks
+from ehrnet_model.training.holdout import (
+    HeldBackPerson,
+    box_oks,
+    held_back_people,
+    partly_seen_people,
+)
 from ehrnet_model.training.init_lite0 import init_from_lite0
+from ehrnet_model.training.labels import POSITIVE
 from ehrnet_model.training.losses import LossOptions
+from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.presets import preset
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, read_compact, save_state
@@ -283,6 +290,27 @@ class _Answers(torch.nn.Module):
         maps = self.maps.expand(len(images), -1, -1, -1)
         low = torch.nn.functional.avg_pool2d(maps, 2)
         return torch.cat([low, low], 1), maps
+
+
+def test_people_held_back_are_whole_or_partly_seen(pack_file):
+    pack = Pack(pack_file)
+    whole, partly = held_back_people([pack], 1.0), partly_seen_people([pack], 1.0)
+    assert len(whole) == len(partly) == 3 and not held_back_people([pack], 0.0)
+    for number, (person, half) in enumerate(zip(whole, partly, strict=True)):
+        seen = half.keypoints[:, 2] == POSITIVE
+        assert 3 <= seen.sum() < 17 == (person.keypoints[:, 2] == POSITIVE).sum()
+        # Of the first the upper half: nose but no ankles; of the second the lower one.
+        assert bool(seen[0]) == (number % 2 == 0) and bool(seen[15]) == (number % 2 == 1)
+        low, high = half.box[:2], half.box[2:]
+        places = half.keypoints[seen, :2]
+        assert (places >= low - 1).all() and (places <= high + 1).all()
+        # Enlarged to the same share of the window, so half the area is more than half here.
+        sides = [max(p.box[2:] - p.box[:2]) for p in (person, half)]
+        np.testing.assert_allclose(sides, 128, atol=0.5)
+        assert 0.49 < half.area / person.area < 2.1
+        # Beyond the middle there is nothing.
+        end = half.picture[: int(low[1]) - 2] if number % 2 else half.picture[int(high[1]) + 3 :]
+        assert end.size and not end.any() and half.picture.any()
 
 
 @pytest.mark.parametrize(("swapped", "ankles"), [((), 1.0), ((15, 16), 0.0)])
