@@ -55,7 +55,7 @@ AGAIN: dict[str, tuple[Any, ...]] = {
     "levels": (1, 2, 3, 4),
     "tag_threshold": (0.5, 0.75, 1.0, 1.5),
     "reach": (1.3, 1.8, 2.5),
-    "min_keypoints": (3, 4, 5, 6, 8),
+    "min_keypoints": (2, 3, 4, 5, 6, 8),
     "refine": (False, True),
     "nms_oks": (0.3, 0.5, 0.7),
     "shared": (0.3, 0.5, 1.0),
