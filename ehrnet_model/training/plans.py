@@ -133,13 +133,14 @@ def reduction(matrix: np.ndarray, height: int, width: int) -> tuple[int, np.ndar
 def reduced_part(
     part: tuple[int, int, int, int] | None, size_hw: tuple[int, int], reduced_hw: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """A part of a picture (``ScenePlan.part``) in the pixels of its halvings."""
+    """A part of a picture (``ScenePlan.part``) in the pixels of its halvings, one at least."""
     height, width = reduced_hw
     if part is None:
         return 0, 0, width, height
-    left, top, right, bottom = part
     across, down = width / size_hw[1], height / size_hw[0]
-    return round(left * across), round(top * down), round(right * across), round(bottom * down)
+    left, top = min(round(part[0] * across), width - 1), min(round(part[1] * down), height - 1)
+    right, bottom = round(part[2] * across), round(part[3] * down)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def halve(picture: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.training.labels import ABSENT, POSITIVE, WEAK, ImageLabels, merge
 from ehrnet_model.training.pack import Pack, shard_names, write_pack
-from ehrnet_model.training.plans import affine
+from ehrnet_model.training.plans import affine, reduced_part
 from ehrnet_model.training.sampler import (
     SampleOptions,
     Sampler,
@@ -418,6 +418,22 @@ def test_labels_of_a_part_end_where_it_ends():
     np.testing.assert_array_equal(part.boxes, [[10, 5, 40, 35], [50, 60, 0, 0]])
     np.testing.assert_array_equal(part.ignore, labels.ignore)
     assert labels.keypoints[0, 0, 2] == POSITIVE, "the labels themselves stay"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_parts_of_halved_pictures_are_where_they_were_and_never_empty(data):
+    whole = [data.draw(st.integers(16, 5000)) for _ in range(2)]
+    first = [data.draw(st.integers(0, n - 16)) for n in whole]
+    last = [data.draw(st.integers(a + 16, n)) for a, n in zip(first, whole, strict=True)]
+    halved = [n >> data.draw(st.integers(0, 4)) for n in whole]
+    found = reduced_part((*first, *last), tuple(whole[::-1]), tuple(halved[::-1]))
+    for axis in (0, 1):
+        low, high = found[axis], found[axis + 2]
+        assert 0 <= low < high <= halved[axis]
+        scale = halved[axis] / whole[axis]
+        assert abs(low - first[axis] * scale) <= 1 and abs(high - last[axis] * scale) <= 1
+    assert reduced_part(None, tuple(whole), (7, 5)) == (0, 0, 5, 7)
 
 
 @pytest.mark.parametrize("close", [0.0, 1.0])
