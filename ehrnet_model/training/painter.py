@@ -241,7 +241,6 @@ class Painter:
                 "on the CPU with --windows-on host."
             ) from None
         self.start = torch.from_numpy(self.directory.start).to(device)
-        self.height = torch.from_numpy(self.directory.height).to(device)
         self.width = torch.from_numpy(self.directory.width).to(device)
         self.scale = 1 / (255 * torch.tensor(STD, device=device))
         self.shift = -torch.tensor(MEAN, device=device) / torch.tensor(STD, device=device)

@@ -89,17 +89,8 @@ class SampleOptions:
                 "above 0": ("max_zoom",),
                 "of 0 or more": ("close_side", "partly_seen", "hardly_seen", "rotation"),
                 "from 0 to 1": (
-                    *(
-                        "close",
-                        "cut",
-                        "background",
-                        "mosaic",
-                        "pair",
-                        "upper_body",
-                        "head",
-                        "group",
-                    ),
-                    *("rotate", "jitter", "colour", "grey"),
+                    *("close", "cut", "background", "mosaic", "pair", "upper_body", "head"),
+                    *("group", "rotate", "jitter", "colour", "grey"),
                 ),
             },
         )
