@@ -14,6 +14,7 @@ that must not be lowered carry ``FP32_PREFIX`` in their names and are pinned.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -31,7 +32,9 @@ from ehrnet_model.inference.tensorrt_runtime import (
 WORKSPACE_BYTES = 1 << 30
 OPTIMISATION_LEVEL = 3
 # Raised when this file changes what it tells TensorRT.
-_REVISION = 2
+_REVISION = 3
+
+_log = logging.getLogger(__name__)
 
 
 class TensorRTBuilder:
@@ -54,6 +57,8 @@ class TensorRTBuilder:
         workspace = min(WORKSPACE_BYTES, self._cuda.free_memory() * 2 // 5)
         built = build_plan(self._trt, onnx, spec, workspace, timing_cache, report)
         layers = layer_precisions(_inspect(self._trt, built.plan))
+        if not layers:
+            _log.warning("TensorRT's inspector names no layer's precision; answers are compared.")
         check_precisions(layers, spec.precision)
         return Built(built.plan, built.timing_cache, layers)
 
@@ -98,6 +103,10 @@ def build_plan(
         raise EhrnetError(
             f"TensorRT {trt.__version__} cannot read {onnx}: {first}; export the model again."
         )
+    # The file serves every size. What is known here is told to the builder: it optimises better,
+    # and of tensors whose shape it does not know its inspector names no type.
+    image = network.get_input(0)
+    image.shape = (1 if spec.max_batch == 1 else -1, *spec.size_hw, 3)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     # With it float32 would silently have float16's ten bits of mantissa.
@@ -107,10 +116,11 @@ def build_plan(
         config.builder_optimization_level = OPTIMISATION_LEVEL
     if not typed and spec.precision != "fp32":
         _allow_precision(trt, network, config, spec.precision)
-    profile = builder.create_optimization_profile()
-    one, most = (1, *spec.size_hw, 3), (spec.max_batch, *spec.size_hw, 3)
-    profile.set_shape(INPUT_NAME, one, one, most)
-    config.add_optimization_profile(profile)
+    if spec.max_batch > 1:
+        profile = builder.create_optimization_profile()
+        one, most = (1, *spec.size_hw, 3), (spec.max_batch, *spec.size_hw, 3)
+        profile.set_shape(INPUT_NAME, one, one, most)
+        config.add_optimization_profile(profile)
     cache = config.create_timing_cache(timing_cache)
     if cache is None or not config.set_timing_cache(cache, False):
         # Another version's or a damaged one.
@@ -131,9 +141,11 @@ def build_plan(
 
 
 def layer_precisions(information: str) -> Dict[str, int]:
-    """How many layers give what precision, from the engine inspector's JSON.
+    """How many layers compute in what precision, from the engine inspector's JSON.
 
-    The words for a type changed between versions; what is not recognised is not counted.
+    A layer's weights say it, for others what they give. The words for a type changed between
+    versions; what is not recognised is not counted, nor what the inspector does not know: for
+    batches of several sizes it says "N/A due to dynamic shapes" of what layers give.
     """
     try:
         layers = json.loads(information)["Layers"]
@@ -141,13 +153,14 @@ def layer_precisions(information: str) -> Dict[str, int]:
         return {}
     counted: Dict[str, int] = {}
     for layer in layers:
-        outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
-        said = " ".join(str(o.get("Format/Datatype", "")) for o in outputs).lower()
-        said = said.replace("uint8", "")  # pixels: nothing is computed in it
-        for words, name in _TYPE_WORDS:
-            if any(word in said for word in words):
-                counted[name] = counted.get(name, 0) + 1
-                break
+        if not isinstance(layer, dict):
+            continue
+        outputs = " ".join(str(o.get("Format/Datatype", "")) for o in layer.get("Outputs", []))
+        weights = layer.get("Weights")
+        has = isinstance(weights, dict) and weights.get("Count") != 0
+        name = _precision_of(str(weights.get("Type", "")) if has else "") or _precision_of(outputs)
+        if name:
+            counted[name] = counted.get(name, 0) + 1
     return counted
 
 
@@ -158,6 +171,12 @@ _TYPE_WORDS: Tuple[Tuple[Tuple[str, ...], str], ...] = (
     (("fp16", "half"), "fp16"),
     (("fp32", "float"), "fp32"),
 )
+
+
+def _precision_of(said: str) -> str:
+    """Our name for the inspector's words; empty where there is none."""
+    said = said.lower().replace("uint8", "")  # pixels: nothing is computed in it
+    return next((name for words, name in _TYPE_WORDS if any(w in said for w in words)), "")
 
 
 def check_precisions(layers: Dict[str, int], precision: str) -> None:

@@ -27,6 +27,7 @@ HOLDS = {
     "profile": "IOptimizationProfile",
     "cache": "ITimingCache",
     "timing": "ITimingCache",
+    "image": "ITensor",
     "layer": "ILayer",
     "layer.get_output(i)": "ITensor",
     "runtime": "Runtime",
@@ -97,6 +98,7 @@ def test_a_build_runs_through_each_versions_interface(version, precision, tmp_pa
     )
     assert (built.plan, built.timing_cache) == (b"plan", b"plan")
     assert told[0] == "TensorRT is building"
+    assert trt.values["ITensor", "shape"] == [(-1, 384, 512, 3)]
     old, done = version < "9" and version[0] != "1", set(trt.calls)
     pins = {("ILayer", "precision"), ("ILayer", "set_output_type")}
     assert (pins <= done) == (old and precision != "fp32")
@@ -104,6 +106,14 @@ def test_a_build_runs_through_each_versions_interface(version, precision, tmp_pa
     assert (("IBuilderConfig", "progress_monitor") in done) == (not old)
     assert (("IBuilderConfig", "builder_optimization_level") in done) == (version != "8.5.2")
     assert tensorrt_builder._inspect(trt, b"plan") == '{"Layers": []}'
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_for_one_image_at_a_time_every_shape_is_known(version: str, tmp_path: Path) -> None:
+    trt, spec = interface(version), dataclasses.replace(SPEC, max_batch=1)
+    tensorrt_builder.build_plan(trt, tmp_path / "m.onnx", spec, 1 << 28)
+    assert trt.values["ITensor", "shape"] == [(1, 384, 512, 3)]
+    assert ("IOptimizationProfile", "set_shape") not in trt.calls
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -152,7 +162,7 @@ def test_nested_phases_are_one_share_that_only_grows() -> None:
     assert told[2][1] == "tactics"
 
 
-# Layers as the inspectors of TensorRT 8 and of 10 describe them.
+# Layers as the inspectors of TensorRT 8 and of 10 describe them, in public reports.
 INSPECTED = (
     '{"Layers": [{"Name": "a", "Outputs": [{"Format/Datatype": "Row major linear FP32"}]},'
     ' {"Name": "b", "Outputs": [{"Format/Datatype": "Two wide channel vectorized row major FP16 '
@@ -162,11 +172,21 @@ INSPECTED = (
     ' {"Name": "g", "Outputs": [{"Format/Datatype": "Row major linear UInt8 format"}]},'
     ' {"Name": "h", "Outputs": [{"Format/Datatype": "UInt8"}, {"Format/Datatype": "Half"}]}]}'
 )
+# The same for batches of several sizes; the last two say nothing.
+UNKNOWN = '"Outputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]'
+INSPECTED_DYNAMIC = (
+    f'{{"Layers": [{{"Name": "a", "Weights": {{"Type": "Half", "Count": 9408}}, {UNKNOWN}}},'
+    f' {{"Name": "b", "Weights": {{"Type": "Int8", "Count": 9}}, {UNKNOWN}}},'
+    ' {"Name": "c", "Weights": {"Type": "Half", "Count": 9}, "Outputs": [{"Format/Datatype": '
+    '"Row major linear FP32"}]},'
+    f' {{"Name": "d", "Weights": {{"Type": "Float", "Count": 0}}, {UNKNOWN}}}, {{{UNKNOWN}}}]}}'
+)
 
 
 def test_precisions_are_read_from_the_inspectors_words() -> None:
     read = tensorrt_builder.layer_precisions
     assert read(INSPECTED) == {"fp32": 1, "fp16": 3, "int8": 1}
+    assert read(INSPECTED_DYNAMIC) == {"fp16": 2, "int8": 1}
     assert read('{"Layers": ["names", "only"]}') == read("{}") == read("not json") == {}
 
 
@@ -203,11 +223,12 @@ def rtx():
     pytest.skip("tensorrt-rtx is not installed (pip install tensorrt-rtx)")
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("model", ["dots_model", "h4_model", "fp16_model", "int8_model"])
-def test_nvidias_parser_and_builder_take_the_exported_graph(rtx, model, request) -> None:
+def test_nvidias_parser_and_builder_take_the_exported_graph(rtx, model, batch, request) -> None:
     onnx = request.getfixturevalue(model)
     told: list[float] = []
-    spec = dataclasses.replace(SPEC, precision=model_info(onnx).precision)
+    spec = dataclasses.replace(SPEC, precision=model_info(onnx).precision, max_batch=batch)
     built = tensorrt_builder.build_plan(
         rtx, onnx, spec, 1 << 28, b"", lambda share, text: told.append(share or 0.0)
     )

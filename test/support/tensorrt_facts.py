@@ -38,9 +38,10 @@ class Member(int):
 
 
 def interface(version: str) -> SimpleNamespace:
-    """The module; its ``calls`` list what was used as (class, member)."""
+    """The module; ``calls`` lists what was used as (class, member), ``values`` what was set."""
     calls: list[tuple[str, str]] = []
-    module = SimpleNamespace(__version__=version, calls=calls)
+    values: dict[tuple[str, str], list[Any]] = {}
+    module = SimpleNamespace(__version__=version, calls=calls, values=values)
     for name, members in API["enums"].items():
         here = {m: Member(v[version]) for m, v in members.items() if v[version] is not None}
         setattr(module, name, type(name, (), here))
@@ -94,6 +95,7 @@ def _class(module: SimpleNamespace, name: str, members: dict[str, str]) -> type:
             if not members.get(member, "").startswith("property: rw"):
                 raise AttributeError(f"{name}.{member} cannot be set in {module.__version__}")
             module.calls.append((name, member))
+            module.values.setdefault((name, member), []).append(value)
 
         def __bytes__(self) -> bytes:
             assert name == "IHostMemory"
