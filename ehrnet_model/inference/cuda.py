@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
+from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Tuple
 
 import numpy as np
@@ -25,9 +27,11 @@ _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 _STREAM_NON_BLOCKING = 1
 # Other threads may allocate memory while this one captures.
 _CAPTURE_THIS_THREAD = 1
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _INTEGRATED = 75, 76, 18
 _OUT_OF_MEMORY, _INSUFFICIENT_DRIVER = 2, 35
 _ALLOCATIONS = ("cudaMalloc", "cudaHostAlloc")
+
+_MEMINFO = Path("/proc/meminfo")
 
 _log = logging.getLogger(__name__)
 
@@ -109,10 +113,7 @@ class Cuda:
 
     def compute_capability(self) -> str:
         """Such as ``8.7``; engines are built for one."""
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        self._call("cudaDeviceGetAttribute", ctypes.byref(major), _CAPABILITY_MAJOR, 0)
-        self._call("cudaDeviceGetAttribute", ctypes.byref(minor), _CAPABILITY_MINOR, 0)
-        return f"{major.value}.{minor.value}"
+        return f"{self._attribute(_CAPABILITY_MAJOR)}.{self._attribute(_CAPABILITY_MINOR)}"
 
     def device_name(self) -> str:
         """Such as ``Orin``, from the driver's library; the runtime's structure for it changes."""
@@ -134,7 +135,22 @@ class Cuda:
         return text.value.decode(errors="replace")
 
     def free_memory(self) -> int:
-        """Bytes of device memory that are free (on Jetson: of the memory shared with the CPU)."""
+        """Bytes of device memory that can be had.
+
+        A Jetson's GPU shares the system's memory. CUDA counts there only what nobody uses, which
+        soon is little: the system keeps copies of files in the rest and gives it back when asked.
+        """
+        free = self.unused_memory()
+        if not self._attribute(_INTEGRATED):
+            return free
+        try:
+            said = re.search(r"MemAvailable:\s*(\d+) kB", _MEMINFO.read_text())
+        except (OSError, ValueError):
+            return free
+        return max(free, int(said.group(1)) << 10) if said else free
+
+    def unused_memory(self) -> int:
+        """Bytes of device memory that hold nothing at all, by cudaMemGetInfo."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value
@@ -180,6 +196,11 @@ class Cuda:
     def destroy_graph(self, graph: int) -> None:
         """Gives a captured graph back."""
         self._free("cudaGraphExecDestroy", graph)
+
+    def _attribute(self, number: int) -> int:
+        value = ctypes.c_int()
+        self._call("cudaDeviceGetAttribute", ctypes.byref(value), number, 0)
+        return value.value
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)

@@ -55,6 +55,13 @@ class TensorRTBuilder:
     def build(self, onnx: Path, spec: EngineSpec, timing_cache: bytes, report: Report) -> Built:
         """Builds and looks at the result; see build_plan and layer_precisions for the errors."""
         workspace = min(WORKSPACE_BYTES, self._cuda.free_memory() * 2 // 5)
+        unused = self._cuda.unused_memory()
+        if unused < workspace:
+            _log.warning(
+                "Only %d MiB of memory are unused, the rest holds copies of files: TensorRT may "
+                "leave out fast kernels. `sudo sysctl vm.drop_caches=1` before a build frees it.",
+                unused >> 20,
+            )
         built = build_plan(self._trt, onnx, spec, workspace, timing_cache, report)
         layers = layer_precisions(_inspect(self._trt, built.plan))
         if not layers:
@@ -157,8 +164,10 @@ def layer_precisions(information: str) -> Dict[str, int]:
             continue
         outputs = " ".join(str(o.get("Format/Datatype", "")) for o in layer.get("Outputs", []))
         weights = layer.get("Weights")
-        has = isinstance(weights, dict) and weights.get("Count") != 0
-        name = _precision_of(str(weights.get("Type", "")) if has else "") or _precision_of(outputs)
+        kind = ""
+        if isinstance(weights, dict) and weights.get("Count") != 0:
+            kind = str(weights.get("Type", ""))
+        name = _precision_of(kind) or _precision_of(outputs)
         if name:
             counted[name] = counted.get(name, 0) + 1
     return counted

@@ -47,7 +47,7 @@ def counts(library: Path):
     def value(name: str) -> ctypes.c_int:
         return ctypes.c_int.in_dll(loaded, name)
 
-    for name in ("copies_made", "graphs_launched", "refuse_capture", "broken"):
+    for name in ("copies_made", "graphs_launched", "refuse_capture", "broken", "integrated"):
         value(name).value = 0
     value("memory_left").value = -1
     yield value
@@ -207,6 +207,29 @@ def test_what_tensorrt_refuses_may_be_for_memory(
     with pytest.raises(EhrnetError, match=words) as raised:
         opening[0]()
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("integrated", "said", "mib"),
+    [
+        (0, "MemFree: 9 kB\nMemAvailable:    3145728 kB\n", 1024),  # a card has its own
+        (1, "MemFree: 9 kB\nMemAvailable:    3145728 kB\n", 3072),
+        (1, "MemFree: 9 kB\nMemAvailable: 1024 kB\n", 1024),
+        (1, "MemFree: 9 kB\n", 1024),
+        (1, None, 1024),
+    ],
+)
+def test_a_jetsons_copies_of_files_are_memory_to_be_had(
+    integrated, said, mib, library, counts, tmp_path, monkeypatch
+) -> None:
+    """The stand-in says that 1024 MiB are unused."""
+    counts("integrated").value = integrated
+    monkeypatch.setattr(cuda, "_MEMINFO", tmp_path / "meminfo")
+    if said is not None:
+        (tmp_path / "meminfo").write_text(said)
+    there = cuda.Cuda(str(library))
+    assert (there.free_memory() >> 20, there.unused_memory() >> 20) == (mib, 1024)
+    assert there.compute_capability() == "8.7"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ typedef struct { copy copies[8]; int count; } graph;
 
 static graph *recording;
 int copies_made, graphs_launched, graphs_alive, streams_alive, memory_alive, refuse_capture,
-    broken, memory_left = -1;
+    broken, memory_left = -1, integrated;
 
 #ifndef DEVICE_COUNT_ERROR
 #define DEVICE_COUNT_ERROR 0
@@ -18,7 +18,7 @@ int copies_made, graphs_launched, graphs_alive, streams_alive, memory_alive, ref
 int cudaGetDeviceCount(int *count) { *count = 1; return DEVICE_COUNT_ERROR; }
 int cudaSetDevice(int device) { return device; }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
-    *value = attribute == 75 ? 8 : 7;
+    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 18 ? integrated : -1;
     return device;
 }
 int cudaMemGetInfo(size_t *available, size_t *total) { *available = *total = 1 << 30; return 0; }
