@@ -17,7 +17,12 @@ from typing import Callable, List, Optional, Tuple
 _SYS = Path("/sys")
 _SAMPLE_S = 0.1
 # Rails that together are the board; the first list of which all are there is taken.
-_RAILS = (("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
+_RAILS = (
+    ("VDD_IN",),  # Xavier NX, Orin Nano, Orin NX
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),  # AGX Orin
+    ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),  # Thor
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),  # AGX Xavier
+)
 
 
 class PowerMeter:

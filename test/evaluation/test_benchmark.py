@@ -251,12 +251,17 @@ def test_a_jetsons_supply(tmp_path) -> None:
     assert (meter.watts, meter.source) == (10.0, "board (VDD_IN)")
 
 
-def test_a_board_without_a_total_is_the_sum_of_its_rails(tmp_path) -> None:
-    jetson(tmp_path, VDD_GPU_SOC=(20000, 500), VDD_CPU_CV=(20000, 100), VIN_SYS_5V0=(5000, 600))
+@pytest.mark.parametrize(
+    "names",
+    [("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0")],
+)
+def test_a_board_without_a_total_is_the_sum_of_its_rails(names, tmp_path) -> None:
+    rails = dict(zip(names, ((20000, 500), (20000, 100), (5000, 600)), strict=True))
+    jetson(tmp_path, OTHER=(9000, 9000), **rails)
     with PowerMeter(tmp_path) as meter:
         pass
     assert meter.watts == pytest.approx(15.0)
-    assert meter.source == "board (VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0)"
+    assert meter.source == f"board ({' + '.join(names)})"
 
 
 def test_the_processors_energy_counter(tmp_path) -> None:
