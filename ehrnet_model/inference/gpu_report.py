@@ -54,7 +54,7 @@ def jetson_facts(root: Path = Path("/")) -> List[Tuple[str, str]]:
     if mode:
         found.append(("power mode", f"{mode}; `sudo nvpmodel -q` lists the others"))
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
-        if re.search(r"\.(gpu|g[a-z]\d+b)$", folder.name):
+        if re.search(r"\.(gpu|g[a-z]\d+b)$|^gpu-gpc-0$", folder.name):  # Orin, Xavier; Thor
             now, most = (_read(folder / name) for name in ("cur_freq", "max_freq"))
             if now.isdigit() and most.isdigit():
                 megahertz = [int(value) // 10**6 for value in (now, most)]

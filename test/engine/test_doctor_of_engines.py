@@ -72,14 +72,15 @@ def test_an_engine_of_another_machine_is_told_with_the_remedy(model, capsys, mon
     assert "tensorrt is not available" in engine["text"]
 
 
-def test_a_jetsons_mode_and_clock(tmp_path: Path) -> None:
-    """Files as on an Orin NX with JetPack 6."""
+@pytest.mark.parametrize("gpu", ["17000000.gpu", "17000000.gv11b", "gpu-gpc-0"])
+def test_a_jetsons_mode_and_clock(gpu: str, tmp_path: Path) -> None:
+    """Files as on an Orin NX with JetPack 6; the GPU's folder also as on Xavier and Thor."""
     for name, text in {
         "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic",
         "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n...\n< POWER_MODEL ID=2 NAME=15W >\n",
         "var/lib/nvpmodel/status": "pmode:0002",
-        "sys/class/devfreq/17000000.gpu/cur_freq": "306000000",
-        "sys/class/devfreq/17000000.gpu/max_freq": "918000000",
+        f"sys/class/devfreq/{gpu}/cur_freq": "306000000",
+        f"sys/class/devfreq/{gpu}/max_freq": "918000000",
         "sys/class/devfreq/other.dma/cur_freq": "1",
     }.items():
         file = tmp_path / name
