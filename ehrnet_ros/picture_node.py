@@ -7,28 +7,24 @@ tests and trying the pose node without a camera driver.
 from __future__ import annotations
 
 import math
-import signal
 import sys
-import threading
+import time
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
-import rclpy
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from ehrnet_model.errors import EhrnetError
 from ehrnet_ros import arguments
 from ehrnet_ros.image_msgs import to_image
 from ehrnet_ros.names import check_names, declare_parameter
 from ehrnet_ros.source import open_source, public
+from ehrnet_ros.spin import spin
 
 
 class Parameter(NamedTuple):
@@ -94,13 +90,20 @@ class PictureNode(Node):
         self._last: Tuple[Optional[np.ndarray], Optional[Image]] = (None, None)
         self.sent = 0
         self.done = False
-        rate = rate or self._source.rate or 10.0
-        self.get_logger().info(
-            f"Publishing {public(source)} on {self.resolve_topic_name('image')} at {rate:g} Hz."
-        )
+        self._shown, self._rate = public(source), rate or self._source.rate or 10.0
+
+    def start(self) -> None:
+        """Publishes from now on."""
+        topic = self.resolve_topic_name("image")
+        self.get_logger().info(f"Publishing {self._shown} on {topic} at {self._rate:g} Hz.")
         self._timer = self.create_timer(
-            1 / rate, self._send, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            1 / self._rate, self._send, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
+
+    def close(self) -> None:
+        """Waits until the last image is delivered."""
+        if self.done:
+            time.sleep(0.5)
 
     def _declare(self, parameter: Parameter) -> Any:
         # A camera's index is an integer to ROS, a path a string.
@@ -171,34 +174,7 @@ def main(args: Optional[List[str]] = None) -> int:
         args,
         bare="source",
     )
-    if code is not None:
-        return code
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # a params_file that is none, in ROS's own words
-        rclpy.logging.get_logger("camera").fatal(f"The camera cannot start. {error}")
-        return 2
-    code = 0
-    node = None
-    executor = SingleThreadedExecutor()
-    try:
-        node = PictureNode()
-        executor.add_node(node)
-        while not stop.is_set() and not node.done:
-            executor.spin_once(timeout_sec=0.1)
-        if node.done:
-            stop.wait(0.5)  # the last image is still being delivered
-    except EhrnetError as error:
-        rclpy.logging.get_logger("camera").fatal(str(error))
-        code = 2
-    executor.shutdown()
-    if node is not None:
-        node.destroy_node()
-    rclpy.try_shutdown()
-    return code
+    return spin("camera", PictureNode, args) if code is None else code
 
 
 if __name__ == "__main__":

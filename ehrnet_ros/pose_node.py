@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import signal
 import sys
 import threading
 import time
@@ -21,13 +20,10 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-import rclpy
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import SetBool
 
@@ -43,6 +39,7 @@ from ehrnet_ros.engine import model_name, open_estimator
 from ehrnet_ros.image_msgs import ImageError, Picture, to_picture, to_picture_compressed
 from ehrnet_ros.live import LiveView
 from ehrnet_ros.pose_msgs import to_skeleton_info
+from ehrnet_ros.spin import spin
 from ehrnet_ros.worker import FAILED, LOADING, READY, EngineWorker
 
 
@@ -89,6 +86,8 @@ class PoseNode(LifecycleNode):
         EhrnetError: a parameter it was started with is misspelt, out of range or contradictory.
 
     """
+
+    done = False  # only a signal ends it
 
     def __init__(self, **options: Any) -> None:
         super().__init__("pose", **options)
@@ -579,31 +578,15 @@ def main(args: Optional[List[str]] = None) -> int:
     defaults = {name: field.default for name, field in parameters.FIELDS.items()}
     example = "-p phi:=-3 -r image:=/camera/image_raw"
     code = arguments.answer("pose_node", "Images in, skeletons out.", defaults, example, args)
-    if code is not None:
-        return code
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = PoseNode()
-    except Exception as error:  # a params_file that is none ends here too, with ROS's own words
-        rclpy.logging.get_logger("pose").fatal(f"The pose node cannot start. {error}")
-        rclpy.try_shutdown()
-        return 2
+    return spin("pose", _make, args) if code is None else code
+
+
+def _make() -> PoseNode:
+    node = PoseNode()
     library = logging.getLogger("ehrnet_model")
     library.setLevel(logging.INFO)
     library.addHandler(_ToRos(node.get_logger()))
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    node.start()
-    while not stop.is_set():
-        executor.spin_once(timeout_sec=0.1)
-    executor.shutdown()
-    node.close()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+    return node
 
 
 if __name__ == "__main__":

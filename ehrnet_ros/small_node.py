@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
-import threading
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
-import rclpy
 from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
@@ -22,16 +19,15 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_ros import arguments
 from ehrnet_ros.health import Repeated, publishers_on, publishes
 from ehrnet_ros.names import check_names, declare_parameter
+from ehrnet_ros.spin import spin
 
 T = TypeVar("T")
 SILENT_S = 2.0  # without a message for so long, say what is missing
@@ -80,6 +76,7 @@ class SmallNode(Node):
 
     kinds: Tuple[Type[Any], ...] = ()
     called = what = example = ""
+    done = False  # only a signal ends it
 
     def __init__(self, **options: Any) -> None:
         super().__init__(self.called, **options)
@@ -113,12 +110,15 @@ class SmallNode(Node):
         if self._refused.should_say(why):
             self.get_logger().warning(f"Message dropped: {why}")
 
-    def introduce(self) -> None:
+    def start(self) -> None:
         """Says what comes in, what goes out and what it waits for."""
         inputs = ", ".join(self.resolve_topic_name(item.topic) for item in self.inputs())
         outputs = ", ".join(publisher.topic_name for publisher in self.outputs())
         lazy = " as soon as somebody subscribes there" * self.options(CommonOptions).lazy
         self.get_logger().info(f"Takes {inputs} and publishes {outputs}{lazy}.")
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def stamp_s(self, header: Any) -> float:
         """Seconds of a header's stamp, those of the node's clock where it has none."""
@@ -246,28 +246,7 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
 
 def run(kind: Type[SmallNode], args: Optional[List[str]] = None) -> int:
     """Runs a node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
-    name = kind.called
     fields = _all_fields((CommonOptions, *kind.kinds))
     defaults = {key: field.default for key, field in fields.items()}
-    code = arguments.answer(f"{name}_node", kind.what, defaults, kind.example, args)
-    if code is not None:
-        return code
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = kind()
-    except Exception as error:  # a params_file that is none ends here too, with ROS's own words
-        rclpy.logging.get_logger(name).fatal(f"The node {name} cannot start. {error}")
-        rclpy.try_shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    node.introduce()
-    while not stop.is_set():
-        executor.spin_once(timeout_sec=0.1)
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+    code = arguments.answer(f"{kind.called}_node", kind.what, defaults, kind.example, args)
+    return spin(kind.called, kind, args) if code is None else code
