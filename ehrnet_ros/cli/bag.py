@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, List
 
+from ehrnet_ros.cli.settings import add_model
+
 HELP = "find the people in every image of a recorded rosbag2 and write a bag of poses and markers"
 
 
@@ -16,16 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "output", type=Path, help="folder to make; with .mcap or .db3 at the end, a single file"
     )
-    parser.add_argument("--phi", type=int, default=-4, help="0 (H0) to -4 (H-4), default -4")
-    parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
-    parser.add_argument(
-        "--runtime",
-        default="auto",
-        help="auto, onnxruntime (-cuda, -tensorrt), openvino, tensorrt or torch",
-    )
-    parser.add_argument(
-        "--size", default="auto", help="network input: auto, square, 4:3, 16:9 or HxW"
-    )
+    add_model(parser, phi=-4)
     parser.add_argument(
         "--topic",
         action="append",

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, Collection, Dict, Iterator, List, Optional
 
+from ehrnet_ros.cli.settings import add_model
+
 HELP = "find the people in a picture, folder or video: annotated copy and JSON"
 
 
@@ -21,16 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         help="picture, folder of pictures, video, stream (rtsp://, http://) or camera index",
     )
-    parser.add_argument("--phi", type=int, default=-3, help="0 (H0) to -4 (H-4), default -3")
-    parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
-    parser.add_argument(
-        "--runtime",
-        default="auto",
-        help="auto, onnxruntime (-cuda, -tensorrt), openvino, tensorrt or torch",
-    )
-    parser.add_argument(
-        "--size", default="auto", help="network input: auto, square, 4:3, 16:9 or HxW"
-    )
+    add_model(parser, phi=-3)
     parser.add_argument(
         "--frames",
         type=int,

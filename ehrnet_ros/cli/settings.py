@@ -7,6 +7,25 @@ from pathlib import Path
 from typing import Tuple
 
 
+def add_model(parser: argparse.ArgumentParser, phi: int) -> None:
+    """Declares --phi, --model, --runtime and --size: what finds people, and on what.
+
+    Args:
+        parser: of the verb.
+        phi: the default.
+    """
+    parser.add_argument("--phi", type=int, default=phi, help=f"0 (H0) to -4 (H-4), default {phi}")
+    parser.add_argument("--model", metavar="FILE", help="model file to use instead of phi's")
+    parser.add_argument(
+        "--runtime",
+        default="auto",
+        help="auto, onnxruntime (-cuda, -tensorrt), openvino, tensorrt or torch",
+    )
+    parser.add_argument(
+        "--size", default="auto", help="network input: auto, square, 4:3, 16:9 or HxW"
+    )
+
+
 def add_pictures(parser: argparse.ArgumentParser, annotations: str = "COCO keypoint file") -> None:
     """Declares --annotations and --images: labelled pictures.
 
