@@ -139,7 +139,7 @@ class DepthNode(SmallNode):
         if self._markers.get_subscription_count():
             markers = to_markers_3d(
                 xyz,
-                poses.id,
+                poses,
                 msg.header,
                 COCO_17,
                 line_width=self.options(MatchOptions).marker_line_width,

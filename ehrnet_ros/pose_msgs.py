@@ -21,7 +21,7 @@ from geometry_msgs.msg import Point
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
-from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.poses import Poses, opacity
 from ehrnet_model.skeleton import SkeletonInfo as KeypointSet
 
 # [s] RViz takes markers away by itself when no newer ones come.
@@ -226,7 +226,7 @@ def to_markers(
     y = (poses.xy[..., 1] - lens.cy) / lens.fy * depth
     return to_markers_3d(
         np.stack([x, y, np.full_like(x, depth)], 2),
-        poses.id,
+        poses,
         header,
         keypoints,
         line_width=line_width,
@@ -236,7 +236,7 @@ def to_markers(
 
 def to_markers_3d(
     xyz: np.ndarray,
-    ids: np.ndarray,
+    poses: Poses,
     header: Any,
     keypoints: KeypointSet,
     *,
@@ -247,11 +247,11 @@ def to_markers_3d(
 
     The first marker clears what was shown before, so that nobody stays who left; then per person
     bones (LINE_LIST), joints (SPHERE_LIST) and, with a track identity, a label. The identity is the
-    markers' id; those without have negative ones.
+    markers' id; those without have negative ones. Doubtful keypoints shine through.
 
     Args:
         xyz: (P, J, 3) metres in the frame of the header; a keypoint with NaN is left out.
-        ids: (P,) track identities, -1 for none.
+        poses: the P people's track identities and keypoint scores.
         header: of the image.
         keypoints: gives the bones.
         line_width: metres; joints are twice as thick.
@@ -264,22 +264,22 @@ def to_markers_3d(
     duration = Duration(sec=seconds, nanosec=int((lifetime - seconds) * 1e9))
     present = np.isfinite(xyz).all(2)
     for i in range(len(xyz)):
-        identity = int(ids[i])
+        identity = int(poses.id[i])
         number = identity if identity >= 0 else -1 - i
-        red, green, blue = COLORS[(identity if identity >= 0 else i) % len(COLORS)]
-        color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
+        color = COLORS[(identity if identity >= 0 else i) % len(COLORS)]
         points = {
             j: Point(x=float(xyz[i, j, 0]), y=float(xyz[i, j, 1]), z=float(xyz[i, j, 2]))
             for j in np.flatnonzero(present[i]).tolist()
         }
         bones = _marker(header, "bones", number, Marker.LINE_LIST)
         bones.scale.x = line_width
-        bones.points = [
-            points[end] for edge in keypoints.edges if set(edge) <= points.keys() for end in edge
-        ]
+        edges = [edge for edge in keypoints.edges if set(edge) <= points.keys()]
+        bones.points = [points[end] for edge in edges for end in edge]
+        bones.colors = [_shade(color, poses.score[i, list(edge)]) for edge in edges for _ in edge]
         joints = _marker(header, "joints", number, Marker.SPHERE_LIST)
         joints.scale.x = joints.scale.y = joints.scale.z = 2 * line_width
         joints.points = list(points.values())
+        joints.colors = [_shade(color, poses.score[i, j]) for j in points]
         person = [marker for marker in (bones, joints) if marker.points]
         if identity >= 0 and points:
             top = min(points.values(), key=lambda point: point.y)
@@ -289,12 +289,18 @@ def to_markers_3d(
             label.pose.position = Point(x=top.x, y=top.y - 8 * line_width, z=top.z)
             person.append(label)
         for marker in person:
-            marker.color = color
+            marker.color = _shade(color, 1.0)
             marker.lifetime = duration
         markers += person
     msg = MarkerArray()
     msg.markers = markers
     return msg
+
+
+def _shade(color: Tuple[float, float, float], score: Any) -> ColorRGBA:
+    """The colour of what hangs on keypoints of such a score, or on several of such scores."""
+    red, green, blue = color
+    return ColorRGBA(r=red, g=green, b=blue, a=opacity(np.min(score)))
 
 
 def _marker(header: Any, namespace: str, identity: int, kind: int) -> Marker:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.skeleton import COCO_17
 
 _VALUES = 51
 NAMES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -300,6 +301,50 @@ class KeypointTruth:
             f"PCK@{share:g}": float((all_of_them <= share).sum() / labelled) if labelled else 0.0
             for share in shares
         }
+
+    def by_score(
+        self, results: Sequence[dict[str, Any]], limits: Sequence[float], oks: float = 0.1
+    ) -> list[dict[str, Any]]:
+        """What a keypoint's score is worth: how many of those with such a score are right.
+
+        Right is a similarity of 0.5 or more, the keypoint's own term of COCO's. Keypoints of a
+        result that is nobody's are wrong; those that nobody labelled do not count.
+
+        Args:
+            results: COCO keypoint results.
+            limits: L ascending scores.
+            oks: similarity from which a result is a person's, see ``pck``.
+
+        Returns:
+            L + 1 rows ``from``, ``to`` (None: no limit), ``keypoints`` and ``right``, their share
+            (None without keypoints).
+        """
+        pairs, strays = self.matches(results, oks)
+        scores, rights = [np.zeros(0)], [np.zeros(0, bool)]
+        for person, result in pairs:
+            wanted = np.array(person["keypoints"], float).reshape(-1, 3)
+            found = np.array(result["keypoints"], float).reshape(-1, 3)
+            both = (wanted[:, 2] > 0) & (found[:, 2] > 0)
+            squared = ((wanted - found)[both, :2] ** 2).sum(1)
+            spread = 2 * (2 * np.array(COCO_17.sigmas)[both]) ** 2 * person["area"]
+            scores.append(found[both, 2])
+            rights.append(np.exp(-squared / (spread + np.spacing(1))) >= 0.5)
+        for result in strays:
+            found = np.array(result["keypoints"], float).reshape(-1, 3)
+            scores.append(found[found[:, 2] > 0, 2])
+            rights.append(np.zeros(len(scores[-1]), bool))
+        bins = np.searchsorted(limits, np.concatenate(scores), side="right")
+        right = np.concatenate(rights)
+        edges = [0.0, *limits, None]
+        return [
+            {
+                "from": edges[n],
+                "to": edges[n + 1],
+                "keypoints": int((bins == n).sum()),
+                "right": float(right[bins == n].mean()) if (bins == n).any() else None,
+            }
+            for n in range(len(limits) + 1)
+        ]
 
     def matches(
         self, results: Sequence[dict[str, Any]], oks: float

@@ -30,6 +30,8 @@ from ehrnet_model.variants import pose_variant
 HEIGHTS = (64.0, 128.0, 256.0)
 GROUPS = ((1, 1), (2, 2), (3, 4), (5, None))
 PCK_SHARES = (0.05, 0.1, 0.2)
+# Keypoints' scores between which the share of right ones is reported apart.
+SCORES = (0.2, 0.4, 0.6, 0.8)
 
 
 class Passes(Runtime, Protocol):
@@ -199,6 +201,7 @@ def evaluate(
     measures.update(
         by_height=truth.by_height(results, HEIGHTS),
         by_people=truth.by_people(results, GROUPS),
+        by_score=truth.by_score(results, SCORES),
         images=len(chosen),
         person_free_images=empty,
         people_found=people,

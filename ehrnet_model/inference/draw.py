@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.poses import Poses, opacity
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
 Colour = Tuple[int, int, int]
@@ -31,8 +31,6 @@ _OUTLINE: Colour = (24, 24, 24)
 # OpenCV draws at whole pixels unless coordinates come as fixed-point numbers.
 _FRACTION_BITS = 4
 _FARTHEST = 1e5
-# A keypoint at half of the best possible score is drawn solid, a doubtful one shines through.
-_FAINTEST, _SOLID_SCORE = 0.3, 0.5
 
 
 def draw_poses(
@@ -46,7 +44,7 @@ def draw_poses(
 
     Everybody has a colour: by track identity where there is one, else by order. The person's left
     is light, the right dark, what lies between in between. Lines grow with the picture and shrink
-    with far people; low keypoint scores are drawn faint.
+    with far people; doubtful keypoints are faint, see ``opacity``.
 
     Args:
         image: uint8 (h, w, 3) BGR, not changed.
@@ -85,9 +83,9 @@ def draw_poses(
         for a, b in skeleton.edges:
             if present[a] and present[b]:
                 colour = colours[_between(sides[a], sides[b])]
-                _bone(canvas, xy[a], xy[b], colour, width, _opacity(min(score[a], score[b])))
+                _bone(canvas, xy[a], xy[b], colour, width, opacity(min(score[a], score[b])))
         for k in np.flatnonzero(present):
-            _dot(canvas, xy[k], colours[sides[k]], width, _opacity(score[k]))
+            _dot(canvas, xy[k], colours[sides[k]], width, opacity(score[k]))
         words = []
         if show_ids and poses.id[person] >= 0:
             words.append(f"#{poses.id[person]}")
@@ -114,10 +112,6 @@ def _between(a: int, b: int) -> int:
     return max(a, b) if a == b or 0 in (a, b) else 0
 
 
-def _opacity(score: float) -> float:
-    return float(np.clip(_FAINTEST + (1 - _FAINTEST) * score / _SOLID_SCORE, _FAINTEST, 1))
-
-
 def _line_width(image_hw: Tuple[int, int], bbox: np.ndarray) -> int:
     """Pixels: 3 at 640x480, 7 at 1920x1080, less for people too small to carry it."""
     usual = 0.005 * math.sqrt(image_hw[0] * image_hw[1])
@@ -141,26 +135,26 @@ def _window(canvas: np.ndarray, points: List[np.ndarray], margin: int) -> Tuple[
 
 
 def _bone(
-    canvas: np.ndarray, a: np.ndarray, b: np.ndarray, colour: Colour, width: int, opacity: float
+    canvas: np.ndarray, a: np.ndarray, b: np.ndarray, colour: Colour, width: int, solid: float
 ) -> None:
     left, top, right, bottom = _window(canvas, [a, b], 2 * width + 2)
     if left >= right or top >= bottom:
         return
     target = canvas[top:bottom, left:right]
-    layer = target.copy() if opacity < 1 else target
+    layer = target.copy() if solid < 1 else target
     start, end = _fixed(a - (left, top)), _fixed(b - (left, top))
     outline = width + 2 * max(1, width // 3)
     cv2.line(layer, start, end, _OUTLINE, outline, cv2.LINE_AA, _FRACTION_BITS)
     cv2.line(layer, start, end, colour, width, cv2.LINE_AA, _FRACTION_BITS)
-    _blend(target, layer, opacity)
+    _blend(target, layer, solid)
 
 
-def _dot(canvas: np.ndarray, xy: np.ndarray, colour: Colour, width: int, opacity: float) -> None:
+def _dot(canvas: np.ndarray, xy: np.ndarray, colour: Colour, width: int, solid: float) -> None:
     left, top, right, bottom = _window(canvas, [xy], 2 * width + 3)
     if left >= right or top >= bottom:
         return
     target = canvas[top:bottom, left:right]
-    layer = target.copy() if opacity < 1 else target
+    layer = target.copy() if solid < 1 else target
     centre, unit = _fixed(xy - (left, top)), 1 << _FRACTION_BITS
     radius = width + 0.5
     edge = max(1.0, width / 3)
@@ -168,12 +162,12 @@ def _dot(canvas: np.ndarray, xy: np.ndarray, colour: Colour, width: int, opacity
         layer, centre, int((radius + edge) * unit), _OUTLINE, -1, cv2.LINE_AA, _FRACTION_BITS
     )
     cv2.circle(layer, centre, int(radius * unit), colour, -1, cv2.LINE_AA, _FRACTION_BITS)
-    _blend(target, layer, opacity)
+    _blend(target, layer, solid)
 
 
-def _blend(target: np.ndarray, layer: np.ndarray, opacity: float) -> None:
+def _blend(target: np.ndarray, layer: np.ndarray, solid: float) -> None:
     if layer is not target:
-        target[...] = cv2.addWeighted(layer, opacity, target, 1 - opacity, 0)
+        target[...] = cv2.addWeighted(layer, solid, target, 1 - solid, 0)
 
 
 def _label(canvas: np.ndarray, text: str, bbox: np.ndarray) -> None:

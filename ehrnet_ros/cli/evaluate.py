@@ -153,6 +153,9 @@ def report(measures: Dict[str, Any]) -> List[str]:
         lines.append(f"AP {share(row['AP'])}  {where} ({row['images']} images)")
     names = [name for name in measures if name.startswith("PCK")]
     lines.append(", ".join(f"{name} {measures[name]:.3f}" for name in names))
+    for row in measures["by_score"]:
+        where = f"keypoints with a score of {span(row)} ({row['keypoints']} of them)"
+        lines.append(f"{share(row['right'])} right of the {where}")
     stray = measures["false_positives_per_person_free_image"]
     if stray is not None:
         count = measures["person_free_images"]

@@ -149,6 +149,36 @@ def test_pck_is_a_share_of_all_labelled_keypoints():
     assert truth.pck([], (0.1,)) == {"PCK@0.1": 0.0}
 
 
+def scored(result, score):
+    keypoints = np.array(result["keypoints"]).reshape(-1, 3)
+    keypoints[:, 2] = score
+    return {**result, "keypoints": keypoints.ravel().tolist()}
+
+
+def test_scores_are_held_against_what_is_right():
+    """One exact, one off by 10 pixels, a ghost; and one whose face nobody labelled.
+
+    At 10 pixels and an area of 10,000 the five of the face are below .5 by COCO's sigmas, such as
+    ears: exp(-100 / (2 * 10000 * (2 * .035) ** 2)) = .36; the worst other, wrists, have .72.
+    """
+    people = [{**p, "area": 10000.0} for p in people_of([100, 110, 120])]
+    people[2]["keypoints"] = [0.0] * 15 + people[2]["keypoints"][15:]
+    truth = KeypointTruth({"images": [{"id": 1}], "annotations": people})
+    results = [
+        scored(found(people[0]), 0.9),
+        scored(found(people[1], shift=10), 0.5),
+        scored(found(people[1], shift=3000), 0.5),
+        scored(found(people_of([100, 110, 120])[2]), 0.1),
+    ]
+    assert truth.by_score(results, (0.2, 0.4, 0.8)) == [
+        {"from": 0.0, "to": 0.2, "keypoints": 12, "right": 1.0},
+        {"from": 0.2, "to": 0.4, "keypoints": 0, "right": None},
+        {"from": 0.4, "to": 0.8, "keypoints": 34, "right": pytest.approx(12 / 34)},
+        {"from": 0.8, "to": None, "keypoints": 17, "right": 1.0},
+    ]
+    assert [row["keypoints"] for row in truth.by_score([], (0.5,))] == [0, 0]
+
+
 def broken(**changes):
     annotation = {**people_of([100])[0], **changes}
     return {

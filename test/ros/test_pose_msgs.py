@@ -130,6 +130,22 @@ def test_markers_project_back_onto_the_pixels():
         assert len(bones.points) == 2 * drawn
 
 
+def test_doubtful_keypoints_and_what_hangs_on_them_shine_through():
+    poses = some_poses(1)
+    poses.score[0] = np.where(poses.score[0] > 0, 0.9, 0)
+    here = np.flatnonzero(poses.score[0]).tolist()
+    doubtful = here[0]
+    poses.score[0, doubtful] = 0.4
+    bones, joints = markers_of(poses)[1:]
+    expected = [0.5 if j == doubtful else 1.0 for j in here]
+    assert [c.a for c in joints.colors] == pytest.approx(expected)
+    edges = [e for e in COCO_17.edges if set(e) <= set(here)]
+    assert any(doubtful in e for e in edges)
+    expected = [0.5 if doubtful in e else 1.0 for e in edges for _ in e]
+    assert [c.a for c in bones.colors] == pytest.approx(expected)
+    assert len({(c.r, c.g, c.b) for c in [*bones.colors, *joints.colors]}) == 1
+
+
 def test_markers_of_nobody_only_clear():
     assert [m.action for m in markers_of(Poses.empty())] == [Marker.DELETEALL]
     unseen = Poses.build(np.zeros((1, 17, 2)), np.zeros((1, 17)), np.zeros((1, 17)), np.ones(1))
