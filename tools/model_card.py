@@ -69,7 +69,38 @@ def _views(decode: dict[str, Any]) -> int:
     return views if decode.get("second_look", 0) else 0
 
 
-def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: str) -> str:
+def reliability(info: ModelInfo, evaluations: list[dict[str, Any]]) -> list[str]:
+    """What keypoints' scores and deviations are worth as shipped, where an evaluation says so."""
+    stored = DecodeOptions.from_dict(info.decode)
+    for found in evaluations:
+        if found.get("by_score") and DecodeOptions.from_dict(found["decode"]) == stored:
+            break
+    else:
+        return []
+    shares = []
+    for span in found["by_score"]:
+        low, high, right = (span[key] for key in ("from", "to", "right"))
+        where = f"from {low:g} on" if high is None else f"from {low:g} to {high:g}"
+        if right is not None:
+            shares.append(f"{right:.2f} {where}")
+    lines = [
+        "",
+        "A keypoint's score is about the chance that it is right (its own term of COCO's "
+        f"similarity is 0.5 or more). On the {found['images']} images, as shipped, are right: "
+        f"{', '.join(shares)}.",
+    ]
+    if found["std_fit"] is not None:
+        lines[-1] += f" Errors of right keypoints are {found['std_fit']:.2f} times their std."
+    return lines
+
+
+def card(
+    info: ModelInfo,
+    evaluations: list[dict[str, Any]],
+    rows: list[str],
+    tuned: dict[str, Any] | None,
+    note: str,
+) -> str:
     """The text."""
     recipe = info.extra.get("recipe", {})
     kind = {
@@ -99,6 +130,7 @@ def card(info: ModelInfo, rows: list[str], tuned: dict[str, Any] | None, note: s
         "",
         "`for AP`: options that keep nearly everything, for comparing models; `as shipped`: those "
         "stored in the model, for robots.",
+        *reliability(info, evaluations),
     ]
     if tuned is not None:
         options = recipe.get("last_run", {}).get("options", {})
@@ -164,7 +196,7 @@ def main() -> int:
         evaluations = [load(path, info) for path in args.evaluations]
         rows = [row(name, e) for name, e in zip(args.names, evaluations, strict=True)]
         tuned = None if args.tuned is None else load(args.tuned, info)
-        args.out.write_text(card(info, rows, tuned, args.note))
+        args.out.write_text(card(info, evaluations, rows, tuned, args.note))
         if args.sizes:
             kept = (
                 *("weights_sha256", "precision", "size", "short_side", "input_sizes", "mirror"),

@@ -17,11 +17,12 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.poses import Poses
 from ehrnet_model.skeleton import COCO_17
 
 _VALUES = 51
@@ -121,6 +122,37 @@ def is_person_free(image: dict[str, Any], has_annotations: bool, file_has_any: b
     if "person_free" in image:
         return bool(image["person_free"])
     return not has_annotations and file_has_any and bool(image.get("all_people_labelled", True))
+
+
+# A keypoint is right from this similarity on, its own term of COCO's.
+_RIGHT = 0.5
+
+
+class Compared(NamedTuple):
+    """The N keypoints that somebody was labelled with and found with.
+
+    Attributes:
+        joints: (N,) which they are.
+        off_xy: (N, 2) pixels from where they are labelled to where they were found.
+        scores: (N,) of those found.
+        right: (N,) bool: its own term of COCO's similarity is 0.5 or more.
+    """
+
+    joints: np.ndarray
+    off_xy: np.ndarray
+    scores: np.ndarray
+    right: np.ndarray
+
+
+def compared(person: dict[str, Any], result: dict[str, Any]) -> Compared:
+    """What an annotation and a COCO keypoint result have in common."""
+    wanted = np.array(person["keypoints"], float).reshape(-1, 3)
+    found = np.array(result["keypoints"], float).reshape(-1, 3)
+    joints = np.flatnonzero((wanted[:, 2] > 0) & (found[:, 2] > 0))
+    off_xy = (found - wanted)[joints, :2]
+    spread = 2 * (2 * np.array(COCO_17.sigmas)[joints]) ** 2 * max(person["area"], 1.0)
+    right = np.exp(-(off_xy**2).sum(1) / spread) >= _RIGHT
+    return Compared(joints, off_xy, found[joints, 2], right)
 
 
 class KeypointTruth:
@@ -291,10 +323,7 @@ class KeypointTruth:
         labelled = sum(p["num_keypoints"] for p in self.people if not p["iscrowd"])
         distances = []
         for person, result in pairs:
-            wanted = np.array(person["keypoints"], float).reshape(-1, 3)
-            found = np.array(result["keypoints"], float).reshape(-1, 3)
-            both = (wanted[:, 2] > 0) & (found[:, 2] > 0)
-            apart = np.hypot(*(wanted - found)[both, :2].T)
+            apart = np.hypot(*compared(person, result).off_xy.T)
             distances.append(apart / max(person["bbox"][2], person["bbox"][3], 1.0))
         all_of_them = np.concatenate(distances) if distances else np.zeros(0)
         return {
@@ -307,8 +336,8 @@ class KeypointTruth:
     ) -> list[dict[str, Any]]:
         """What a keypoint's score is worth: how many of those with such a score are right.
 
-        Right is a similarity of 0.5 or more, the keypoint's own term of COCO's. Keypoints of a
-        result that is nobody's are wrong; those that nobody labelled do not count.
+        Right: see ``Compared``. Keypoints of a result that is nobody's are wrong; those that nobody
+        labelled do not count.
 
         Args:
             results: COCO keypoint results.
@@ -320,18 +349,12 @@ class KeypointTruth:
             (None without keypoints).
         """
         pairs, strays = self.matches(results, oks)
-        scores, rights = [np.zeros(0)], [np.zeros(0, bool)]
-        for person, result in pairs:
-            wanted = np.array(person["keypoints"], float).reshape(-1, 3)
-            found = np.array(result["keypoints"], float).reshape(-1, 3)
-            both = (wanted[:, 2] > 0) & (found[:, 2] > 0)
-            squared = ((wanted - found)[both, :2] ** 2).sum(1)
-            spread = 2 * (2 * np.array(COCO_17.sigmas)[both]) ** 2 * person["area"]
-            scores.append(found[both, 2])
-            rights.append(np.exp(-squared / (spread + np.spacing(1))) >= 0.5)
+        both = [compared(person, result) for person, result in pairs]
+        scores = [np.zeros(0), *(one.scores for one in both)]
+        rights = [np.zeros(0, bool), *(one.right for one in both)]
         for result in strays:
-            found = np.array(result["keypoints"], float).reshape(-1, 3)
-            scores.append(found[found[:, 2] > 0, 2])
+            found = np.array(result["keypoints"][2::3], float)
+            scores.append(found[found > 0])
             rights.append(np.zeros(len(scores[-1]), bool))
         bins = np.searchsorted(limits, np.concatenate(scores), side="right")
         right = np.concatenate(rights)
@@ -345,6 +368,31 @@ class KeypointTruth:
             }
             for n in range(len(limits) + 1)
         ]
+
+    def std_fit(self, people: Sequence[tuple[Any, Poses]], oks: float = 0.1) -> float | None:
+        """How large errors are against the standard deviations given for them.
+
+        Args:
+            people: id of an image and who was found in it, for each image.
+            oks: similarity from which a result is a person's, see ``pck``.
+
+        Returns:
+            Root mean square of error / std, both axes, of keypoints that are right (see
+            ``Compared``): 1 where std says what error to expect; None where there is none.
+        """
+        results = [
+            {**result, "std": std}
+            for image, poses in people
+            for result, std in zip(poses.to_coco(image), poses.std, strict=True)
+        ]
+        ratios = [np.zeros((0, 2))]
+        for person, result in self.matches(results, oks)[0]:
+            one = compared(person, result)
+            std = result["std"][one.joints].astype(float)
+            good = one.right & (std > 0)
+            ratios.append(one.off_xy[good] / std[good, None])
+        values = np.concatenate(ratios)
+        return float(np.sqrt((values**2).mean())) if len(values) else None
 
     def matches(
         self, results: Sequence[dict[str, Any]], oks: float

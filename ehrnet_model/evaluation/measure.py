@@ -117,12 +117,14 @@ class _Finder:
         inputs = [np.ascontiguousarray(box.apply(picture)[None, ..., ::-1]) for box in boxes]
         peaks = Peaks.from_output(self._runtime.several(inputs, self._settings.mirror)[0])
         if not options.second_look:
-            return decode(peaks, options, skeleton, boxes[0]), 0
+            poses = decode(peaks, options, skeleton, boxes[0])
+            return poses.with_std_gain(options.std_gain), 0
         first = decode(peaks, first_options(options), skeleton, boxes[0])
         windows = windows_for(first, image_hw, options)
         peaks = look(picture, True, windows, self._closer)
         seen = SecondLook(first, boxes[0].scale, windows, peaks, options.second_look_views)
-        return merge(seen, options, skeleton), seen.count
+        poses = merge(seen, options, skeleton)
+        return poses.with_std_gain(options.std_gain), seen.count
 
     def _closer(self, inputs: np.ndarray) -> np.ndarray:
         """Windows are of the size the network knows best: mirrored at most."""
@@ -172,6 +174,7 @@ def evaluate(
     finder = _Finder(runtime, options, settings, closer)
     variant = pose_variant(info.variant)
     results: list[dict[str, Any]] = []
+    found: list[tuple[Any, Poses]] = []
     stray = empty = people = 0
     pixels, macs, times, looked = [], [], [], []
     again = variant.cost((options.second_look_size, options.second_look_size)).macs
@@ -189,6 +192,7 @@ def evaluate(
         once = sum(variant.cost(hw).macs for hw in sizes) + count * again
         macs.append(once * (2 if settings.mirror else 1))
         results.extend(poses.to_coco(image["id"]))
+        found.append((image["id"], poses))
         people += len(poses)
         if is_person_free(image, image["id"] in inhabited, annotated):
             empty += 1
@@ -202,6 +206,7 @@ def evaluate(
         by_height=truth.by_height(results, HEIGHTS),
         by_people=truth.by_people(results, GROUPS),
         by_score=truth.by_score(results, SCORES),
+        std_fit=truth.std_fit(found),
         images=len(chosen),
         person_free_images=empty,
         people_found=people,

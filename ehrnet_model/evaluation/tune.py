@@ -10,7 +10,7 @@ and again with other options. Two sets come out, because two users want differen
   people per person-free image; of person thresholds about as good the lowest.
 
 One option is changed at a time, and a change is kept when it gains something worth the name;
-sweeps end when none does.
+sweeps end when none does. What a standard deviation is to be multiplied by is fitted at the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free, read_json
+from ehrnet_model.evaluation.coco import KeypointTruth, compared, is_person_free, read_json
 from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.held_back import held_back
 from ehrnet_model.inference.decode import DecodeOptions
@@ -65,8 +65,8 @@ SWEEPS = 3
 _WORTH = 2e-3
 # Person thresholds are chosen in steps of this, and higher ones tried in these.
 _STEP, _STRIDE = 1e-3, 2e-2
-# From here on a result is somebody's, and a keypoint is right.
-_PERSON_OKS, _KEYPOINT_OKS = 0.3, 0.5
+# From here on a result is somebody's.
+_PERSON_OKS = 0.3
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,7 @@ def held_back_first(
 def keypoint_f1(truth: KeypointTruth, results: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How many reported keypoints are right, and how many labelled ones are reported.
 
-    A keypoint is right where COCO's similarity, for this one keypoint, is 0.5 or more at the person
-    the result was matched to. Keypoints of results that are nobody's are wrong.
+    Right: see ``Compared``. Keypoints of results that are nobody's are wrong.
     """
     pairs, strays = truth.matches(results, _PERSON_OKS)
     labelled = sum(person["num_keypoints"] for person in truth.people if not person["iscrowd"])
@@ -153,13 +152,7 @@ def keypoint_f1(truth: KeypointTruth, results: Sequence[dict[str, Any]]) -> dict
     for result in [*strays, *(result for _, result in pairs)]:
         reported += sum(score > 0 for score in result["keypoints"][2::3])
     for person, result in pairs:
-        wanted = np.array(person["keypoints"], float).reshape(-1, 3)
-        found = np.array(result["keypoints"], float).reshape(-1, 3)
-        squared = ((wanted[:, :2] - found[:, :2]) ** 2).sum(1)
-        variance = (2 * np.array(COCO_17.sigmas)) ** 2
-        similarity = np.exp(-squared / (2 * variance * max(person["area"], 1.0)))
-        both = (wanted[:, 2] > 0) & (found[:, 2] > 0)
-        right += int((both & (similarity >= _KEYPOINT_OKS)).sum())
+        right += int(compared(person, result).right.sum())
     return {
         "keypoint_precision": right / reported if reported else 0.0,
         "keypoint_recall": right / labelled if labelled else 0.0,
@@ -217,6 +210,14 @@ def tune(
             measures["false_positives_per_held_back_one"] = strays / len(unseen)
         return Choice(options, measures)
 
+    def fitted(options: DecodeOptions) -> DecodeOptions:
+        """With the gain that suits the standard deviations of those whom they find."""
+        found = [(s.image_id, s.people(options, skeleton)) for s in people]
+        gain = truth.std_fit(found)
+        if gain is None:
+            return options
+        return dataclasses.replace(options, std_gain=min(max(round(gain, 3), 0.01), 10.0))
+
     def by_ap(options: DecodeOptions) -> tuple[float, DecodeOptions]:
         value = truth.average_precision(results(options))["AP"]
         progress(f"AP {value:.4f}")
@@ -238,14 +239,14 @@ def tune(
         values: dict[str, tuple[Any, ...]],
     ) -> Choice:
         if settled and start.second_look:
-            return measured(climb(measure, start, AGAIN))
+            return measured(fitted(climb(measure, start, AGAIN)))
         options = climb(measure, dataclasses.replace(start, second_look=0), values)
         if start.second_look:
             # What suits the first look alone has to be worth it with both.
             first, _ = measure(start)
             both, options = measure(dataclasses.replace(options, second_look=start.second_look))
             options = climb(measure, options if both > first + _WORTH else start, AGAIN)
-        return measured(options)
+        return measured(fitted(options))
 
     choices = {"start": measured(start), "ap": chosen(by_ap, CHOICES)}
     if empty:

@@ -118,6 +118,13 @@ class DecodeOptions:
         "After second looks: people with a larger share of keypoints where better people have "
         "theirs are other views of those; 1 keeps all.",
     )
+    std_gain: float = option(
+        1.0,
+        0.01,
+        10.0,
+        "A keypoint's std is the width of its heatmap's peak times this; as fitted, the error to "
+        "be expected of one that is right.",
+    )
     person_score: Tuple[float, ...] = numbers(
         (0, TERMS),
         "Coefficients of a person's score, see person_score.py; none: the score is the mean of its "

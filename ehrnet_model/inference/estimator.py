@@ -73,6 +73,7 @@ class Inferred:
                 people = merge(seen, self.options, self.skeleton)
             else:
                 people = seen.people(self.options, self.skeleton)
+            people = people.with_std_gain(self.options.std_gain)
             results.append((people, spent + Timings(0.0, 0.0, _ms_since(begun))))
         return results
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Dict, List
 
@@ -19,8 +20,8 @@ class Poses:
         xy: (P, J, 2) float32.
         score: (P, J) float32, heatmap peak in 0..1. Of keypoints with such a score about as many
             are right, with the shipped weights; `ehrnet evaluate` prints how many.
-        std: (P, J) float32, standard deviation of the position in pixels from the curvature of
-            the peak, NaN where unknown.
+        std: (P, J) float32, standard deviation of x and of y in pixels, NaN where unknown: from
+            the curvature of the peak, as `std_gain` fits it to the errors of right keypoints.
         person_score: (P,) float32 in 0..1, ranks people: the expected similarity (OKS) to a true
             person, or the mean of the keypoints' scores where the model does not know it.
         bbox: (P, 4) float32, x0 y0 x1 y1 around the present keypoints.
@@ -57,6 +58,10 @@ class Poses:
             self.bbox[index],
             self.id[index],
         )
+
+    def with_std_gain(self, gain: float) -> Poses:
+        """The same with ``std`` times ``gain``."""
+        return dataclasses.replace(self, std=self.std * np.float32(gain))
 
     @staticmethod
     def empty(num_keypoints: int = 17) -> Poses:

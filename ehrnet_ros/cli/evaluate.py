@@ -156,6 +156,8 @@ def report(measures: Dict[str, Any]) -> List[str]:
     for row in measures["by_score"]:
         where = f"keypoints with a score of {span(row)} ({row['keypoints']} of them)"
         lines.append(f"{share(row['right'])} right of the {where}")
+    if measures["std_fit"] is not None:
+        lines.append(f"errors of right keypoints are {measures['std_fit']:.2f} times their std")
     stray = measures["false_positives_per_person_free_image"]
     if stray is not None:
         count = measures["person_free_images"]

@@ -18,6 +18,7 @@ from ehrnet_model.evaluation.coco import KeypointTruth, load_annotations
 from ehrnet_model.evaluation.measure import Settings
 from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_model.evaluation.sizes import size_for, sizes_for
+from ehrnet_model.inference.poses import Poses
 from ehrnet_model.variants import VARIANTS
 from ehrnet_ros.cli import evaluate
 
@@ -177,6 +178,22 @@ def test_scores_are_held_against_what_is_right():
         {"from": 0.8, "to": None, "keypoints": 17, "right": 1.0},
     ]
     assert [row["keypoints"] for row in truth.by_score([], (0.5,))] == [0, 0]
+
+
+def test_deviations_are_held_against_errors():
+    """3 pixels off in x at 2 pixels std, none in y; far off ones are not right, so do not count."""
+    people = [{**p, "area": 1e4} for p in people_of([100, 110])]
+    xy = np.array([p["keypoints"] for p in people]).reshape(2, 17, 3)[..., :2]
+    xy[0, :, 0] += 3
+    xy[1, :10] += 500
+    std = np.full((2, 17), 2.0)
+    std[0, 3] = np.nan  # unknown
+    poses = Poses.build(xy, np.full((2, 17), 0.9), std, np.ones(2))
+    truth = KeypointTruth({"images": [{"id": 1}], "annotations": people})
+    expected = np.sqrt(16 * 1.5**2 / (2 * (16 + 7)))
+    assert truth.std_fit([(1, poses)]) == pytest.approx(expected)
+    assert truth.std_fit([(1, poses.with_std_gain(2))]) == pytest.approx(expected / 2)
+    assert truth.std_fit([(1, Poses.empty())]) is None
 
 
 def broken(**changes):

@@ -205,6 +205,9 @@ def test_tuned_options_find_people_and_no_ghosts(tempting, dots_model, tmp_path,
     again = json.loads(measures.read_text())
     assert again["decode"] == tuned["display"]["decode"]
     assert again["false_positives_per_person_free_image"] == 0 and again["AP"] == pytest.approx(1)
+    # Dots are found far more exactly than their width says; now std says how exactly.
+    assert again["decode"]["std_gain"] < 0.5
+    assert again["std_fit"] == pytest.approx(1, rel=0.02)
 
 
 def test_sets_are_chosen_for_people_looked_at_again(tempting, dots_model, tmp_path, capsys):

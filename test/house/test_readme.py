@@ -28,6 +28,8 @@ def test_the_card_keeps_what_the_table_of_weights_needs(tmp_path):
     data = ROOT / "ehrnet_model" / "data"
     rows = json.loads((data / "H-4.evaluations.json").read_text())
     more = dict.fromkeys(("AP75", "APm", "APl", "AR", "false_positives_per_person_free_image"), 0.0)
+    spans = {"from": 0.0, "to": 0.4, "right": None}, {"from": 0.4, "to": None, "right": 0.625}
+    more = {**more, "by_score": spans, "std_fit": 1.25}
     files = []
     for number, row in enumerate([*rows, {**rows[-1], "images": 7}]):
         files.append(tmp_path / f"{number}.json")
@@ -38,6 +40,9 @@ def test_the_card_keeps_what_the_table_of_weights_needs(tmp_path):
     command += ["--evaluations", *card, "--names", *"abc", "-o", tmp_path / "H-4.md"]
     subprocess.run(command, cwd=ROOT, check=True)
     assert json.loads((tmp_path / "H-4.evaluations.json").read_text()) == rows
+    said = (tmp_path / "H-4.md").read_text()
+    assert "On the 131 images, as shipped, are right: 0.62 from 0.4 on. Errors" in said
+    assert "keypoints are 1.25 times their std." in said
 
 
 def test_every_file_it_links_to_exists():

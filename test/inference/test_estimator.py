@@ -49,6 +49,16 @@ def test_keypoints_within_a_pixel(
     assert (poses.id == -1).all() and np.isfinite(poses.std).all()
 
 
+def test_the_gain_of_deviations_changes_nothing_else(runtime: Runtime) -> None:
+    image, _ = scene()
+    plain = PoseEstimator(runtime)(image)
+    options = DecodeOptions.from_dict(runtime.info.decode, std_gain=0.4)
+    other = PoseEstimator(runtime, options)(image)
+    np.testing.assert_allclose(other.std, plain.std * 0.4, rtol=1e-6)
+    for name in ("xy", "score", "person_score", "bbox"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(plain, name))
+
+
 def test_rgb_pictures_and_any_strides(runtime: Runtime) -> None:
     image, people = scene()
     estimator = PoseEstimator(runtime)
