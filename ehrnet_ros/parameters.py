@@ -151,6 +151,7 @@ class Settings:
     second_look_threshold: float = _decode_option("second_look_threshold")
     second_look_size: int = _decode_option("second_look_size", UNCONFIGURED)
     second_look_views: int = _decode_option("second_look_views", UNCONFIGURED)
+    coarse_look: int = _decode_option("coarse_look")
     shared: float = _decode_option("shared")
     tracking: bool = _parameter(
         False, "Give people ids that last from image to image.", changes=ANY_TIME

@@ -297,7 +297,8 @@ class PoseNode(LifecycleNode):
         many = 0 if estimator.closer is None else estimator.options.second_look
         views = estimator.options.second_look_views
         each = f", {views} views of each" if views > 1 else ""
-        self._again = f"up to {many} people{each}" if many else ""
+        whole = " and, coarsely, at the whole image" if estimator.options.coarse_look else ""
+        self._again = f"up to {many} people{each}{whole}" if many else ""
         for camera in self._cameras:
             camera.input_hw = estimator.size_hw or (0, 0)
         self.get_logger().info(

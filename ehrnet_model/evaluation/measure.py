@@ -23,7 +23,15 @@ from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime
-from ehrnet_model.inference.second_look import SecondLook, first_options, look, merge, windows_for
+from ehrnet_model.inference.second_look import (
+    SecondLook,
+    Window,
+    first_options,
+    look,
+    merge,
+    windows_for,
+    with_coarse_look,
+)
 from ehrnet_model.variants import pose_variant
 
 # Heights in pixels and numbers of people at which AP is reported apart.
@@ -120,8 +128,13 @@ class _Finder:
             poses = decode(peaks, options, skeleton, boxes[0])
             return poses.with_std_gain(options.std_gain), 0
         first = decode(peaks, first_options(options), skeleton, boxes[0])
+
+        def closer(windows: Sequence[Window]) -> np.ndarray:
+            return look(picture, True, windows, self._closer)
+
+        first = with_coarse_look(first, image_hw, options, skeleton, closer)
         windows = windows_for(first, image_hw, options)
-        peaks = look(picture, True, windows, self._closer)
+        peaks = closer(windows)
         seen = SecondLook(first, boxes[0].scale, windows, peaks, options.second_look_views)
         poses = merge(seen, options, skeleton)
         return poses.with_std_gain(options.std_gain), seen.count
@@ -177,8 +190,9 @@ def evaluate(
     found: list[tuple[Any, Poses]] = []
     stray = empty = people = 0
     pixels, macs, times, looked = [], [], [], []
-    again = variant.cost((options.second_look_size, options.second_look_size)).macs
-    again *= options.second_look_views
+    window = variant.cost((options.second_look_size, options.second_look_size)).macs
+    again = window * options.second_look_views
+    coarse = window if options.coarse_look and options.second_look else 0
     used: set[tuple[int, int]] = set()
     for image in progress(chosen):
         picture = files.picture(image)
@@ -189,7 +203,7 @@ def evaluate(
         used.add(sizes[0])
         pixels.append(sizes[0][0] * sizes[0][1])
         looked.append(count)
-        once = sum(variant.cost(hw).macs for hw in sizes) + count * again
+        once = sum(variant.cost(hw).macs for hw in sizes) + coarse + count * again
         macs.append(once * (2 if settings.mirror else 1))
         results.extend(poses.to_coco(image["id"]))
         found.append((image["id"], poses))

@@ -22,6 +22,7 @@ from ehrnet_model.inference.second_look import (
     look,
     merge,
     windows_for,
+    with_coarse_look,
 )
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
@@ -106,7 +107,9 @@ class Seen:
         if self.closer is None or not options.second_look:
             return None
         first = decode(self.peaks, first_options(options), skeleton, self.box, self.groups)
-        windows = windows_for(first, self.box.image_hw, options)
+        image_hw = self.box.image_hw
+        first = with_coarse_look(first, image_hw, options, skeleton, self.closer, self.groups)
+        windows = windows_for(first, image_hw, options)
         return SecondLook(
             first, self.box.scale, windows, self.closer(windows), options.second_look_views
         )

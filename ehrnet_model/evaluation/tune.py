@@ -50,6 +50,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 # What is tried once people are looked at again, which takes longer.
 AGAIN: dict[str, tuple[Any, ...]] = {
+    "coarse_look": (False, True),
     "second_look_threshold": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
     "keypoint_threshold": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
     "levels": (1, 2, 3, 4),

@@ -111,6 +111,13 @@ class DecodeOptions:
         "Each of them is looked at in so many windows, the second mirrored, more of them narrower "
         "or wider, and the mean counts. Every view costs as much as the first.",
     )
+    coarse_look: bool = option(
+        False,
+        0,
+        1,
+        "Before second looks the whole image is looked at in a window like theirs, too: it finds "
+        "people too large for the first look, for the cost of one view.",
+    )
     shared: float = option(
         0.3,
         0.0,

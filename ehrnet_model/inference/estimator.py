@@ -18,11 +18,13 @@ from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.runtime import Runtime, open_runtime
 from ehrnet_model.inference.second_look import (
     SecondLook,
+    Window,
     first_options,
     look,
     merge,
     open_closer,
     windows_for,
+    with_coarse_look,
 )
 from ehrnet_model.inference.sizes import best_named_size, parse_size
 from ehrnet_model.skeleton import SkeletonInfo
@@ -213,12 +215,18 @@ class PoseEstimator:
         options: DecodeOptions,
         engine: Runtime,
     ) -> Tuple[SecondLook, Timings]:
+        skeleton, image_hw = self.runtime.info.skeleton, (image.shape[0], image.shape[1])
+
+        def closer(windows: Sequence[Window]) -> np.ndarray:
+            return look(image, rgb, windows, engine)
+
         begun = time.perf_counter()
-        people = first.people(first_options(options), self.runtime.info.skeleton)
+        people = first.people(first_options(options), skeleton)
         decode_ms = _ms_since(begun)
-        windows = windows_for(people, (image.shape[0], image.shape[1]), options)
         begun = time.perf_counter()
-        peaks = look(image, rgb, windows, engine)
+        people = with_coarse_look(people, image_hw, options, skeleton, closer)
+        windows = windows_for(people, image_hw, options)
+        peaks = closer(windows)
         again = SecondLook(people, first.box.scale, windows, peaks, options.second_look_views)
         return again, Timings(0.0, _ms_since(begun), decode_ms)
 

@@ -42,6 +42,8 @@ _VIEWS = ((1.45, False), (1.45, True), (1.3, True), (1.6, False), (1.3, False), 
 _LEAST_PX = 16
 # Keypoints of the second look may lie this many standard deviations apart from the first's.
 _SLACK = 2.0
+# More similar than this, one of the first and one of the coarse look are the same.
+_FOUND_TWICE = 0.6
 # Less similar than this to the person found first is somebody else.
 _SAME = 0.1
 # At least as similar as this, two views are of one person.
@@ -98,6 +100,11 @@ class Window:
         box = Letterbox.fit(part, (side, side))
         return Window(image_hw, (int(corner[0]), int(corner[1])), box, mirrored)
 
+    @staticmethod
+    def whole(image_hw: Tuple[int, int], side: int) -> Window:
+        """The square window that shows all of an image."""
+        return Window(image_hw, (0, 0), Letterbox.fit(image_hw, (side, side)))
+
     @property
     def scale(self) -> float:
         """Input pixels per image pixel."""
@@ -142,7 +149,7 @@ class SecondLook:
     """What the network said about the people of one image when it looked again.
 
     Attributes:
-        first: whom the first look found, best first.
+        first: whom the first look found, and the coarse one where there was one, best first.
         scale: input pixels of the first look per image pixel.
         windows: of the first of them, as many as were looked at again, each one's views together.
         peaks: (W, J, 30, 15) float32, of these windows, see runtime.py.
@@ -206,6 +213,37 @@ def first_options(options: DecodeOptions) -> DecodeOptions:
     """How the first look makes people: those for a second look need not be good enough yet."""
     threshold = min(options.person_threshold, options.second_look_threshold)
     return dataclasses.replace(options, person_threshold=threshold)
+
+
+def with_coarse_look(
+    first: Poses,
+    image_hw: Tuple[int, int],
+    options: DecodeOptions,
+    skeleton: SkeletonInfo,
+    engine: Callable[[Sequence[Window]], np.ndarray],
+    grouping: Optional[Grouping] = None,
+) -> Poses:
+    """The people of a first look, and with ``coarse_look`` those too large for it; best first.
+
+    Args:
+        first: as ``first_options`` make them.
+        image_hw: (height, width) of the image.
+        options: how people are made.
+        skeleton: of the model.
+        engine: gives the peaks (W, J, 30, 15) of windows of the image.
+        grouping: see ``decode``.
+
+    Raises:
+        EhrnetError: the engine failed or gave values that are not finite.
+    """
+    if not options.coarse_look:
+        return first
+    window = Window.whole(image_hw, options.second_look_size)
+    peaks = window.peaks(engine([window])[0], skeleton)
+    both = _joined([first, decode(peaks, first_options(options), skeleton, window, grouping)])
+    order = np.argsort(-both.person_score, kind="stable")
+    order = order[oks_nms(both.xy[order], both.score[order] > 0, skeleton, _FOUND_TWICE)]
+    return both[order[: options.max_people]]
 
 
 def windows_for(first: Poses, image_hw: Tuple[int, int], options: DecodeOptions) -> List[Window]:
@@ -343,12 +381,16 @@ def candidates(
             parts.append(mean)
             before.append(seen.first.person_score[number : number + 1])
             agreement.append(np.array([agreed]))
+    return Candidates(_joined(parts), np.concatenate(before), np.concatenate(agreement))
+
+
+def _joined(parts: Sequence[Poses]) -> Poses:
+    """The people of all parts, one part after the other."""
     xy, score, std, person_score = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("xy", "score", "std", "person_score")
     )
-    poses = Poses.build(xy, score, std, person_score)
-    return Candidates(poses, np.concatenate(before), np.concatenate(agreement))
+    return Poses.build(xy, score, std, person_score)
 
 
 def _mean(views: Sequence[Poses], count: int, skeleton: SkeletonInfo) -> Tuple[Poses, float]:

@@ -324,6 +324,39 @@ def test_the_best_are_looked_at_and_no_more_than_allowed(runtime: Runtime) -> No
     assert len(PoseEstimator(recorder, options)(image)) == 5 and len(recorder.shapes) == 1
 
 
+class Nearsighted(Recorder):
+    """An engine that sees nobody in whole images but for the coarse look at them."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        peaks = super().__call__(images)
+        return peaks if images.shape[1] == images.shape[2] else np.zeros_like(peaks)
+
+
+def test_whom_the_first_look_misses_the_coarse_one_finds(runtime: Runtime) -> None:
+    people = crowd([330, 300])
+    image = dots.draw_people((480, 640), people)
+    engine = Nearsighted(runtime)
+    assert len(PoseEstimator(engine, TWICE)(image)) == 0
+    assert engine.shapes == [(1, 384, 512, 3)]
+    coarse = dataclasses.replace(TWICE, coarse_look=True)
+    assert errors(PoseEstimator(engine, coarse)(image), people).max() < 1
+    assert engine.shapes[1:] == [(1, 384, 512, 3), (1, 256, 256, 3), (2, 256, 256, 3)]
+    once = dataclasses.replace(coarse, second_look=0)
+    assert len(PoseEstimator(engine, once)(image)) == 0, "it belongs to second looks"
+
+
+def test_whom_both_looks_find_is_one(runtime: Runtime) -> None:
+    people = crowd([330, 300])
+    image = dots.draw_people((480, 640), people)
+    engine = Recorder(runtime)
+    options = dataclasses.replace(TWICE, coarse_look=True)
+    assert errors(PoseEstimator(engine, options)(image), people).max() < 1
+    assert [shape[0] for shape in engine.shapes] == [1, 1, 2]
+    # The rest of everything is as without.
+    few = dataclasses.replace(options, max_people=1)
+    assert len(PoseEstimator(engine, few)(image)) == 1
+
+
 def test_many_people_go_in_parts(runtime: Runtime) -> None:
     first = Poses.build(
         np.tile(crowd([100]), (MOST_AT_ONCE + 3, 1, 1)),

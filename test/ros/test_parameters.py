@@ -76,6 +76,7 @@ def test_decode_options_come_from_the_model_until_they_are_set():
         second_look_threshold=0.4,
         second_look_size=160,
         second_look_views=3,
+        coarse_look=True,
         shared=0.6,
         std_gain=0.5,
         person_score=(0.5,) * TERMS,
