@@ -23,15 +23,7 @@ from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime
-from ehrnet_model.inference.second_look import (
-    SecondLook,
-    Window,
-    first_options,
-    look,
-    merge,
-    windows_for,
-    with_coarse_look,
-)
+from ehrnet_model.inference.second_look import Window, first_options, look, look_again, merge
 from ehrnet_model.variants import pose_variant
 
 # Heights in pixels and numbers of people at which AP is reported apart.
@@ -132,10 +124,7 @@ class _Finder:
         def closer(windows: Sequence[Window]) -> np.ndarray:
             return look(picture, True, windows, self._closer)
 
-        first = with_coarse_look(first, image_hw, options, skeleton, closer)
-        windows = windows_for(first, image_hw, options)
-        peaks = closer(windows)
-        seen = SecondLook(first, boxes[0].scale, windows, peaks, options.second_look_views)
+        seen = look_again(first, boxes[0].scale, image_hw, options, skeleton, closer)
         poses = merge(seen, options, skeleton)
         return poses.with_std_gain(options.std_gain), seen.count
 

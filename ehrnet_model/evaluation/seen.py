@@ -20,9 +20,8 @@ from ehrnet_model.inference.second_look import (
     Window,
     first_options,
     look,
+    look_again,
     merge,
-    windows_for,
-    with_coarse_look,
 )
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
@@ -107,11 +106,8 @@ class Seen:
         if self.closer is None or not options.second_look:
             return None
         first = decode(self.peaks, first_options(options), skeleton, self.box, self.groups)
-        image_hw = self.box.image_hw
-        first = with_coarse_look(first, image_hw, options, skeleton, self.closer, self.groups)
-        windows = windows_for(first, image_hw, options)
-        return SecondLook(
-            first, self.box.scale, windows, self.closer(windows), options.second_look_views
+        return look_again(
+            first, self.box.scale, self.box.image_hw, options, skeleton, self.closer, self.groups
         )
 
 

@@ -21,10 +21,9 @@ from ehrnet_model.inference.second_look import (
     Window,
     first_options,
     look,
+    look_again,
     merge,
     open_closer,
-    windows_for,
-    with_coarse_look,
 )
 from ehrnet_model.inference.sizes import best_named_size, parse_size
 from ehrnet_model.skeleton import SkeletonInfo
@@ -224,10 +223,7 @@ class PoseEstimator:
         people = first.people(first_options(options), skeleton)
         decode_ms = _ms_since(begun)
         begun = time.perf_counter()
-        people = with_coarse_look(people, image_hw, options, skeleton, closer)
-        windows = windows_for(people, image_hw, options)
-        peaks = closer(windows)
-        again = SecondLook(people, first.box.scale, windows, peaks, options.second_look_views)
+        again = look_again(people, first.box.scale, image_hw, options, skeleton, closer)
         return again, Timings(0.0, _ms_since(begun), decode_ms)
 
     def close(self) -> None:

@@ -215,18 +215,20 @@ def first_options(options: DecodeOptions) -> DecodeOptions:
     return dataclasses.replace(options, person_threshold=threshold)
 
 
-def with_coarse_look(
+def look_again(
     first: Poses,
+    scale: float,
     image_hw: Tuple[int, int],
     options: DecodeOptions,
     skeleton: SkeletonInfo,
     engine: Callable[[Sequence[Window]], np.ndarray],
     grouping: Optional[Grouping] = None,
-) -> Poses:
-    """The people of a first look, and with ``coarse_look`` those too large for it; best first.
+) -> SecondLook:
+    """The second look at an image, with ``coarse_look`` at people too large for the first, too.
 
     Args:
-        first: as ``first_options`` make them.
+        first: whom the first look found, as ``first_options`` make them.
+        scale: input pixels of the first look per image pixel.
         image_hw: (height, width) of the image.
         options: how people are made.
         skeleton: of the model.
@@ -236,14 +238,19 @@ def with_coarse_look(
     Raises:
         EhrnetError: the engine failed or gave values that are not finite.
     """
-    if not options.coarse_look:
-        return first
-    window = Window.whole(image_hw, options.second_look_size)
-    peaks = window.peaks(engine([window])[0], skeleton)
-    both = _joined([first, decode(peaks, first_options(options), skeleton, window, grouping)])
-    order = np.argsort(-both.person_score, kind="stable")
-    order = order[oks_nms(both.xy[order], both.score[order] > 0, skeleton, _FOUND_TWICE)]
-    return both[order[: options.max_people]]
+    if options.coarse_look:
+        whole = Window.whole(image_hw, options.second_look_size)
+        peaks = whole.peaks(engine([whole])[0], skeleton)
+        coarse = decode(peaks, first_options(options), skeleton, whole, grouping)
+        first = _found_once(_joined([first, coarse]), skeleton)[: options.max_people]
+    windows = windows_for(first, image_hw, options)
+    return SecondLook(first, scale, windows, engine(windows), options.second_look_views)
+
+
+def _found_once(people: Poses, skeleton: SkeletonInfo) -> Poses:
+    """The better ones of those found in both looks, best first."""
+    people = people[np.argsort(-people.person_score, kind="stable")]
+    return people[oks_nms(people.xy, people.score > 0, skeleton, _FOUND_TWICE)]
 
 
 def windows_for(first: Poses, image_hw: Tuple[int, int], options: DecodeOptions) -> List[Window]:

@@ -352,7 +352,6 @@ def test_whom_both_looks_find_is_one(runtime: Runtime) -> None:
     options = dataclasses.replace(TWICE, coarse_look=True)
     assert errors(PoseEstimator(engine, options)(image), people).max() < 1
     assert [shape[0] for shape in engine.shapes] == [1, 1, 2]
-    # The rest of everything is as without.
     few = dataclasses.replace(options, max_people=1)
     assert len(PoseEstimator(engine, few)(image)) == 1
 
