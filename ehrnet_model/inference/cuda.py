@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import re
+import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -23,6 +24,11 @@ LIBRARIES = (
     "libcudart.so.11.0",
     "/usr/local/cuda/lib64/libcudart.so",
 )
+# Where pip's packages nvidia-cuda-runtime put it, which nothing else looks for.
+_PACKAGED = (
+    "nvidia/cu13/lib/libcudart.so.13",
+    "nvidia/cuda_runtime/lib/libcudart.so.12",
+)
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 _STREAM_NON_BLOCKING = 1
 # Other threads may allocate memory while this one captures.
@@ -30,6 +36,10 @@ _CAPTURE_THIS_THREAD = 1
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR, _INTEGRATED = 75, 76, 18
 _OUT_OF_MEMORY, _INSUFFICIENT_DRIVER = 2, 35
 _ALLOCATIONS = ("cudaMalloc", "cudaHostAlloc")
+# CUDA says of these that the process must be ended and started anew: every later call fails.
+_FATAL = frozenset({214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999})
+# A thread that waits for the GPU sleeps instead of keeping one of a robot's few cores busy.
+_BLOCKING_SYNC = 4
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -42,6 +52,7 @@ _out_size = ctypes.POINTER(ctypes.c_size_t)
 # Without argument types ctypes would cut pointers and sizes to 32 bits.
 _ARGUMENTS = {
     "cudaGetDeviceCount": (_out_int,),
+    "cudaSetDeviceFlags": (ctypes.c_uint,),
     "cudaSetDevice": (ctypes.c_int,),
     "cudaDeviceGetAttribute": (_out_int, ctypes.c_int, ctypes.c_int),
     "cudaMemGetInfo": (_out_size, _out_size),
@@ -66,6 +77,10 @@ class OutOfDeviceMemory(EhrnetError):
     """The GPU's memory does not suffice now; it may later, and nothing is wrong with the engine."""
 
 
+class DeviceLost(EhrnetError):
+    """The GPU answers nothing to this process any more; only a new one can go on."""
+
+
 class Cuda:
     """The newest CUDA runtime library of this machine that its driver suffices for, device 0.
 
@@ -74,13 +89,14 @@ class Cuda:
 
     Raises:
         OutOfDeviceMemory: what an allocation raises.
+        DeviceLost: what every call raises once a kernel has failed.
         EhrnetError: no library, no driver or no device; every later call raises it with CUDA's
             own words for what went wrong. What gives something back never raises: after an error
             everything fails, and the first one is the cause.
     """
 
     def __init__(self, library: Optional[str] = None) -> None:
-        names = LIBRARIES if library is None else (library,)
+        names = (*LIBRARIES, *_packaged()) if library is None else (library,)
         refused: Optional[EhrnetError] = None
         for self._library in _loaded(names):
             try:
@@ -102,6 +118,9 @@ class Cuda:
             raise self._error("cudaGetDeviceCount", code)
         if count.value < 1:
             raise EhrnetError("no CUDA device is there: use runtime onnxruntime on this machine.")
+        code = self._library.cudaSetDeviceFlags(_BLOCKING_SYNC)
+        if code:  # another library of this process was first
+            _log.debug("cudaSetDeviceFlags failed with error %d.", code)
         self._call("cudaSetDevice", 0)
 
     def _declare(self) -> None:
@@ -215,6 +234,8 @@ class Cuda:
     def _error(self, name: str, code: int) -> EhrnetError:
         text = self._library.cudaGetErrorString(code)
         said = f"CUDA's {name} failed with error {code} ({text.decode() if text else 'unknown'})"
+        if is_fatal(code):
+            return DeviceLost(f"{said}: this process cannot use the GPU any more, start it again.")
         if code == _OUT_OF_MEMORY or name in _ALLOCATIONS:
             return OutOfDeviceMemory(f"{said}: end other processes or use a smaller variant.")
         return EhrnetError(
@@ -269,7 +290,21 @@ class Buffer:
         self._cuda._free("cudaFreeHost", host)
 
 
-def _loaded(names: Tuple[str, ...]) -> Iterator[ctypes.CDLL]:
+def is_fatal(code: int) -> bool:
+    """Whether after this error of CUDA's only a new process can use the GPU."""
+    return code in _FATAL
+
+
+def _packaged() -> Iterator[str]:
+    """CUDA runtime libraries that pip has installed for this Python."""
+    for folder in sys.path:
+        for name in _PACKAGED:
+            file = Path(folder) / name
+            if file.is_file():
+                yield str(file)
+
+
+def _loaded(names: Sequence[str]) -> Iterator[ctypes.CDLL]:
     """Those of the libraries that are there, one after the other."""
     for name in names:
         try:
@@ -279,7 +314,7 @@ def _loaded(names: Tuple[str, ...]) -> Iterator[ctypes.CDLL]:
         yield library
 
 
-def _not_there(names: Tuple[str, ...]) -> EhrnetError:
+def _not_there(names: Sequence[str]) -> EhrnetError:
     return EhrnetError(
         f"the CUDA runtime library is not there (tried {', '.join(names)}): install CUDA, or use "
         "runtime onnxruntime."

@@ -29,7 +29,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tupl
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import read_answers
 from ehrnet_model.inference.atomic import write_atomically
-from ehrnet_model.inference.cuda import OutOfDeviceMemory
+from ehrnet_model.inference.cuda import DeviceLost, OutOfDeviceMemory
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.parity import DIFFERS, UNCHECKED, Verdict, check_engine
 from ehrnet_model.inference.runtime import (
@@ -530,7 +530,7 @@ def _usable(
             plan = read_plan(engine)
             if engine.info.verdict.state != DIFFERS:
                 builder.open(plan, engine.info, str(path)).close()
-        except OutOfDeviceMemory:  # another engine needs as much
+        except (OutOfDeviceMemory, DeviceLost):  # another engine would fare no better
             raise
         except EhrnetError as error:
             _log.warning("Building the engine again, with an unchanged key: %s", error)

@@ -7,12 +7,14 @@ refused without one.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Type
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.cuda import DeviceLost, is_fatal
 from ehrnet_model.inference.runtime import (
     IMPORT_FAILURES,
     INPUT_NAME,
@@ -112,9 +114,8 @@ class OnnxRuntime:
         try:
             (peaks,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})
         except _failures() as error:
-            raise EhrnetError(
-                f"{self.name} failed on images of shape {images.shape}: {error}"
-            ) from error
+            kind = DeviceLost if _lost(str(error)) else EhrnetError
+            raise kind(f"{self.name} failed on images of shape {images.shape}: {error}") from error
         return check_peaks(peaks, len(images), self.info, self.name)
 
     def close(self) -> None:
@@ -129,6 +130,12 @@ def installed() -> List[str]:
     except EhrnetError:
         return []
     return [name for name, provider in PROVIDERS.items() if provider in available]
+
+
+def _lost(said: str) -> bool:
+    """Whether the CUDA provider's words name an error after which the process must end."""
+    code = re.search(r"CUDA (?:failure|error) (\d+)", said)
+    return code is not None and is_fatal(int(code.group(1)))
 
 
 def _import() -> Any:

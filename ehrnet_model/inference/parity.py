@@ -16,11 +16,16 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import Answers
-from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import MAX_PEAKS, NMS_RADIUS, PEAK_CHANNELS, Runtime
+from ehrnet_model.inference.runtime import (
+    MAX_PEAKS,
+    NMS_RADIUS,
+    PEAK_CHANNELS,
+    Runtime,
+    WrongAnswer,
+)
 
 SAME, DIFFERS, UNCHECKED = "same", "differs", "unchecked"
 # A keypoint further away than this sits on another maximum: the grouping changed. Maxima are at
@@ -123,8 +128,7 @@ def check_engine(runtime: Runtime, answers: Answers, precision: str, batch: int 
             each of them at each place of the batch, and each place is judged by itself.
 
     Raises:
-        OutOfDeviceMemory: the engine has too little memory now.
-        EhrnetError: no such precision.
+        EhrnetError: no such precision, or the engine does not run now.
     """
     if precision not in LIMITS:
         raise EhrnetError(f"precision {precision!r} is unknown: use one of {', '.join(LIMITS)}.")
@@ -147,9 +151,7 @@ def check_engine(runtime: Runtime, answers: Answers, precision: str, batch: int 
                 rows = [(first + place) % len(images) for place in range(count)]
                 try:
                     given = runtime(images[rows])
-                except OutOfDeviceMemory:
-                    raise
-                except EhrnetError as error:
+                except WrongAnswer as error:
                     return Verdict(DIFFERS, str(error))
                 for tally, row, peaks in zip(places, rows, given):
                     tally.add(expected[row], peaks, runtime, size_hw, limits)

@@ -90,6 +90,10 @@ class ModelInfo:
     extra: Dict[str, Any] = field(default_factory=dict)
 
 
+class WrongAnswer(EhrnetError):
+    """An engine ran, and what it gave cannot be peaks."""
+
+
 class Runtime(Protocol):
     """One loaded engine. Not thread-safe: the thread that made it calls it.
 
@@ -298,15 +302,15 @@ def check_images(images: np.ndarray, size_hw: Optional[Tuple[int, int]]) -> np.n
 
 
 def check_peaks(peaks: np.ndarray, batch: int, info: ModelInfo, name: str) -> np.ndarray:
-    """The engine's answer as float32. Raises EhrnetError on another shape or values not finite."""
+    """The engine's answer as float32. Raises WrongAnswer: another shape, or values not finite."""
     expected = (batch, info.skeleton.num_keypoints, MAX_PEAKS, PEAK_CHANNELS)
     if peaks.shape != expected:
-        raise EhrnetError(
+        raise WrongAnswer(
             f"{name} answered with shape {peaks.shape} instead of {expected}: the model file does "
             "not fit its own description, export it again."
         )
     if not np.isfinite(peaks).all():
-        raise EhrnetError(
+        raise WrongAnswer(
             f"{name} gave values that are not finite for model {info.variant} "
             f"({info.weights_name or 'unnamed weights'}): its weights are broken or the engine's "
             "precision is too low; use other weights or another runtime."

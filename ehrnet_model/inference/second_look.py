@@ -168,6 +168,12 @@ class SecondLook:
         return len(self.windows) // self.views
 
 
+def closer_hw(options: DecodeOptions) -> Optional[Tuple[int, int]]:
+    """Height and width of the windows, and so of the engine for them; None: no second looks."""
+    side = options.second_look_size
+    return (side, side) if options.second_look else None
+
+
 def batch_of(options: DecodeOptions) -> int:
     """Most windows that an engine for second looks is given at once; 0: it is given none."""
     return min(options.second_look * options.second_look_views, MOST_AT_ONCE)
@@ -195,11 +201,11 @@ def open_closer(
     Raises:
         EhrnetError: it cannot be opened.
     """
-    if not options.second_look:
+    size_hw = closer_hw(options)
+    if size_hw is None:
         return None
     if runtime.size_hw is None:
         return runtime
-    size_hw = options.second_look_size, options.second_look_size
     try:
         return open_runtime(model, runtime.name, size_hw, threads, batch_of(options))
     except EhrnetError as error:

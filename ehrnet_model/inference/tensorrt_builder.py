@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.cuda import Cuda
@@ -32,7 +32,7 @@ from ehrnet_model.inference.tensorrt_runtime import (
 WORKSPACE_BYTES = 1 << 30
 OPTIMISATION_LEVEL = 3
 # Raised when this file changes what it tells TensorRT.
-_REVISION = 3
+_REVISION = 4
 
 _log = logging.getLogger(__name__)
 
@@ -63,11 +63,9 @@ class TensorRTBuilder:
                 unused >> 20,
             )
         built = build_plan(self._trt, onnx, spec, workspace, timing_cache, report)
-        layers = layer_precisions(_inspect(self._trt, built.plan))
-        if not layers:
-            _log.warning("TensorRT's inspector names no layer's precision; answers are compared.")
-        check_precisions(layers, spec.precision)
-        return Built(built.plan, built.timing_cache, layers)
+        inspected = _inspect(self._trt, built.plan)
+        check_precisions(layer_precisions(inspected, weights_only=True), spec.precision)
+        return Built(built.plan, built.timing_cache, layer_precisions(inspected))
 
     def open(self, plan: bytes, info: EngineInfo, where: str) -> Runtime:
         """The engine, ready to run."""
@@ -126,17 +124,21 @@ def build_plan(
     if spec.max_batch > 1:
         profile = builder.create_optimization_profile()
         one, most = (1, *spec.size_hw, 3), (spec.max_batch, *spec.size_hw, 3)
-        profile.set_shape(INPUT_NAME, one, one, most)
+        # Kernels are chosen for the full batch: one image alone is seldom what such an engine gets.
+        profile.set_shape(INPUT_NAME, one, most, most)
         config.add_optimization_profile(profile)
     cache = config.create_timing_cache(timing_cache)
     if cache is None or not config.set_timing_cache(cache, False):
         # Another version's or a damaged one.
         config.set_timing_cache(config.create_timing_cache(b""), False)
+    phases = Phases(report or (lambda share, text: None))
     if report is not None:
         report(None, "TensorRT is building")
         if hasattr(config, "progress_monitor"):
-            config.progress_monitor = _monitor(trt, report)
+            config.progress_monitor = _monitor(trt, phases)
     plan = builder.build_serialized_network(network, config)
+    if phases.interrupted:
+        raise KeyboardInterrupt
     if plan is None:
         raise EhrnetError(
             f"TensorRT {trt.__version__} could not build {onnx} for "
@@ -147,10 +149,11 @@ def build_plan(
     return Built(bytes(plan), b"" if timing is None else bytes(timing.serialize()))
 
 
-def layer_precisions(information: str) -> Dict[str, int]:
+def layer_precisions(information: str, weights_only: bool = False) -> Dict[str, int]:
     """How many layers compute in what precision, from the engine inspector's JSON.
 
-    A layer's weights say it, for others what they give. The words for a type changed between
+    A layer's weights say it, for others what they give, unless ``weights_only``: "INT8" may there
+    be the word for a format in which indices lie. The words for a type changed between
     versions; what is not recognised is not counted, nor what the inspector does not know: for
     batches of several sizes it says "N/A due to dynamic shapes" of what layers give.
     """
@@ -167,7 +170,7 @@ def layer_precisions(information: str) -> Dict[str, int]:
         kind = ""
         if isinstance(weights, dict) and weights.get("Count") != 0:
             kind = str(weights.get("Type", ""))
-        name = _precision_of(kind) or _precision_of(outputs)
+        name = _precision_of(kind) or ("" if weights_only else _precision_of(outputs))
         if name:
             counted[name] = counted.get(name, 0) + 1
     return counted
@@ -189,8 +192,15 @@ def _precision_of(said: str) -> str:
 
 
 def check_precisions(layers: Dict[str, int], precision: str) -> None:
-    """Raises EhrnetError when the engine was built in another precision than the graph's."""
+    """Holds an engine to its graph, by the precisions of its layers' weights.
+
+    Where TensorRT does not name them that is said; the answers are compared in any case.
+
+    Raises:
+        EhrnetError: it was built in another precision.
+    """
     if not layers:
+        _log.warning("TensorRT's inspector names no precision of weights; answers are compared.")
         return
     lower = {"fp32": (), "fp16": ("fp16",), "int8": ("int8", "fp16")}[precision]
     found = ", ".join(f"{count} {name}" for name, count in sorted(layers.items()))
@@ -208,9 +218,14 @@ def check_precisions(layers: Dict[str, int], precision: str) -> None:
 
 
 class Phases:
-    """Nested phases of a build as one share; TensorRT names them and counts their steps."""
+    """Nested phases of a build as one share; TensorRT names them and counts their steps.
+
+    Attributes:
+        interrupted: set by whoever tells of phases when the user wants the build to end.
+    """
 
     def __init__(self, report: Report) -> None:
+        self.interrupted = False
         self._report = report
         # Name, steps, steps done; outermost first.
         self._open: List[Tuple[str, int, int]] = []
@@ -239,22 +254,26 @@ class Phases:
         self._report(min(share, 1.0), self._open[-1][0] if self._open else "TensorRT is building")
 
 
-def _monitor(trt: Any, report: Report) -> Any:
-    phases = Phases(report)
-
+def _monitor(trt: Any, phases: Phases) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
-            phases.start(phase_name, num_steps)
+            self._tell(phases.start, phase_name, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            phases.step(phase_name, step)
-            return True  # go on
+            self._tell(phases.step, phase_name, step)
+            return not phases.interrupted  # whether to go on
 
         def phase_finish(self, phase_name: str) -> None:
-            phases.finish(phase_name)
+            self._tell(phases.finish, phase_name)
+
+        def _tell(self, change: Callable[..., None], *values: Any) -> None:
+            try:
+                change(*values)
+            except KeyboardInterrupt:  # TensorRT would swallow it
+                phases.interrupted = True
 
     return Monitor()
 

@@ -18,6 +18,7 @@ import ehrnet_model
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import Answers, answers_file, write_answers
 from ehrnet_model.inference.atomic import write_atomically
+from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.parity import DIFFERS, UNCHECKED, check_engine, compare_peaks
 from ehrnet_model.inference.runtime import (
@@ -28,6 +29,7 @@ from ehrnet_model.inference.runtime import (
     ModelInfo,
     info_to_json,
 )
+from ehrnet_model.inference.second_look import closer_hw
 from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
 from ehrnet_model.network.checkpoint import weights_sha256
 from ehrnet_model.network.deploy import DeployedNetwork, example_images
@@ -65,7 +67,8 @@ def export_onnx(
         pictures: BGR images, the first of which become the inputs of the stored answers
             (inference/answers.py); without any, colour fields in which nobody is. INT8 is
             calibrated on all of them.
-        sizes: the input sizes (``4:3``, ``384x512``) answers are stored for.
+        sizes: the input sizes (``4:3``, ``384x512``) answers are stored for, beside that of the
+            windows for second looks, if ``info.decode`` has any.
         precision: ``fp32``, ``fp16`` or ``int8``, see precision.py. The graph is proved in float32
             first; in a lower one it must stay within the limits of parity.LIMITS.
         tell: hears the name of each stage when it begins; together they take minutes.
@@ -194,10 +197,11 @@ def _answers(
     pictures: Sequence[np.ndarray],
     sizes: Iterable[str],
 ) -> Answers:
-    """What the network itself says to a few inputs of each size, in float32."""
+    """What the network itself says to a few inputs of each size and as windows, in float32."""
     by_size = {}
     side = info.input_size or parity_shapes(info.input_size)[0][1]
-    for size_hw in [parse_size(size, side) for size in sizes]:
+    closer = closer_hw(DecodeOptions.from_dict(info.decode))
+    for size_hw in [*(parse_size(size, side) for size in sizes), *([closer] if closer else [])]:
         if pictures:
             images = np.zeros((min(len(pictures), STORED_INPUTS), *size_hw, 3), np.uint8)
             for image, picture in zip(images, pictures):

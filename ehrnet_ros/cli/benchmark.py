@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Iterator, List, Optional
 
 HELP = "measure speed and power of models on this machine"
 
@@ -46,8 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measures row by row, keeps each at once and prints the table; 1 without any row."""
+def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
+    """Measures row by row, keeps each at once and prints the table; 1 without any row.
+
+    TensorRT's engines are built where there are none; ``builder`` replaces TensorRT's.
+    """
     from ehrnet_model.evaluation import benchmark
     from ehrnet_model.inference.atomic import check_target
     from ehrnet_model.variants import Variant
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     before = [] if args.json else benchmark.read_result(path)
     rows: List[Any] = []
     try:
-        for row in _rows(args):
+        for row in _rows(args, builder):
             rows.append(row)
             benchmark.write_result(path, rows, before)
             if len(rows) == 1:
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if rows else 1
 
 
-def _rows(args: argparse.Namespace) -> Iterator[Any]:
+def _rows(args: argparse.Namespace, builder: Optional[Any]) -> Iterator[Any]:
     """The rows that were asked for, each when it is measured; trained weights come first."""
     import tempfile
 
@@ -81,9 +84,10 @@ def _rows(args: argparse.Namespace) -> Iterator[Any]:
     from ehrnet_model.evaluation import benchmark
     from ehrnet_model.inference.models import available_models
     from ehrnet_model.inference.runtime import default_threads, model_info
-    from ehrnet_model.inference.sizes import NAMED_SIZES
+    from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.picture import read_picture
     from ehrnet_model.variants import VARIANTS
+    from ehrnet_ros.cli.build_engine import engines_of, to_terminal
 
     if args.image is None:
         image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
@@ -94,6 +98,9 @@ def _rows(args: argparse.Namespace) -> Iterator[Any]:
     runtimes = benchmark.installed_runtimes() if args.all else args.runtime
     sizes = NAMED_SIZES if args.all else args.size
     threads = default_threads() if args.threads is None else args.threads
+    on_tensorrt = {"auto", "tensorrt"}
+    if builder is None and on_tensorrt & set(runtimes):
+        builder = _tensorrt_builder()
     with tempfile.TemporaryDirectory() as folder:
         for phi in phis if args.model is None else [None]:
             try:
@@ -108,6 +115,9 @@ def _rows(args: argparse.Namespace) -> Iterator[Any]:
                         ap = benchmark.known_ap(known, model_info(file), size)
                         print(f"{file.name} {runtime} {size} ...", file=sys.stderr)
                         try:
+                            if builder and runtime in on_tensorrt and file.suffix == ".onnx":
+                                size_hw = parse_size(size, model_info(file).input_size)
+                                engines_of(file, size_hw, builder, progress=to_terminal())
                             row = benchmark.measure(
                                 file, runtime, size, threads, image, args.frames, ap
                             )
@@ -117,6 +127,14 @@ def _rows(args: argparse.Namespace) -> Iterator[Any]:
                             print(error, file=sys.stderr)
                             continue
                         yield row
+
+
+def _tensorrt_builder() -> Optional[Any]:
+    """What builds engines here; None where TensorRT is not to be had."""
+    from ehrnet_model.inference.tensorrt_builder import TensorRTBuilder
+    from ehrnet_model.inference.tensorrt_runtime import why_unavailable
+
+    return TensorRTBuilder() if why_unavailable() is None else None
 
 
 def _model(phi: int, folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 HELP = "build a model's TensorRT engine on this machine, and check its answers"
 # What most cameras give.
@@ -37,11 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
     """Builds; 0 when the engine is there and right. ``builder`` replaces TensorRT's."""
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.inference.decode import DecodeOptions
-    from ehrnet_model.inference.engine import ensure_engine, find_engine, is_closer
+    from ehrnet_model.inference.engine import find_engine, is_closer
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import model_info
-    from ehrnet_model.inference.second_look import batch_of
     from ehrnet_model.inference.sizes import parse_size
 
     model = find_model(args.phi, args.model)
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
         if there is not None and not (size_hw is None and is_closer(there.info)):
             size_hw, batch = there.info.spec.size_hw, there.info.spec.max_batch
     size_hw = size_hw or parse_size(_USUAL_SIZE, info.input_size)
-    told: List[Any] = [_to_terminal()]
+    told: List[Any] = [to_terminal()]
     if args.diagnostics:
         from ehrnet_ros.build_status import BuildStatus
 
@@ -68,19 +66,10 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
         for tell in told:
             tell(seconds, share, text)
 
-    wanted = [(size_hw, batch)]
-    options = DecodeOptions.from_dict(info.decode)
-    closer_hw = options.second_look_size, options.second_look_size
-    if options.second_look and closer_hw != size_hw:
-        wanted.append((closer_hw, batch_of(options)))
-    built = []
     try:
-        for each_hw, each_batch in wanted:
-            built.append(
-                ensure_engine(
-                    model, each_hw, builder, each_batch, args.engines, not args.if_missing, progress
-                )
-            )
+        built = engines_of(
+            model, size_hw, builder, batch, args.engines, not args.if_missing, progress
+        )
     except EhrnetError as error:
         for tell in told[1:]:
             tell.done(False, str(error))
@@ -99,6 +88,35 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
     return 0
 
 
+def engines_of(
+    model: Path,
+    size_hw: Tuple[int, int],
+    builder: Any,
+    batch: int = 1,
+    folder: Optional[Path] = None,
+    rebuild: bool = False,
+    progress: Any = None,
+) -> List[Any]:
+    """A model's engine for whole images and, if it looks twice, the one for that.
+
+    See ``ensure_engine`` for the arguments and what is raised.
+    """
+    from ehrnet_model.inference.decode import DecodeOptions
+    from ehrnet_model.inference.engine import ensure_engine
+    from ehrnet_model.inference.runtime import model_info
+    from ehrnet_model.inference.second_look import batch_of, closer_hw
+
+    wanted = [(size_hw, batch)]
+    options = DecodeOptions.from_dict(model_info(model).decode)
+    closer = closer_hw(options)
+    if closer is not None and closer != size_hw:
+        wanted.append((closer, batch_of(options)))
+    return [
+        ensure_engine(model, each_hw, builder, most, folder, rebuild, progress)
+        for each_hw, most in wanted
+    ]
+
+
 def _describe(info: Any) -> str:
     height, width = info.spec.size_hw
     return (
@@ -107,7 +125,7 @@ def _describe(info: Any) -> str:
     )
 
 
-def _to_terminal() -> Any:
+def to_terminal() -> Any:
     """Writes one line over itself on a terminal, and one each ten seconds to a file."""
     terminal = sys.stderr.isatty()
     last = [-10.0]

@@ -169,9 +169,11 @@ def _verdict(path: Path) -> Tuple[str, str]:
 
     runtime = open_runtime(path)
     try:
-        verdict = check_engine(runtime, read_answers(path, runtime.info), runtime.info.precision)
-    except EhrnetError as error:  # nothing is stored
-        return OK, f"unchecked: {error}"
+        try:
+            answers = read_answers(path, runtime.info)
+        except EhrnetError as error:  # nothing is stored
+            return OK, f"unchecked: {error}"
+        verdict = check_engine(runtime, answers, runtime.info.precision)
     finally:
         runtime.close()
     return FAULT if verdict.state == DIFFERS else OK, str(verdict)

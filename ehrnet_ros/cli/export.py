@@ -76,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="HxW",
-        help="more input sizes to check engines of, beside square, 4:3 and 16:9",
+        help="more input sizes to check engines of, beside square, 4:3, 16:9 and that of second "
+        "looks",
     )
 
 

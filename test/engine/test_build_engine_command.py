@@ -99,6 +99,19 @@ def test_a_model_that_looks_twice_gets_two_engines_and_whole_images_the_right_on
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+def test_the_engine_for_second_looks_is_held_to_answers_of_its_size(model, tmp_path) -> None:
+    """As export stores them; the same engine for whole images is right."""
+    twice = dots.export_dots(tmp_path / "twice.onnx", second_look=4, second_look_size=256)
+    found = build_engine.engines_of(twice, (384, 512), StandInBuilder())
+    assert [engine.info.spec.size_hw for engine in found] == [(384, 512), (256, 256)]
+    assert [engine.info.verdict.state for engine in found] == ["same", "same"]
+    wrong = StandInBuilder("10.4.0")
+    wrong.answer = lambda peaks: peaks * (len(peaks) == 1)
+    with pytest.raises(EhrnetError, match=r"not kept, .* as image \d of 4 at once"):
+        build_engine.engines_of(twice, (384, 512), wrong)
+    assert wrong.builds == 2
+
+
 def test_without_tensorrt_it_says_what_to_install(model, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EhrnetError, match="tensorrt is not available: .* JetPack"):

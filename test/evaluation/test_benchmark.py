@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dots
 import pytest
+from stand_in_builder import StandInBuilder
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation import benchmark
@@ -56,6 +57,24 @@ def test_a_row_says_what_ran_and_how_fast(name, home, capsys) -> None:
         assert Path(row["model"]).is_file()
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 4 and "384x384" in out[2]
+
+
+def test_tensorrts_engines_are_built_before_they_are_measured(home, capsys, monkeypatch) -> None:
+    """Else a Jetson's table, and phi:=auto with it, would know its CPU alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setattr(benchmark, "installed_runtimes", lambda: ["onnxruntime", "tensorrt"])
+    monkeypatch.setattr("ehrnet_model.inference.sizes.NAMED_SIZES", ("square", "4:3"))
+    builder = StandInBuilder()
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    model = str(home / "models" / "H-4.onnx")
+    args = parser.parse_args(["--all", "--model", model, "--frames", "3", "--threads", "1"])
+    assert command.run(args, builder) == 0
+    # Its rows themselves need TensorRT, which is told, and the others go on.
+    rows = json.loads((home / "benchmark.json").read_text())["rows"]
+    assert [row["runtime"] for row in rows] == ["onnxruntime"] * 4
+    assert capsys.readouterr().err.count("runtime tensorrt is not available") == 4
+    assert builder.builds == 2, "one for each size; both files are the same"
 
 
 def test_what_each_person_looked_at_again_costs(

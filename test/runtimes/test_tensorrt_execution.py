@@ -7,6 +7,7 @@ import hashlib
 import logging
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,14 @@ def counts(library: Path):
     def value(name: str) -> ctypes.c_int:
         return ctypes.c_int.in_dll(loaded, name)
 
-    for name in ("copies_made", "graphs_launched", "refuse_capture", "broken", "integrated"):
+    for name in (
+        "copies_made",
+        "graphs_launched",
+        "refuse_capture",
+        "broken",
+        "integrated",
+        "forgets",
+    ):
         value(name).value = 0
     value("memory_left").value = -1
     yield value
@@ -119,9 +127,22 @@ def test_after_some_images_a_graph_does_it_all(engine, counts) -> None:
         assert (runtime(images(number)) == 0).all()
         assert uploaded(runtime)[0] == number, "the newest image is on the device"
         assert counts("graphs_launched").value == max(0, number - RECORD_AFTER)
-        assert counts("copies_made").value == 2 * number, "one up and one down an image"
+        proved = number > RECORD_AFTER  # one image went both ways
+        assert counts("copies_made").value == 2 * (number + proved), "one up, one down an image"
     started = [c for c in trt.calls if c == ("IExecutionContext", "execute_async_v3")]
-    assert len(started) == RECORD_AFTER + 1, "once more to record"
+    assert len(started) == RECORD_AFTER + 2, "once to record, once to hold the graph to"
+
+
+def test_a_graph_that_leaves_the_last_answer_where_it_was_is_not_used(
+    engine, counts, caplog
+) -> None:
+    runtime, _ = engine
+    counts("forgets").value = 2
+    for number in range(1, RECORD_AFTER + 4):
+        assert (runtime(images(number)) == 0).all()
+        assert uploaded(runtime)[0] == number
+    assert (counts("graphs_launched").value, counts("graphs_alive").value) == (1, 0)
+    assert "The CUDA graph of the engine gives other answers" in caplog.text
 
 
 def test_batches_of_changing_size_go_without_and_touch_only_their_rows(engine, counts) -> None:
@@ -172,12 +193,24 @@ def test_after_an_error_everything_is_given_back_and_its_cause_is_told(engine, c
         runtime(images(number))
     assert counts("graphs_alive").value == 1
     counts("broken").value = 700
-    with pytest.raises(EhrnetError, match="cudaStreamSynchronize failed with error 700"):
+    lost = "cudaStreamSynchronize failed with error 700 .* start it again"
+    with pytest.raises(cuda.DeviceLost, match=lost):
         runtime(images(1))
     with caplog.at_level(logging.DEBUG):
         runtime.close()
     assert "cudaFree failed with error 700" in caplog.text
     assert [counts(f"{what}_alive").value for what in ("graphs", "streams", "memory")] == [0, 0, 0]
+
+
+def test_why_an_engine_does_not_start_is_asked_of_cuda(engine, counts, monkeypatch) -> None:
+    runtime, _ = engine
+    monkeypatch.setitem(ANSWERS, ("IExecutionContext", "execute_async_v3"), lambda stream: False)
+    with pytest.raises(EhrnetError, match="could not start the engine") as raised:
+        runtime(images(1))
+    assert not isinstance(raised.value, cuda.DeviceLost)
+    counts("broken").value = 719
+    with pytest.raises(cuda.DeviceLost, match="error 719"):
+        runtime(images(1))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +263,24 @@ def test_a_jetsons_copies_of_files_are_memory_to_be_had(
     there = cuda.Cuda(str(library))
     assert (there.free_memory() >> 20, there.unused_memory() >> 20) == (mib, 1024)
     assert there.compute_capability() == "8.7"
+
+
+def test_waiting_for_the_gpu_sleeps(library, counts) -> None:
+    cuda.Cuda(str(library))
+    assert counts("device_flags").value == 4  # cudaDeviceScheduleBlockingSync
+
+
+@pytest.mark.parametrize(
+    "name", ["nvidia/cu13/lib/libcudart.so.13", "nvidia/cuda_runtime/lib/libcudart.so.12"]
+)
+def test_the_library_that_pip_installs_is_found(name, library, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cuda, "LIBRARIES", ("libnothing.so",))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(EhrnetError, match="tried libnothing.so"):
+        cuda.Cuda()
+    (tmp_path / name).parent.mkdir(parents=True)
+    shutil.copy(library, tmp_path / name)
+    assert cuda.Cuda().compute_capability() == "8.7"
 
 
 @pytest.fixture

@@ -136,10 +136,27 @@ def test_the_monitor_overrides_what_each_version_calls() -> None:
     versions = [v for v in VERSIONS if API["classes"]["IProgressMonitor"]["__init__"][v]]
     assert versions == ["10.3.0", "10.16.1", "11.4.0"]
     for version in versions:
-        monitor = tensorrt_builder._monitor(interface(version), lambda share, text: None)
+        phases = tensorrt_builder.Phases(lambda share, text: None)
+        monitor = tensorrt_builder._monitor(interface(version), phases)
         for name in ("phase_start", "step_complete", "phase_finish"):
             least, most = arguments(API["classes"]["IProgressMonitor"][name][version])
             assert least == most == len(inspect.signature(getattr(monitor, name)).parameters)
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "11.4.0"])
+def test_an_interrupted_build_is_called_off(version: str) -> None:
+    """TensorRT swallows what its callbacks raise and asks after each step whether to go on."""
+
+    def interrupted(share: float, text: str) -> None:
+        if text == "tactics":
+            raise KeyboardInterrupt
+
+    phases = tensorrt_builder.Phases(interrupted)
+    monitor = tensorrt_builder._monitor(interface(version), phases)
+    monitor.phase_start("build", None, 2)
+    assert monitor.step_complete("build", 0)
+    monitor.phase_start("tactics", "build", 4)
+    assert not monitor.step_complete("build", 1) and phases.interrupted
 
 
 def test_nested_phases_are_one_share_that_only_grows() -> None:
@@ -187,6 +204,8 @@ def test_precisions_are_read_from_the_inspectors_words() -> None:
     read = tensorrt_builder.layer_precisions
     assert read(INSPECTED) == {"fp32": 1, "fp16": 3, "int8": 1}
     assert read(INSPECTED_DYNAMIC) == {"fp16": 2, "int8": 1}
+    assert read(INSPECTED, weights_only=True) == {}
+    assert read(INSPECTED_DYNAMIC, weights_only=True) == {"fp16": 2, "int8": 1}
     assert read('{"Layers": ["names", "only"]}') == read("{}") == read("not json") == {}
 
 
@@ -204,9 +223,10 @@ def test_an_engine_of_another_precision_is_an_error(layers, precision, message) 
         tensorrt_builder.check_precisions(layers, precision)
 
 
-def test_engines_of_the_right_precision_pass() -> None:
+def test_engines_of_the_right_precision_pass(caplog) -> None:
     check = tensorrt_builder.check_precisions
     check({}, "fp16")  # the inspector did not say
+    assert "names no precision of weights" in caplog.text
     check({"fp32": 9}, "fp32")
     check({"fp32": 9, "fp16": 90}, "fp16")
     check({"fp32": 9, "int8": 90, "fp16": 1}, "int8")

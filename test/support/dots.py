@@ -159,8 +159,11 @@ def expected_tag(person: int) -> float:
     return _TAG_GAIN * (_PALEST + _PALENESS_STEP * person)
 
 
-def export_dots(path: Path) -> Path:
-    """Writes the network as an ONNX model through the project's own export; returns the path."""
+def export_dots(path: Path, **decode: float) -> Path:
+    """Writes the network as an ONNX model through the project's own export; returns the path.
+
+    The model stores these decode options.
+    """
     from ehrnet_model.inference.runtime import ModelInfo
     from ehrnet_model.network.export import export_onnx
 
@@ -170,6 +173,7 @@ def export_dots(path: Path) -> Path:
         weights_name="dots",
         quality="preview",
         input_size=384,
+        decode=decode,
         extra={"about": "finds coloured dots; a test model"},
     )
     pictures = [

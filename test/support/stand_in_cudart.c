@@ -1,21 +1,23 @@
 /* The CUDA runtime calls that cuda.py makes, on ordinary memory: copies happen, kernels do not.
    A captured stream keeps its copies and makes them when the graph is launched. With `broken` set,
    calls answer with it, as all do once a kernel has failed, and what is given back is counted
-   but not freed. So many allocations succeed as `memory_left` says, any number with -1. */
+   but not freed. So many allocations succeed as `memory_left` says, any number with -1. Graphs
+   forget the copies of kind `forgets`: 1 up, 2 down. */
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { void *to; const void *from; size_t size; } copy;
+typedef struct { void *to; const void *from; size_t size; int kind; } copy;
 typedef struct { copy copies[8]; int count; } graph;
 
 static graph *recording;
 int copies_made, graphs_launched, graphs_alive, streams_alive, memory_alive, refuse_capture,
-    broken, memory_left = -1, integrated;
+    broken, memory_left = -1, integrated, forgets, device_flags;
 
 #ifndef DEVICE_COUNT_ERROR
 #define DEVICE_COUNT_ERROR 0
 #endif
 int cudaGetDeviceCount(int *count) { *count = 1; return DEVICE_COUNT_ERROR; }
+int cudaSetDeviceFlags(unsigned flags) { device_flags = (int)flags; return 0; }
 int cudaSetDevice(int device) { return device; }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 18 ? integrated : -1;
@@ -37,7 +39,7 @@ int cudaFree(void *memory) { return give(memory); }
 int cudaFreeHost(void *memory) { return give(memory); }
 static void make(copy c) { memcpy(c.to, c.from, c.size); copies_made++; }
 int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {
-    copy c = {to, from, size};
+    copy c = {to, from, size, kind};
     (void)stream;
     if (kind != 1 && kind != 2) return 21;
     if (recording) recording->copies[recording->count++] = c; else make(c);
@@ -75,7 +77,7 @@ int cudaGraphExecDestroy(void *old) { return cudaGraphDestroy(old); }
 int cudaGraphLaunch(void *from, void *stream) {
     graph *g = from;
     (void)stream;
-    for (int i = 0; i < g->count; i++) make(g->copies[i]);
+    for (int i = 0; i < g->count; i++) if (g->copies[i].kind != forgets) make(g->copies[i]);
     graphs_launched++;
     return 0;
 }
