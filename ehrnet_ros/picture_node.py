@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from typing import Any, List, NamedTuple, Optional, Tuple
 
@@ -21,6 +22,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from ehrnet_ros import arguments
+from ehrnet_ros.frames import LatestFrames
 from ehrnet_ros.image_msgs import to_image
 from ehrnet_ros.names import check_names, declare_parameter
 from ehrnet_ros.source import open_source, public
@@ -43,7 +45,11 @@ PARAMETERS = (
         "Picture, folder, video file, rtsp:// or http:// stream, or index of a camera.",
     ),
     Parameter(
-        "rate", 0.0, "[Hz] images per second; 0: that of the video or camera, else 10.", (0, 1000)
+        "rate",
+        0.0,
+        "[Hz] images per second; 0: a video's own, else 10; of a camera or stream at most so many, "
+        "the newest each time, 0: all.",
+        (0, 1000),
     ),
     Parameter("loop", True, "Begin again at the end; else exit with 0 there."),
     Parameter(
@@ -90,20 +96,32 @@ class PictureNode(Node):
         self._last: Tuple[Optional[np.ndarray], Optional[Image]] = (None, None)
         self.sent = 0
         self.done = False
-        self._shown, self._rate = public(source), rate or self._source.rate or 10.0
+        self._shown, self._rate = public(source), rate
+        if not self._source.endless:
+            self._rate = rate or self._source.rate or 10.0
+        self._newest: LatestFrames[Tuple[Optional[np.ndarray], Any]] = LatestFrames()
+        self._reader = threading.Thread(target=self._read, name="source", daemon=True)
+        self._came = self.create_guard_condition(self._send_newest)
 
     def start(self) -> None:
         """Publishes from now on."""
-        topic = self.resolve_topic_name("image")
-        self.get_logger().info(f"Publishing {self._shown} on {topic} at {self._rate:g} Hz.")
-        self._timer = self.create_timer(
-            1 / self._rate, self._send, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
+        topic, send = self.resolve_topic_name("image"), self._send
+        if self._source.endless:
+            send = self._send_newest
+            self._reader.start()
+        pace = f"at {self._rate:g} Hz" if self._rate else "as they come"
+        self.get_logger().info(f"Publishing images of {self._shown} on {topic} {pace}.")
+        if self._rate:
+            steady = Clock(clock_type=ClockType.STEADY_TIME)
+            self._timer = self.create_timer(1 / self._rate, send, clock=steady)
 
     def close(self) -> None:
-        """Waits until the last image is delivered."""
+        """Waits until the last image is delivered, and for who reads the source."""
+        self._newest.close()
         if self.done:
             time.sleep(0.5)
+        if self._reader.is_alive():
+            self._reader.join(2.0)  # a stream may be stuck
 
     def _declare(self, parameter: Parameter) -> Any:
         # A camera's index is an integer to ROS, a path a string.
@@ -119,21 +137,48 @@ class PictureNode(Node):
             ]
         return declare_parameter(self, name, default, descriptor, allowed)
 
-    def _send(self) -> None:
-        if self.done or (self._wait and self._images.get_subscription_count() < self._wait):
+    def _read(self) -> None:
+        """Takes from a camera or stream whatever comes: what waits in there only gets older."""
+        for frame in self._frames:
+            if self._newest.closed:
+                return
+            self._put(frame)
+        self._put(None)
+
+    def _put(self, frame: Optional[np.ndarray]) -> None:
+        self._newest.put("source", (frame, self.get_clock().now()))
+        if not self._rate:
+            self._came.trigger()
+
+    def _send_newest(self) -> None:
+        if self._is_waiting():
             return
+        for _, (frame, came) in self._newest.take(timeout=0):
+            self._publish(frame, came)
+
+    def _is_waiting(self) -> bool:
+        if self.done or (self._wait and self._images.get_subscription_count() < self._wait):
+            return True
         self._wait = 0
+        return False
+
+    def _send(self) -> None:
+        if self._is_waiting():
+            return
         frame = next(self._frames, None)
-        if frame is None and self._loop and not self._source.endless and self.sent:
+        if frame is None and self._loop and self.sent:
             self._frames = self._source.frames()
             frame = next(self._frames, None)
+        self._publish(frame, self.get_clock().now())
+
+    def _publish(self, frame: Optional[np.ndarray], came: Any) -> None:
         if frame is None:
             self.done = True
             self.get_logger().info(f"End of the source after {self.sent} images.")
             return
         msg = self._message(frame)
         # A new header each time: the old message may still be on its way through this process.
-        msg.header = Header(frame_id=self._frame_id, stamp=self.get_clock().now().to_msg())
+        msg.header = Header(frame_id=self._frame_id, stamp=came.to_msg())
         self._images.publish(msg)
         if self._infos is not None:
             self._infos.publish(nominal_camera_info(msg, self._fov_deg))

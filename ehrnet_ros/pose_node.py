@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from rcl_interfaces.msg import SetParametersResult
@@ -28,6 +29,7 @@ from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import SetBool
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.cuda import DeviceLost
 from ehrnet_model.inference.estimator import Inferred, PoseEstimator
 from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses, Timings
@@ -102,6 +104,7 @@ class PoseNode(LifecycleNode):
         self._problem = ""  # why the last configure came to nothing
         self._model: Optional[ModelInfo] = None
         self._enabled = True
+        self._lost: Optional[DeviceLost] = None  # then only a new process can go on
         self._live: Optional[LiveView] = None
         self._engine_name = self._verdict = self._again = ""
         self._worker: Optional[EngineWorker] = None
@@ -179,7 +182,7 @@ class PoseNode(LifecycleNode):
         name = f"{model_name(self._model)} from " * (self._model is not None)
         self.get_logger().info(f"Loading {name}{model_path}.")
         self._worker = EngineWorker(
-            lambda: open_estimator(model_path, settings),
+            lambda: self._open(model_path, settings),
             self._process,
             lambda estimator: estimator.close(),
             self._engine_changed.trigger,
@@ -326,6 +329,8 @@ class PoseNode(LifecycleNode):
         return not self._settings.lazy or camera.listeners() > 0
 
     def _on_watch(self) -> None:
+        if self._lost is not None:
+            raise self._lost
         for camera in self._cameras:
             wanted = self._wanted(camera)
             if wanted and not camera.is_subscribed:
@@ -356,6 +361,13 @@ class PoseNode(LifecycleNode):
         return response
 
     # In the worker's threads: the engine's, and the second one for what comes after
+
+    def _open(self, model: Path, settings: parameters.Settings) -> PoseEstimator:
+        try:
+            return open_estimator(model, settings)
+        except DeviceLost as error:
+            self._lost = error
+            raise
 
     def _process(
         self, estimator: PoseEstimator, items: List[Tuple[Any, _Taken]]
@@ -409,6 +421,8 @@ class PoseNode(LifecycleNode):
             )
         except EhrnetError as error:
             self._on_failure(seen, str(error))
+            if isinstance(error, DeviceLost):
+                self._lost = error
         except Exception as error:  # an engine may raise anything; the node outlives it
             self._on_failure(seen, f"{type(error).__name__}: {error}", traceback.format_exc())
         return None
@@ -575,7 +589,7 @@ class _ToRos(logging.Handler):
 
 
 def main(args: Optional[List[str]] = None) -> int:
-    """Runs the node until SIGINT or SIGTERM. 0 then; 2 when it could not start."""
+    """Runs the node until SIGINT or SIGTERM. 0 then; else the codes of spin()."""
     defaults = {name: field.default for name, field in parameters.FIELDS.items()}
     example = "-p phi:=-3 -r image:=/camera/image_raw"
     code = arguments.answer("pose_node", "Images in, skeletons out.", defaults, example, args)

@@ -11,6 +11,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.cuda import DeviceLost
 
 
 def spin(name: str, make: Callable[[], Any], args: Optional[List[str]] = None) -> int:
@@ -24,7 +25,8 @@ def spin(name: str, make: Callable[[], Any], args: Optional[List[str]] = None) -
         args: as of main().
 
     Returns:
-        The exit code: 0; 2 when the node could not start or an EhrnetError ended it.
+        The exit code: 0; 2 when the node could not start or an EhrnetError ended it; 3 when the
+        GPU was lost to this process, so that whoever started it may do so again.
 
     """
     stop = threading.Event()
@@ -46,7 +48,7 @@ def spin(name: str, make: Callable[[], Any], args: Optional[List[str]] = None) -
             executor.spin_once(timeout_sec=0.1)
     except EhrnetError as error:
         node.get_logger().fatal(str(error))
-        code = 2
+        code = 3 if isinstance(error, DeviceLost) else 2
     executor.shutdown()
     node.close()
     node.destroy_node()

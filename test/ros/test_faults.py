@@ -150,6 +150,43 @@ def test_a_signal_at_any_stage_ends_it_with_0_and_leaves_nothing(
     assert not left_behind(files)
 
 
+LOSES_THE_GPU = """
+from ehrnet_model.inference.cuda import DeviceLost
+from ehrnet_model.inference.estimator import PoseEstimator
+
+def infer(self, images, rgb):
+    if WHEN:
+        raise DeviceLost("CUDA's cudaStreamSynchronize failed with error 719: start it again.")
+    return sound(self, images, rgb)
+
+sound, PoseEstimator.infer = PoseEstimator.infer, infer
+"""
+
+
+@pytest.mark.parametrize("when", ["True", "images[0].any()"], ids=["loading", "running"])
+def test_a_node_that_lost_its_gpu_ends_so_that_it_can_be_started_again(
+    when, peer, start, model, image_of, patched
+):
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        remaps=["__node:=lost", "image:=lost/image"],
+        script=patched(LOSES_THE_GPU.replace("WHEN", when)),
+    )
+    camera = peer.publisher(Image, "lost/image", 10)
+
+    def ended():
+        camera.publish(image_of(BLACK + 255))
+        return node.popen.poll() is not None
+
+    peer.until(ended, "its end")
+    # pose.launch.py starts it again after any code but 0 and 2.
+    assert node.popen.returncode == 3, node.log()
+    assert "failed with error 719: start it again." in node.log()
+    assert "Traceback" not in node.log()
+
+
 def test_a_node_that_was_killed_and_restarted_answers_nothing_old(peer, start, model, image_of):
     """The camera keeps its last images for latecomers; the node must not want them."""
     keeps = QoSProfile(depth=20, durability=DurabilityPolicy.TRANSIENT_LOCAL)
