@@ -68,8 +68,8 @@ from ehrnet_ros.image_msgs import (
     to_picture_compressed,
 )
 from ehrnet_ros.pose_msgs import (
-    MARKER_LIFETIME_S,
     Lens,
+    MarkerLifetime,
     to_markers,
     to_pose_array,
     to_skeleton_info,
@@ -133,6 +133,7 @@ class _State:
     input_hw: Tuple[int, int] = (0, 0)
     tracker: PoseTracker = field(default_factory=PoseTracker)
     outputs: Dict[str, Any] = field(default_factory=dict)
+    lifetime: MarkerLifetime = field(default_factory=MarkerLifetime)
 
 
 class InputBag:
@@ -626,7 +627,7 @@ def _estimate(
         model.skeleton,
         depth=settings.marker_depth,
         line_width=settings.marker_line_width,
-        lifetime=MARKER_LIFETIME_S,
+        lifetime=state.lifetime(msg.header),
     )
     output.write(state.outputs["markers"], time_ns, markers)
     if "latency" in state.outputs:

@@ -22,7 +22,7 @@ from ehrnet_ros.image_msgs import Picture, to_image
 from ehrnet_ros.live import CameraView, LiveView
 from ehrnet_ros.other_msgs import OtherOutputs
 from ehrnet_ros.parameters import Settings, track_options
-from ehrnet_ros.pose_msgs import MARKER_LIFETIME_S, Lens, to_markers, to_pose_array
+from ehrnet_ros.pose_msgs import Lens, MarkerLifetime, to_markers, to_pose_array
 
 SILENT_S = 2.0  # without an image for so long, say what is missing
 LATENCY = "letterbox, engine, decode, since arrival, since stamp [ms]"  # data of ~/latency
@@ -79,6 +79,7 @@ class Camera:
         self._complaint = health.Repeated(_REPEAT_S)
         self._had_images = False
         self._lens_told = False
+        self._lifetime = MarkerLifetime()
         self._camera_info: Optional[CameraInfo] = None
         self._publishers: Tuple[Any, ...] = ()
         self._other: Optional[OtherOutputs] = None
@@ -171,7 +172,7 @@ class Camera:
                 skeleton,
                 depth=settings.marker_depth,
                 line_width=settings.marker_line_width,
-                lifetime=MARKER_LIFETIME_S,
+                lifetime=self._lifetime(header),
             )
             to_rviz.publish(markers)
         if to_overlay.get_subscription_count():
@@ -224,7 +225,7 @@ class Camera:
             return Image, topic
         resolved = self._resolve(topic)
         # As image_transport does it: first `image` is remapped, then `image/compressed`.
-        compressed = topic if resolved.endswith("/compressed") else f"{resolved}/compressed"
+        compressed = topic if health.is_compressed(resolved) else f"{resolved}/compressed"
         return CompressedImage, compressed
 
     def _seen_input(self, settings: Settings) -> Tuple[str, str]:

@@ -24,10 +24,15 @@ from ehrnet_model.inference.poses import Poses
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_ros.image_msgs import to_depth
 from ehrnet_ros.matching import StampMatcher
-from ehrnet_ros.pose_msgs import Lens, from_pose_array, to_markers_3d, to_pose_array_3d
+from ehrnet_ros.pose_msgs import (
+    Lens,
+    MarkerLifetime,
+    from_pose_array,
+    to_markers_3d,
+    to_pose_array_3d,
+)
 from ehrnet_ros.small_node import SILENT_S, Input, SmallNode, run
 
-_MARKER_LIFETIME_S = 0.5
 # Sizes of picture and depth image may differ by rounding, not in shape.
 _SAME_ASPECT = 0.02
 
@@ -62,6 +67,7 @@ class DepthNode(SmallNode):
         self._missed = 0
         self._missed_since = math.inf
         self._camera_info: Optional[CameraInfo] = None
+        self._lifetime = MarkerLifetime()
         self._poses = self.create_publisher(PoseArray3D, "~/poses", 10)
         self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
 
@@ -110,7 +116,14 @@ class DepthNode(SmallNode):
             return
         self._missed, now = self._matcher.missed, time.monotonic()
         self._missed_since = min(self._missed_since, now)
-        if now - self._missed_since > SILENT_S:  # not the first ones, before all were discovered
+        if now - self._missed_since <= SILENT_S:  # the first ones, before all were discovered
+            return
+        if self._matcher.late_ns:
+            self.refuse(
+                f"Poses come {self._matcher.late_ns / 1e9:.2g} s after the last depth image that "
+                "is still kept: give the parameter depth_images a larger number."
+            )
+        else:
             self.refuse(
                 "No depth image has the stamp of these poses: are both of one camera? The "
                 "parameter stamp_slop_s allows stamps that differ."
@@ -143,7 +156,7 @@ class DepthNode(SmallNode):
                 msg.header,
                 COCO_17,
                 line_width=self.options(MatchOptions).marker_line_width,
-                lifetime=_MARKER_LIFETIME_S,
+                lifetime=self._lifetime(msg.header),
             )
             self._markers.publish(markers)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import collections
 import math
 import os
+import posixpath
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -230,7 +232,7 @@ def look_for_images(topic: str, seconds: float = 3.0, patience_s: float = 10.0) 
     """Whether images arrive on a topic, as a node of its own sees it, and what to do if not.
 
     Args:
-        topic: of Image, or of CompressedImage where it ends in /compressed.
+        topic: of Image or CompressedImage.
         seconds: how long to count, from the first image on.
         patience_s: how long to wait for the first one; discovery is part of that.
 
@@ -239,20 +241,23 @@ def look_for_images(topic: str, seconds: float = 3.0, patience_s: float = 10.0) 
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import CompressedImage, Image
 
-    kind = CompressedImage if topic.endswith("/compressed") else Image
-    type_name = f"sensor_msgs/msg/{kind.__name__}"
     seen: List[Any] = []
     rclpy.init(args=[])
     node = rclpy.create_node("ehrnet_doctor")
     try:
         topic = node.resolve_topic_name(topic)
+        patient = time.monotonic() + patience_s
+        while not node.count_publishers(topic) and time.monotonic() < patient:
+            rclpy.spin_once(node, timeout_sec=0.1)
+        there = [kind for kind in (Image, CompressedImage) if publishes(node, topic, _type(kind))]
+        kind = there[0] if there else CompressedImage if is_compressed(topic) else Image
+        type_name = _type(kind)
         node.create_subscription(kind, topic, seen.append, qos_profile_sensor_data)
-        for wait_s, enough in ((patience_s, 1), (seconds, math.inf)):
-            end = time.monotonic() + wait_s
-            while time.monotonic() < end and len(seen) < enough:
-                rclpy.spin_once(node, timeout_sec=0.1)
-            if not seen:
-                break
+        while not seen and time.monotonic() < patient:
+            rclpy.spin_once(node, timeout_sec=0.1)
+        end = time.monotonic() + seconds
+        while seen and time.monotonic() < end:
+            rclpy.spin_once(node, timeout_sec=0.1)
         if not seen:
             return False, explain_input(node, topic, type_name, reliable=False)
         last = seen[-1]
@@ -264,6 +269,15 @@ def look_for_images(topic: str, seconds: float = 3.0, patience_s: float = 10.0) 
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
+
+
+def is_compressed(topic: str) -> bool:
+    """Whether the name of a topic, such as image/compressed, says that of its images."""
+    return re.search(r"(^|_)compressed(_|$)", topic.rsplit("/", 1)[-1]) is not None
+
+
+def _type(kind: Any) -> str:
+    return f"sensor_msgs/msg/{kind.__name__}"
 
 
 def _elsewhere(node: Any, topic: str, type_name: str, camera: str) -> str:
@@ -282,12 +296,14 @@ def _elsewhere(node: Any, topic: str, type_name: str, camera: str) -> str:
             continue
         best = _nearest(topic, found[kind])
         base = best[: -len("/compressed")] if best.endswith("/compressed") else best
+        odd = kind == compressed and not is_compressed(best)
         transport = "compressed" if kind == compressed else "raw"
         line = f"ros2 launch ehrnet_ros pose.launch.py image:={base}"
         if kind != type_name or kind == compressed:
             line += f" transport:={transport}"
-        if camera:  # one of several
-            line = f"-r {camera}/image:={base} -p transport:={transport}"
+        if camera or odd:  # one of several, or a name that has to be given whole
+            relative = posixpath.join(camera, "image/compressed" if odd else "image")
+            line = f"-r {relative}:={base} -p transport:={transport}"
         where = ", ".join(found[kind])
         there = f"Such images are on {where}"
         if kind != type_name:

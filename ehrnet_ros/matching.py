@@ -19,12 +19,14 @@ class StampMatcher:
         slop_ns: how far the stamps of a pair may be apart, in nanoseconds.
         kept: how many seconds are kept.
         missed: how many firsts have had no second.
+        late_ns: by how much the last of these was older than any second that was kept, where that
+            many had to go; else 0.
 
     """
 
     def __init__(self, slop_ns: int = 0, kept: int = 30) -> None:
         self.slop_ns, self.kept = slop_ns, kept
-        self.missed = 0
+        self.missed = self.late_ns = 0
         self._firsts: Deque[Tuple[int, Any]] = collections.deque()
         self._seconds: Deque[Tuple[int, Any]] = collections.deque()
         self._newest = [-1, -1]  # stamps of firsts and seconds, and how often they went back
@@ -42,7 +44,7 @@ class StampMatcher:
         self._firsts.append((stamp_ns, item))
         if len(self._firsts) > _WAITING:
             self._firsts.popleft()
-            self.missed += 1
+            self._miss(0)
         return self._pairs()
 
     def second(self, stamp_ns: int, item: Any) -> List[Tuple[Any, Any]]:
@@ -52,6 +54,10 @@ class StampMatcher:
         while len(self._seconds) > self.kept:
             self._seconds.popleft()
         return self._pairs()
+
+    def _miss(self, late_ns: int) -> None:
+        self.missed += 1
+        self.late_ns = late_ns
 
     def _see(self, which: int, stamp_ns: int) -> None:
         queues, other = (self._firsts, self._seconds), 1 - which
@@ -73,7 +79,8 @@ class StampMatcher:
             if off == 0 or (off <= self.slop_ns and newest >= stamp):
                 pairs.append((item, partner))
             elif newest > stamp + self.slop_ns:  # what comes is newer still
-                self.missed += 1
+                full = len(self._seconds) >= self.kept
+                self._miss(max(0, self._seconds[0][0] - stamp) if full else 0)
             else:
                 break
             self._firsts.popleft()

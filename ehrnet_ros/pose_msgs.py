@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 from builtin_interfaces.msg import Duration
@@ -25,7 +25,7 @@ from ehrnet_model.inference.poses import Poses, opacity
 from ehrnet_model.skeleton import SkeletonInfo as KeypointSet
 
 # [s] RViz takes markers away by itself when no newer ones come.
-MARKER_LIFETIME_S = 0.5
+_LEAST_LIFETIME_S, _MOST_LIFETIME_S = 0.5, 5.0
 # Neighbours differ strongly, on light and on dark ground (red, green, blue 0..1).
 COLORS = (
     (0.12, 0.75, 0.95),
@@ -200,6 +200,23 @@ class Lens:
         )
 
 
+class MarkerLifetime:
+    """How long RViz shows the markers of an image: beyond the next one, if it takes as long.
+
+    Of several cameras, told apart by their frames, each has its own pace.
+    """
+
+    def __init__(self) -> None:
+        self._last_s: Dict[str, float] = {}
+
+    def __call__(self, header: Any) -> float:
+        """Seconds, for the markers of the image with this header."""
+        stamp_s = header.stamp.sec + header.stamp.nanosec / 1e9
+        since_s = stamp_s - self._last_s.get(header.frame_id, stamp_s)
+        self._last_s[header.frame_id] = stamp_s
+        return min(max(_LEAST_LIFETIME_S, 3 * since_s), _MOST_LIFETIME_S)
+
+
 def to_markers(
     poses: Poses,
     header: Any,
@@ -208,7 +225,7 @@ def to_markers(
     *,
     depth: float,
     line_width: float,
-    lifetime: float = 0.5,
+    lifetime: float,
 ) -> MarkerArray:
     """Skeletons for RViz, flat on a plane ``depth`` metres in front of the camera.
 
@@ -241,7 +258,7 @@ def to_markers_3d(
     keypoints: KeypointSet,
     *,
     line_width: float,
-    lifetime: float = 0.5,
+    lifetime: float,
 ) -> MarkerArray:
     """Skeletons for RViz where the people are.
 

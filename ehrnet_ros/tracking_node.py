@@ -26,8 +26,8 @@ from ehrnet_model.inference.options import check_options, option
 from ehrnet_model.inference.tracker import PoseTracker, TrackOptions
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_ros.pose_msgs import (
-    MARKER_LIFETIME_S,
     Lens,
+    MarkerLifetime,
     from_pose_array,
     to_markers,
     to_pose_array,
@@ -68,6 +68,7 @@ class TrackingNode(SmallNode):
         self._trackers: OrderedDict[str, PoseTracker] = collections.OrderedDict()
         self._camera_info: Optional[CameraInfo] = None
         self._shown: Dict[str, Set[Tuple[str, int]]] = {}
+        self._lifetime = MarkerLifetime()
         self._poses = self.create_publisher(PoseArray, "~/poses", 10)
         self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
         self._info = self.create_publisher(SkeletonInfo, "~/skeleton_info", latched_qos())
@@ -127,7 +128,7 @@ class TrackingNode(SmallNode):
                 COCO_17,
                 depth=options.marker_depth,
                 line_width=options.marker_line_width,
-                lifetime=MARKER_LIFETIME_S,
+                lifetime=self._lifetime(msg.header),
             )
             self._markers.publish(markers if alone else self._beside_others(markers, frame_id))
 

@@ -174,7 +174,8 @@ def _nodes(context):
     namespace = value("namespace")
     pushed = context.launch_configurations.get("ros_namespace", "")  # by PushRosNamespace
     prefix = posixpath.join("/", pushed, namespace).rstrip("/")
-    parameters = [value("params_file"), {**given, **clock}]
+    file = _params_file(value)
+    parameters = [file, {**given, **clock}]
     log_level = value("log_level")
     profile, said = fast_dds()
     environment = {**profile, "EHRNET_ENGINES": value("engines")}
@@ -301,7 +302,7 @@ def _after_engine(context, nodes, chosen):
         return LaunchConfiguration(name).perform(context)
 
     asked = {name: chosen.get(name, value(name)) for name in ("phi", "model", "runtime", "size")}
-    filed = _from_file(value("params_file"), (*asked, "batch"))
+    filed = _from_file(_params_file(value), (*asked, "batch"))
     asked = {**filed, **{name: word for name, word in asked.items() if word}}
     runtime = asked.get("runtime", "auto")
     only = value("build_only") == "true"
@@ -339,6 +340,14 @@ def _after_engine(context, nodes, chosen):
     return [RegisterEventHandler(OnProcessExit(target_action=build, on_exit=when_done)), build]
 
 
+def _params_file(value):
+    """The parameter file's path. Raises RuntimeError without one: launch would go on without it."""
+    path = os.path.expanduser(value("params_file"))
+    if not os.path.isfile(path):
+        raise RuntimeError(f"params_file:={path}: there is no such file")
+    return path
+
+
 def _from_file(path, names):
     """What a parameter file says about some parameters of any node, as strings."""
     import yaml  # launch itself reads parameter files with it
@@ -371,7 +380,11 @@ def generate_launch_description():
         ("cameras", "", "names of several cameras that share the engine, such as [front,rear]"),
         ("restarts", "3", "how often the node is started again after a crash"),
         ("namespace", "", "namespace of the node, such as front"),
-        ("params_file", str(CONFIG / "pose.yaml"), "parameters of the node, a YAML file"),
+        (
+            "params_file",
+            str(CONFIG / "pose.yaml"),
+            "parameters of the node, a YAML file; a section for all nodes (/**) has to come first",
+        ),
         (
             "rviz_frame",
             "camera_optical_frame",

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
-from sensor_msgs.msg import Image  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 
 from ehrnet_ros.cli import doctor  # noqa: E402
 
@@ -40,6 +40,13 @@ def test_images_that_arrive(peer, image_of):
     msg = image_of(np.zeros((48, 64, 3), np.uint8), frame_id="eye")
     _, finding = ask(peer, "/good/image", each=lambda: publisher.publish(msg))
     assert finding["state"] == "ok" and "64x48 bgr8, frame_id 'eye'" in finding["text"]
+
+
+def test_compressed_images_are_known_by_their_type(peer):
+    publisher = peer.publisher(CompressedImage, "/good/jpegs")
+    msg = CompressedImage(format="jpeg")
+    _, finding = ask(peer, "/good/jpegs", each=lambda: publisher.publish(msg))
+    assert finding["state"] == "ok" and "the last one jpeg, frame_id ''" in finding["text"]
 
 
 def test_a_camera_that_is_discovered_late_is_healthy(peer, image_of):

@@ -31,6 +31,21 @@ RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
             "ehrnet_ros pose.launch.py image:=/cam/image_raw transport:=compressed` takes them",
         ),
         (
+            CompressedImage,
+            "/cam/image_compressed",
+            COMPRESSED,
+            False,
+            "`ros2 launch ehrnet_ros pose.launch.py image:=/cam/image_compressed "
+            "transport:=compressed` takes them",
+        ),
+        (
+            CompressedImage,
+            "/cam/uncompressed",
+            COMPRESSED,
+            False,
+            "`-r image/compressed:=/cam/uncompressed -p transport:=compressed` takes them",
+        ),
+        (
             Image,
             "/cam/image_raw",
             COMPRESSED,

@@ -296,14 +296,16 @@ def test_a_crashed_node_is_started_again_so_many_times(pose_launch, ended):
 
 @pytest.mark.parametrize("built_first", [False, True])
 def test_what_starts_later_sees_what_was_set_around_the_include(
-    built_first, launch_words, ended, monkeypatch
+    built_first, launch_words, ended, tmp_path, monkeypatch
 ):
     def around():
         return {"ros_namespace": "/robot", "global_params": [("use_sim_time", True)]}
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: built_first or None)
     monkeypatch.setenv("AROUND", "here")
-    given = {"namespace": "front", "params_file": "front.yaml", "tracking": "true"}
+    front = tmp_path / "front.yaml"
+    front.touch()
+    given = {"namespace": "front", "params_file": str(front), "tracking": "true"}
     entities, context = launch_words.read(LAUNCH / "pose.launch.py", HUMBLE, around(), **given)
     # The group has ended; another include has appended to its lists and set the same names.
     context.launch_configurations["global_params"].append(("other", 1))
@@ -317,9 +319,20 @@ def test_what_starts_later_sees_what_was_set_around_the_include(
         configurations, environment = node.scope
         assert configurations.items() >= around().items()
         assert (environment["AROUND"], environment.get("ELSEWHERE")) == ("here", None)
-        assert node.kw["parameters"] == ["front.yaml", {"tracking": True}]
+        assert node.kw["parameters"] == [str(front), {"tracking": True}]
     assert again.kw == first.kw
     assert context.scope() == ({"params_file": "rear.yaml"}, {"ELSEWHERE": "there"})
+
+
+def test_a_parameter_file_is_there_and_may_lie_at_home(pose_launch, tmp_path, monkeypatch):
+    """Launch itself would only warn and start the node without it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.yaml").touch()
+    node = pose_launch(params_file="~/my.yaml")[0][-1]
+    assert node.kw["parameters"][0] == str(tmp_path / "my.yaml")
+    for runtime in ("", "tensorrt"):
+        with pytest.raises(RuntimeError, match="params_file:=/my.yaml: there is no such file"):
+            pose_launch(params_file="/my.yaml", runtime=runtime)
 
 
 def test_numbers_are_numbers(pose_launch):

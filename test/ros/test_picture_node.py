@@ -1,6 +1,9 @@
 """The camera made of files: what it publishes, when it ends, what it says when it cannot."""
 
+import http.server
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -63,6 +66,55 @@ def test_video_loops_at_its_own_rate_until_interrupted(start, peer, tmp_path):
     steps = {(b - a) % 4 for a, b in zip(levels, levels[1:])}
     assert set(levels) == {1, 2, 3, 4} and steps == {1}
     assert process.interrupt() == 0, process.log()
+
+
+class Stream(http.server.BaseHTTPRequestHandler):
+    """An MJPEG stream, as web cameras send it: each image's brightness is its number."""
+
+    sent = 0
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=image")
+        self.end_headers()
+        for Stream.sent in range(1, 121):
+            picture = np.full((48, 64, 3), 2 * Stream.sent, np.uint8)
+            data = cv2.imencode(".jpg", picture)[1].tobytes()
+            head = f"--image\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+            self.wfile.write(head.encode() + data + b"\r\n")
+            time.sleep(1 / 30)
+
+    def log_message(self, *said):
+        pass
+
+
+@pytest.mark.parametrize("rate", [0.0, 5.0])
+def test_of_a_stream_the_newest_image_is_published(rate, start, peer):
+    """However fast it comes; one after the other, what is buffered would get older and older."""
+    images = peer.listen(Image, "/stream/image", 100)
+    behind = []
+
+    def look():
+        new = images[len(behind) :]
+        behind.extend(Stream.sent - float(to_picture(m).array.mean()) / 2 for m in new)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stream) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        process = start(
+            "picture_node",
+            namespace="stream",
+            source=f"http://127.0.0.1:{server.server_port}/",
+            rate=rate,
+            wait_for_subscribers=1,
+        )
+        peer.until(lambda: process.popen.poll() is not None, "its end", seconds=60, each=look)
+        server.shutdown()
+    assert process.popen.returncode == 0, process.log()
+    assert f"after {len(images)} images" in process.log()
+    late = behind[len(behind) // 2 :]  # OpenCV holds some back while it opens the stream
+    assert len(late) >= 5 and max(late) < 20, behind
+    stamps = [m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in images]
+    assert stamps == sorted(set(stamps))
 
 
 @pytest.mark.parametrize(

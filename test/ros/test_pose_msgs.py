@@ -18,6 +18,7 @@ from ehrnet_model.inference.poses import Poses  # noqa: E402
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_ros.pose_msgs import (  # noqa: E402
     Lens,
+    MarkerLifetime,
     from_pose_array,
     to_markers,
     to_pose_array,
@@ -110,9 +111,24 @@ def test_nominal_lens_sees_its_angle():
 
 
 def markers_of(poses, **options):
-    defaults = {"depth": 2.0, "line_width": 0.01}
+    defaults = {"depth": 2.0, "line_width": 0.01, "lifetime": 0.5}
     lens = Lens(500, 500, 320, 240)
     return to_markers(poses, HEADER, lens, COCO_17, **{**defaults, **options}).markers
+
+
+def test_markers_outlast_slow_images_and_no_pause():
+    def at(seconds, frame="front"):
+        header = Header(frame_id=frame)
+        header.stamp.sec, nanosec = divmod(round(seconds * 1e9), 10**9)
+        header.stamp.nanosec = nanosec
+        return header
+
+    lifetime = MarkerLifetime()
+    assert lifetime(at(1e9)) == 0.5
+    assert [lifetime(at(1e9 + s)) for s in (0.1, 1.1, 1.6)] == pytest.approx([0.5, 3.0, 1.5])
+    assert lifetime(at(1e9 + 2, "rear")) == 0.5  # another camera, with a pace of its own
+    assert lifetime(at(1e9 + 900)) == 5.0  # who left must not stay as long
+    assert lifetime(at(5)) == 0.5  # a bag from its beginning
 
 
 def test_markers_project_back_onto_the_pixels():
