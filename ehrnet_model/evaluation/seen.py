@@ -11,7 +11,7 @@ import numpy as np
 
 from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_model.evaluation.sizes import size_for
-from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, group
+from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, group_all
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime
@@ -57,23 +57,38 @@ class Closer:
 
 
 class Groups:
-    """``decode.group``, each answer kept: most options change what is made of groups."""
+    """``decode.group_all``, each answer kept: most options change what is made of groups."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[bytes, float, float, float], np.ndarray] = {}
 
     def __call__(
-        self, peaks: Peaks, options: DecodeOptions, spans: np.ndarray | None, threshold: float
-    ) -> np.ndarray:
-        """See ``decode.group``; of one skeleton only."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (peaks.score, peaks.xy, peaks.tag):
-            digest.update(np.ascontiguousarray(part))
+        self,
+        peaks: Sequence[Peaks],
+        options: DecodeOptions,
+        spans: np.ndarray | None,
+        thresholds: Sequence[float],
+    ) -> list[np.ndarray]:
+        """See ``decode.group_all``; of one skeleton only."""
         reach = 0.0 if spans is None else options.reach
-        key = digest.digest(), float(threshold), options.tag_threshold, reach
-        if key not in self._kept:
-            self._kept[key] = group(peaks, options, spans, threshold).astype(np.int8)
-        return self._kept[key].astype(np.int64)
+        names: dict[int, bytes] = {}  # each comes once for each of its thresholds
+        keys = []
+        for one, threshold in zip(peaks, thresholds):
+            name = names.get(id(one)) or names.setdefault(id(one), _digest(one))
+            keys.append((name, float(threshold), options.tag_threshold, reach))
+        new = [number for number, key in enumerate(keys) if key not in self._kept]
+        if new:
+            some, at = [peaks[number] for number in new], [thresholds[number] for number in new]
+            for number, groups in zip(new, group_all(some, options, spans, at)):
+                self._kept[keys[number]] = groups.astype(np.int8)
+        return [self._kept[key].astype(np.int64) for key in keys]
+
+
+def _digest(peaks: Peaks) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (peaks.score, peaks.xy, peaks.tag):
+        digest.update(np.ascontiguousarray(part))
+    return digest.digest()
 
 
 @dataclass(frozen=True)

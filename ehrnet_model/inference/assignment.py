@@ -8,34 +8,85 @@ import numpy as np
 
 
 def best_pairs(worth: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Pairs of rows and columns with the greatest total worth, each in at most one pair.
-
-    Exact: shortest augmenting paths (Jonker and Volgenant 1987), after pairs that compete with
-    nobody are set aside.
+    """``best_among`` all pairs of rows and columns.
 
     Args:
         worth: (R, C), not negative; pairs worth 0 are never made.
+    """
+    rows, columns = np.nonzero(worth)
+    return best_among(rows, columns, worth[rows, columns])
+
+
+def best_among(
+    rows: np.ndarray, columns: np.ndarray, worth: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Of possible pairs those with the greatest total worth, each row and column in at most one.
+
+    Exact: shortest augmenting paths (Jonker and Volgenant 1987) among those that compete with each
+    other, where they do not all get what is best for them.
+
+    Args:
+        rows: (N,) int, of the possible pairs.
+        columns: (N,) int, likewise; no pair comes twice.
+        worth: (N,) of each, above 0.
 
     Returns:
         (M,) rows and (M,) columns.
     """
-    possible = worth > 0
-    alone = possible & (possible.sum(1, keepdims=True) == 1) & (possible.sum(0) == 1)
-    lone_rows, lone_columns = np.nonzero(alone)
-    rows = np.flatnonzero(possible.any(1) & ~alone.any(1))
-    columns = np.flatnonzero(possible.any(0) & ~alone.any(0))
-    rest = worth[np.ix_(rows, columns)]
-    if rest.shape[0] <= rest.shape[1]:
-        partner = _cheapest(-rest)
-        first, second = np.arange(len(rows)), partner
-    else:
-        partner = _cheapest(-rest.T)
-        first, second = partner, np.arange(len(columns))
-    made = rest[first, second] > 0
-    return (
-        np.concatenate([lone_rows, rows[first[made]]]),
-        np.concatenate([lone_columns, columns[second[made]]]),
-    )
+    if not len(rows):
+        return rows, columns
+    alone = (np.bincount(rows)[rows] == 1) & (np.bincount(columns)[columns] == 1)
+    if alone.all():
+        return rows, columns
+    made = [np.flatnonzero(alone)]
+    rest = np.flatnonzero(~alone)
+    group = _competing(rows[rest], columns[rest])
+    for one, two in ((rows, columns), (columns, rows)):
+        # The best pair of each row, then of each column: the best of all, where none comes twice.
+        key, other = one[rest], two[rest]
+        order = np.lexsort((-worth[rest], key))
+        first = np.ones(len(order), bool)
+        first[1:] = np.diff(key[order]) > 0
+        best = order[first]
+        clash = np.bincount(other[best])[other[best]] > 1
+        clashing = np.zeros(int(group.max()) + 1, bool)
+        clashing[group[best[clash]]] = True
+        made.append(rest[best[~clashing[group[best]]]])
+        left = clashing[group]
+        rest, group = rest[left], group[left]
+        if not len(rest):
+            break
+    order = np.argsort(group, kind="stable")
+    for mine in np.split(rest[order], np.flatnonzero(np.diff(group[order])) + 1):
+        if len(mine):
+            made.append(mine[_chosen(rows[mine], columns[mine], worth[mine])])
+    chosen = np.concatenate(made)
+    return rows[chosen], columns[chosen]
+
+
+def _competing(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(N,) number of each pair's group: pairs of different groups share no row and no column."""
+    group = np.arange(len(rows))
+    while True:
+        before = group
+        for key in (rows, columns):
+            least = np.full(int(key.max()) + 1, len(group))
+            np.minimum.at(least, key, group)
+            group = least[key]
+        if (group == before).all():
+            return group
+
+
+def _chosen(rows: np.ndarray, columns: np.ndarray, worth: np.ndarray) -> np.ndarray:
+    """Indices of the pairs of greatest total worth."""
+    some, row = np.unique(rows, return_inverse=True)
+    others, column = np.unique(columns, return_inverse=True)
+    if len(some) > len(others):
+        some, others, row, column = others, some, column, row
+    table = np.zeros((len(some), len(others)))
+    table[row, column] = worth
+    partner = _cheapest(-table)
+    return np.flatnonzero(partner[row] == column)
 
 
 def _cheapest(cost: np.ndarray) -> np.ndarray:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
-from ehrnet_model.inference.assignment import best_pairs
+from ehrnet_model.inference.assignment import best_among
 from ehrnet_model.inference.legs import part_legs
 from ehrnet_model.inference.options import check_options, numbers, option
 from ehrnet_model.inference.person_score import TERMS, TERMS_AGAIN, expected_similarity, terms
@@ -237,8 +237,10 @@ class Peaks:
         )
 
 
-# See ``group``.
-Grouping = Callable[[Peaks, DecodeOptions, Optional[np.ndarray], float], np.ndarray]
+# See ``group_all``.
+Grouping = Callable[
+    [Sequence[Peaks], DecodeOptions, Optional[np.ndarray], Sequence[float]], List[np.ndarray]
+]
 
 
 class Placed(Protocol):
@@ -264,14 +266,42 @@ def decode(
     """The people of one look, best first, in pixels of the image that ``box`` fitted.
 
     ``second_look`` and what belongs to it are not its matter, see second_look.py. ``grouping``:
-    ``group``, or what gives the same.
+    ``group_all``, or what gives the same.
     """
+    return decode_all([peaks], options, skeleton, [box], grouping)[0]
+
+
+def decode_all(
+    peaks: Sequence[Peaks],
+    options: DecodeOptions,
+    skeleton: SkeletonInfo,
+    boxes: Sequence[Placed],
+    grouping: Optional[Grouping] = None,
+) -> List[Poses]:
+    """``decode`` for several looks at once, which takes less time than one after the other."""
+    spans = SPANS.get(skeleton.name)
+    thresholds = options.keypoint_threshold * (1 + np.arange(options.levels) / 2)
+    groups = (grouping or group_all)(
+        [look for look in peaks for _ in thresholds], options, spans, list(thresholds) * len(peaks)
+    )
+    levels = [groups[i : i + len(thresholds)] for i in range(0, len(groups), len(thresholds))]
+    return [
+        _people(look, found, options, skeleton, box)
+        for look, found, box in zip(peaks, levels, boxes)
+    ]
+
+
+def _people(
+    peaks: Peaks,
+    levels: Sequence[np.ndarray],
+    options: DecodeOptions,
+    skeleton: SkeletonInfo,
+    box: Placed,
+) -> Poses:
+    """Those of one look from the groups (P, J) of each level, best first."""
     spans = SPANS.get(skeleton.name)
     expect = spans is not None and len(options.person_score) > 0
-    pool = [
-        _level(peaks, options, spans, threshold, not expect, grouping or group)
-        for threshold in options.keypoint_threshold * (1 + np.arange(options.levels) / 2)
-    ]
+    pool = [_finished(peaks, chosen, options, not expect) for chosen in levels]
     chosen, person_score = (np.concatenate(parts) for parts in zip(*pool))
     if not len(chosen):
         return Poses.empty(len(peaks.score))
@@ -293,33 +323,25 @@ def decode(
     return Poses.build(xy[:limit], score[:limit], std[:limit], person_score[:limit])
 
 
-def _level(
-    peaks: Peaks,
-    options: DecodeOptions,
-    spans: Optional[np.ndarray],
-    threshold: float,
-    scored: bool,
-    grouping: Grouping,
+def _finished(
+    peaks: Peaks, chosen: np.ndarray, options: DecodeOptions, scored: bool
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """People grouped at one threshold, best first, gaps filled and legs parted.
+    """People of one level, best first, gaps filled and legs parted.
 
     Args:
         peaks: of one image.
-        options: all but ``keypoint_threshold``, which is ``threshold``.
-        spans: see ``group``.
-        threshold: of the keypoints.
+        chosen: (P, J) as they were grouped.
+        options: of them ``min_keypoints`` and what belongs to filling and parting.
         scored: leave out people below the person threshold.
-        grouping: see ``decode``.
 
     Returns:
         (P, J) index of the peak or -1, and (P,) mean score of the keypoints as they were grouped.
     """
-    chosen = grouping(peaks, options, spans, threshold)
+    chosen = chosen[(chosen >= 0).sum(1) >= options.min_keypoints]
     mean = _take(peaks.score, chosen).mean(1)
-    kept = (chosen >= 0).sum(1) >= options.min_keypoints
+    order = np.argsort(-mean, kind="stable")
     if scored:
-        kept &= mean >= options.person_threshold
-    order = np.flatnonzero(kept)[np.argsort(-mean[kept], kind="stable")]
+        order = order[mean[order] >= options.person_threshold]
     chosen, mean = chosen[order], mean[order]
     if options.refine and len(chosen):
         chosen = refine(peaks, chosen, options)
@@ -342,30 +364,78 @@ def group(
         spans: (J, J) typical distances of keypoints, see ``anatomy``; None: ``reach`` is not used.
         threshold: instead of ``keypoint_threshold``.
     """
-    num_keypoints, gate = len(peaks.score), options.tag_threshold
     threshold = options.keypoint_threshold if threshold is None else threshold
-    good = peaks.score >= max(threshold, np.finfo(np.float32).tiny)
-    keypoint, peak = np.nonzero(good)
-    if not len(keypoint):
-        return np.zeros((0, num_keypoints), np.int64)
-    tag = peaks.tag[keypoint, peak].astype(np.float64)
-    cluster, lone = _tag_clusters(keypoint, tag, num_keypoints, gate)
+    return group_all([peaks], options, spans, [threshold])[0]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """M peaks of N looks, one keypoint of a look after the other.
+
+    Attributes:
+        look: (M,) number of the look.
+        keypoint: (M,).
+        peak: (M,) index among those of its keypoint.
+        tag: (M,) float64.
+        xy: (M, 2).
+        score: (M,).
+    """
+
+    look: np.ndarray
+    keypoint: np.ndarray
+    peak: np.ndarray
+    tag: np.ndarray
+    xy: np.ndarray
+    score: np.ndarray
+
+    def __getitem__(self, some: np.ndarray) -> _Candidates:
+        return _Candidates(
+            *(getattr(self, item.name)[some] for item in dataclasses.fields(_Candidates))
+        )
+
+
+def group_all(
+    peaks: Sequence[Peaks],
+    options: DecodeOptions,
+    spans: Optional[np.ndarray],
+    thresholds: Sequence[float],
+) -> List[np.ndarray]:
+    """``group`` for several looks, each at its threshold: (P, J) of each.
+
+    Looks have nothing to do with each other. But the work on one is so little that the steps cost
+    more than what is done in them, and so all looks take each step together.
+    """
+    if not len(peaks):
+        return []
+    num_keypoints, gate = len(peaks[0].score), options.tag_threshold
+    good = np.array([look.score for look in peaks])
+    good = good >= np.maximum(thresholds, np.finfo(np.float32).tiny)[:, None, None]
+    look, keypoint, peak = np.nonzero(good)
+    if not len(look):
+        return [np.zeros((0, num_keypoints), np.int64) for _ in peaks]
+    parts = [(one.tag[mine], one.xy[mine], one.score[mine]) for one, mine in zip(peaks, good)]
+    tag, xy, score = (np.concatenate(part) for part in zip(*parts))
+    found = _Candidates(look, keypoint, peak, tag.astype(np.float64), xy, score)
+    cluster, lone = _tag_clusters(found, num_keypoints, gate)
     near = spans is not None and options.reach > 0
     if near:
-        lone &= _hold_together(peaks, keypoint, peak, cluster, lone, spans, options.reach)
+        assert spans is not None
+        lone &= _hold_together(found, cluster, lone, spans, options.reach)
     number = np.cumsum(lone) - 1
     clear = lone[cluster]
     chosen = np.full((int(lone.sum()), num_keypoints), -1, np.int64)
     chosen[number[cluster[clear]], keypoint[clear]] = peak[clear]
-    if clear.all():
-        return chosen
-    unclear = ~clear
-    keypoint, peak, tag = keypoint[unclear], peak[unclear], tag[unclear]
-    if near:
-        matched = _match_near(peaks, keypoint, peak, gate, spans, options.reach)
-    else:
-        matched = _match(keypoint, peak, tag, peaks.score[keypoint, peak], num_keypoints, gate)
-    return np.concatenate([chosen, matched])
+    owner = np.zeros(len(chosen), np.int64)
+    owner[number[cluster[clear]]] = look[clear]
+    if not clear.all():
+        unclear = found[~clear]
+        if near:
+            assert spans is not None
+            whose, matched = _match_near(unclear, gate, spans, options.reach)
+        else:
+            whose, matched = _match(unclear, num_keypoints, gate)
+        chosen, owner = np.concatenate([chosen, matched]), np.concatenate([owner, whose])
+    return [chosen[owner == number] for number in range(len(peaks))]
 
 
 class _Bodies:
@@ -381,88 +451,108 @@ class _Bodies:
     """
 
     def __init__(self, count: int, spans: np.ndarray, reach: float) -> None:
-        self._spans, self._reach = spans, reach
-        self._xy = np.full((count, len(spans), 2), np.nan)
+        self._squared_spans, self._reach = spans**2, reach
+        # Infinitely far away where there is none.
+        self._x, self._y = np.full((2, count, len(spans)), np.inf)
         self._size = np.zeros(count)
         self._face_only = np.ones(count, bool)
 
     def apart(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> np.ndarray:
-        """How far positions (..., 2) lie from people (...), 1 and more is too far; broadcast.
+        """How far positions (C, 2) lie from people (C,), 1 and more is too far.
 
         People of one keypoint have no size yet: nothing is near or far, which is half a size here,
         and half of the reach where that is less.
         """
-        nearest = np.fmin.reduce(self._ratios(keypoint, xy, people), axis=-1)
-        size = self._size[people] * np.where(self._face_only[people], _FACE_REACH, 1.0)
-        nearness = np.where(size > 0, nearest / np.maximum(size, 1e-9), 0.5 * min(1, self._reach))
+        nearest = np.sqrt(self._squared_ratios(keypoint, xy, people).min(1, initial=np.inf))
+        size = self._size[people]
+        size[self._face_only[people]] *= _FACE_REACH
+        some = size > 0
+        nearness = np.full(len(people), 0.5 * min(1, self._reach))
+        nearness[some] = nearest[some] / np.maximum(size[some], 1e-9)
         return nearness / self._reach
 
     def add(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> None:
         """Gives people (C,) a keypoint each at (C, 2)."""
-        largest = np.nan_to_num(np.fmax.reduce(self._ratios(keypoint, xy, people), axis=-1))
+        ratios = self._squared_ratios(keypoint, xy, people)
+        ratios[ratios == np.inf] = 0
+        largest = np.sqrt(ratios.max(1, initial=0))
         self._size[people] = np.maximum(self._size[people], largest)
-        self._xy[people, keypoint] = xy
+        self._x[people, keypoint], self._y[people, keypoint] = xy.T
         if keypoint > _LAST_OF_FACE:
             self._face_only[people] = False
 
-    def _ratios(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> np.ndarray:
-        gap = xy[..., None, :] - self._xy[people]
-        return np.asarray(np.hypot(gap[..., 0], gap[..., 1]) / self._spans[keypoint])
+    def _squared_ratios(self, keypoint: int, xy: np.ndarray, people: np.ndarray) -> np.ndarray:
+        """(C, J): distances to the keypoints there are, in units of typical ones."""
+        gap_x, gap_y = xy[:, :1] - self._x[people], xy[:, 1:] - self._y[people]
+        gap_x *= gap_x
+        gap_y *= gap_y
+        gap_x += gap_y
+        gap_x /= self._squared_spans[keypoint]
+        return gap_x
 
 
 def _hold_together(
-    peaks: Peaks,
-    keypoint: np.ndarray,
-    peak: np.ndarray,
-    cluster: np.ndarray,
-    lone: np.ndarray,
-    spans: np.ndarray,
-    reach: float,
+    found: _Candidates, cluster: np.ndarray, lone: np.ndarray, spans: np.ndarray, reach: float
 ) -> np.ndarray:
     """(C,) bool: of the clusters that may be one person each, those whose keypoints lie so."""
     bodies, together = _Bodies(len(lone), spans, reach), np.ones(len(lone), bool)
     for j in _order(len(spans)):
-        mine = np.flatnonzero((keypoint == j) & lone[cluster])
+        mine = np.flatnonzero((found.keypoint == j) & lone[cluster])
         if len(mine):
-            owner, xy = cluster[mine], peaks.xy[j, peak[mine]]
+            owner, xy = cluster[mine], found.xy[mine]
             together[owner] &= bodies.apart(j, xy, owner) < 1
             bodies.add(j, xy, owner)
     return together
 
 
 def _match_near(
-    peaks: Peaks,
-    keypoint: np.ndarray,
-    peak: np.ndarray,
-    gate: float,
-    spans: np.ndarray,
-    reach: float,
-) -> np.ndarray:
+    found: _Candidates, gate: float, spans: np.ndarray, reach: float
+) -> Tuple[np.ndarray, np.ndarray]:
     """``_match`` with an eye on where the peaks lie: half of a pair's worth is its nearness."""
-    num_keypoints = len(spans)
-    chosen = np.full((len(peak), num_keypoints), -1, np.int64)
-    tag_sum, members = np.zeros(len(peak)), np.zeros(len(peak))
-    bodies, people = _Bodies(len(peak), spans, reach), 0
+    count, num_keypoints = len(found.look), len(spans)
+    chosen = np.full((count, num_keypoints), -1, np.int64)
+    tag_sum, members = np.zeros(count), np.zeros(count)
+    look = np.zeros(count, np.int64)
+    bodies, people = _Bodies(count, spans, reach), 0
+    # Tags of different looks so far apart that none is near another's; and room for rounding.
+    between, about = np.ptp(found.tag) + 2 * gate + 1, gate + 1e-6
     for j in _order(num_keypoints):
-        mine = peak[keypoint == j]
-        tag, xy = peaks.tag[j, mine].astype(np.float64), peaks.xy[j, mine]
-        owner = np.full(len(mine), -1)
-        if people and len(mine):
-            tags_apart = np.abs(tag[:, None] - tag_sum[:people] / members[:people])
-            tags_apart = np.where(tags_apart < gate, tags_apart / max(gate, 1e-9), 1.0)
-            apart = bodies.apart(j, xy[:, None], np.arange(people))
-            worth = 2 - tags_apart - apart + _TIE_BREAK * peaks.score[j, mine, None]
-            worth[(tags_apart >= 1) | (apart >= 1)] = 0
-            rows, columns = best_pairs(worth)
+        mine = found[found.keypoint == j]
+        if not len(mine.look):
+            continue
+        owner = np.full(len(mine.look), -1)
+        if people:
+            mean = tag_sum[:people] / members[:people]
+            rows, columns = _within(
+                mine.tag + between * mine.look, mean + between * look[:people], about
+            )
+            tags_apart = np.abs(mine.tag[rows] - mean[columns])
+            apart = bodies.apart(j, mine.xy[rows], columns)
+            worth = 2 - tags_apart / max(gate, 1e-9) - apart + _TIE_BREAK * mine.score[rows]
+            near = (tags_apart < gate) & (apart < 1)
+            rows, columns = best_among(rows[near], columns[near], worth[near])
             owner[rows] = columns
         new = np.flatnonzero(owner < 0)
         owner[new] = np.arange(people, people + len(new))
+        look[owner[new]] = mine.look[new]
         people += len(new)
-        chosen[owner, j] = mine
-        tag_sum[owner] += tag
+        chosen[owner, j] = mine.peak
+        tag_sum[owner] += mine.tag
         members[owner] += 1
-        bodies.add(j, xy, owner)
-    return chosen[:people]
+        bodies.add(j, mine.xy, owner)
+    return look[:people], chosen[:people]
+
+
+def _within(some: np.ndarray, others: np.ndarray, gate: float) -> Tuple[np.ndarray, np.ndarray]:
+    """Indices (N,) and (N,) of all pairs on a line that are no farther apart than the gate."""
+    order = np.argsort(others)
+    ordered = others[order]
+    first, last = np.searchsorted(ordered, some - gate), np.searchsorted(ordered, some + gate)
+    times = last - first
+    rows = np.repeat(np.arange(len(some)), times)
+    # Counts up from the first of each.
+    place = np.arange(len(rows)) + np.repeat(first - np.cumsum(times) + times, times)
+    return rows, order[place]
 
 
 def _order(num_keypoints: int) -> Sequence[int]:
@@ -470,9 +560,9 @@ def _order(num_keypoints: int) -> Sequence[int]:
 
 
 def _tag_clusters(
-    keypoint: np.ndarray, tag: np.ndarray, num_keypoints: int, gate: float
+    found: _Candidates, num_keypoints: int, gate: float
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Cuts the peaks where the tag axis has a gap of the gate or more.
+    """Cuts the peaks of each look where the tag axis has a gap of the gate or more.
 
     No match reaches over such a gap, so clusters can be settled one by one; and a cluster narrower
     than the gate that has no keypoint twice is one person whatever the order of matching.
@@ -480,39 +570,49 @@ def _tag_clusters(
     Returns:
         (M,) the cluster of each of the M peaks, and (C,) bool, which clusters are one person.
     """
-    order = np.argsort(tag, kind="stable")
-    ordered = tag[order]
-    begins = np.ones(len(tag), bool)
-    begins[1:] = np.diff(ordered) >= gate
+    count = len(found.tag)
+    order = np.lexsort((found.tag, found.look))
+    ordered = found.tag[order]
+    begins = np.ones(count, bool)
+    begins[1:] = (np.diff(ordered) >= gate) | (np.diff(found.look[order]) > 0)
     starts = np.flatnonzero(begins)
-    cluster = np.empty(len(tag), np.int64)
+    cluster = np.empty(count, np.int64)
     cluster[order] = np.cumsum(begins) - 1
-    extent = ordered[np.append(starts[1:], len(tag)) - 1] - ordered[starts]
-    times = np.bincount(cluster * num_keypoints + keypoint, minlength=len(starts) * num_keypoints)
+    extent = ordered[np.append(starts[1:], count) - 1] - ordered[starts]
+    places = len(starts) * num_keypoints
+    times = np.bincount(cluster * num_keypoints + found.keypoint, minlength=places)
     once = (times.reshape(-1, num_keypoints) <= 1).all(1)
     return cluster, once & (extent < gate)
 
 
-def _match(
-    keypoint: np.ndarray,
-    peak: np.ndarray,
-    tag: np.ndarray,
-    score: np.ndarray,
-    num_keypoints: int,
-    gate: float,
-) -> np.ndarray:
-    """(P, J): hands M peaks, sorted by keypoint, to people, one keypoint after the other."""
-    chosen = np.full((len(peak), num_keypoints), -1, np.int64)
-    tag_sum, members = np.zeros(len(tag)), np.zeros(len(tag))
-    bounds = np.searchsorted(keypoint, np.arange(num_keypoints + 1)).tolist()
+def _match(found: _Candidates, num_keypoints: int, gate: float) -> Tuple[np.ndarray, np.ndarray]:
+    """Hands the peaks of each look to people, one keypoint after the other.
+
+    Returns:
+        (P,) the look of each of the people, and (P, J) their peaks.
+    """
+    parts = []
+    for look in np.unique(found.look).tolist():
+        mine = found[found.look == look]
+        matched = _match_one(mine, num_keypoints, gate)
+        parts.append((np.full(len(matched), look), matched))
+    looks, people = (np.concatenate(part) for part in zip(*parts))
+    return looks, people
+
+
+def _match_one(found: _Candidates, num_keypoints: int, gate: float) -> np.ndarray:
+    count, tag = len(found.tag), found.tag
+    chosen = np.full((count, num_keypoints), -1, np.int64)
+    tag_sum, members = np.zeros(count), np.zeros(count)
+    bounds = np.searchsorted(found.keypoint, np.arange(num_keypoints + 1)).tolist()
     people = 0
     for j in _order(num_keypoints):
         mine = slice(bounds[j], bounds[j + 1])
-        owner = assign(tag[mine], tag_sum[:people] / members[:people], score[mine], gate)
+        owner = assign(tag[mine], tag_sum[:people] / members[:people], found.score[mine], gate)
         new = np.flatnonzero(owner < 0)
         owner[new] = np.arange(people, people + len(new))
         people += len(new)
-        chosen[owner, j] = peak[mine]
+        chosen[owner, j] = found.peak[mine]
         tag_sum[owner] += tag[mine]
         members[owner] += 1
     return chosen[:people]

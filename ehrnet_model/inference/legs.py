@@ -39,23 +39,22 @@ def part_legs(
     joint = np.arange(chosen.shape[1])
     place = np.where((chosen >= 0)[..., None], xy[joint, chosen], np.nan)
     sizes = (np.fmax.reduce(place, axis=1) - np.fmin.reduce(place, axis=1)).max(1)
+    free = np.ones(score.shape, bool)
+    present = chosen >= 0
+    free[np.nonzero(present)[1], chosen[present]] = False
     for pair in _PAIRS:
+        both = slice(pair[0], pair[1] + 1)
         apart = np.hypot(*(place[:, pair[0]] - place[:, pair[1]]).T)
         for person in np.flatnonzero(apart < _ONE_PLACE * sizes):
             row, body, size = chosen[person], place[person], sizes[person]
             mean_tag = tag[joint, row][row >= 0].mean()
-            least = _AS_GOOD * min(score[j, row[j]] for j in pair)
+            least = _AS_GOOD * score[pair, row[both]].min()
             low, high = np.nanmin(body, axis=0), np.nanmax(body, axis=0)
             margin = _MARGIN * size
-            left, right = (
-                np.flatnonzero(
-                    (score[j] >= least)
-                    & (np.abs(tag[j] - mean_tag) < gate)
-                    & ((xy[j] >= low - margin) & (xy[j] <= high + margin)).all(1)
-                    & ~np.isin(np.arange(score.shape[1]), np.delete(chosen[:, j], person))
-                )
-                for j in pair
-            )
+            free[pair, row[both]] = True  # its own
+            inside = (xy[both] >= low - margin) & (xy[both] <= high + margin)
+            fitting = free[both] & (score[both] >= least) & (np.abs(tag[both] - mean_tag) < gate)
+            left, right = (np.flatnonzero(one) for one in fitting & inside[..., 0] & inside[..., 1])
             gap = xy[pair[0], left][:, None] - xy[pair[1], right]
             fits = np.hypot(gap[..., 0], gap[..., 1]) >= _ONE_PLACE * size
             torso = np.nansum([body[a] - body[b] for a, b in _TORSO], axis=0)
@@ -64,5 +63,6 @@ def part_legs(
             if fits.any():
                 sum_of = score[pair[0], left][:, None] + score[pair[1], right]
                 best = np.unravel_index(int(np.where(fits, sum_of, -1).argmax()), fits.shape)
-                row[list(pair)] = left[best[0]], right[best[1]]
+                row[both] = left[best[0]], right[best[1]]
+            free[pair, row[both]] = False
     return chosen

@@ -68,10 +68,18 @@ def terms(
     # How well the distances fit one size of person.
     upper = np.triu_indices(num_keypoints, 1)
     ratio = np.hypot(*(xy[:, upper[0]] - xy[:, upper[1]]).transpose(2, 0, 1)) / spans[upper]
-    ratio = np.where(np.isfinite(ratio), np.maximum(ratio, 1e-3), np.nan)
-    ratio[np.isnan(ratio).all(1)] = 1.0
-    spread = np.nanstd(np.log(ratio), axis=1)
-    stretch = np.nanmax(ratio, axis=1) / np.nanmedian(ratio, axis=1)
+    known = np.isfinite(ratio)
+    ratio = np.where(known, np.maximum(ratio, 1e-3), np.nan)
+    none = ~known.any(1)
+    ratio[none, 0], known[none, 0] = 1.0, True
+    # By hand, since NumPy's functions for the like take most of a person's time.
+    pairs, person = known.sum(1), np.arange(people)
+    log = np.where(known, np.log(ratio), 0.0)
+    off = np.where(known, log - (log.sum(1) / pairs)[:, None], 0.0)
+    spread = np.sqrt((off**2).sum(1) / pairs)
+    ordered = np.sort(ratio, axis=1)  # NaN last
+    middle = (ordered[person, (pairs - 1) // 2] + ordered[person, pairs // 2]) / 2
+    stretch = ordered[person, pairs - 1] / middle
     measures = np.stack(
         [
             score.sum(1) / num_keypoints,

@@ -23,7 +23,14 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
-from ehrnet_model.inference.decode import DecodeOptions, Grouping, Peaks, decode, oks_nms
+from ehrnet_model.inference.decode import (
+    DecodeOptions,
+    Grouping,
+    Peaks,
+    decode,
+    decode_all,
+    oks_nms,
+)
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.person_score import expected_similarity, terms
 from ehrnet_model.inference.poses import Poses
@@ -368,12 +375,12 @@ def candidates(
     everybody = dataclasses.replace(options, person_threshold=0.0, nms_oks=1.0)
     rest = seen.first[seen.count :]
     parts, before, agreement = [rest], [rest.person_score], [np.zeros(len(rest))]
+    peaks = [window.peaks(output, skeleton) for window, output in zip(seen.windows, seen.peaks)]
+    people = decode_all(peaks, everybody, skeleton, seen.windows, grouping)
     for number in range(seen.count):
         views = []
         for view in range(number * seen.views, (number + 1) * seen.views):
-            window = seen.windows[view]
-            peaks = window.peaks(seen.peaks[view], skeleton)
-            found = decode(peaks, everybody, skeleton, window, grouping)
+            window, found = seen.windows[view], people[view]
             same = _similarity(seen.first[number], found, skeleton)
             worth = same * found.person_score * (same >= _SAME)
             best = int(worth.argmax()) if worth.any() else None
