@@ -25,7 +25,7 @@ TITLES = {
     "grouping": "Peaks to people, by people in the image (ms; tags far apart and close together)",
     "stages": (
         "From Image message to PoseArray message in one process (ms, median / p95); images of "
-        "noise, each person looked at again adds the time of its column"
+        "noise, each person looked at again (in a photograph) adds the time of its column"
     ),
     "node": "The node as a process, fed images of noise by a camera process over Fast DDS",
 }

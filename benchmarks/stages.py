@@ -3,8 +3,8 @@
     python -m benchmarks.stages [--json FILE] [--phi -4 -3] [--runtime onnxruntime] [--threads 1]
 
 The image is noise, in which nobody is found: what everybody who is looked at again adds is measured
-apart, one at a time. Speed does not depend on the weights' values, so a variant without shipped
-weights is timed with random ones; crowds are grouping.py's matter.
+apart, one at a time, in a photograph. Speed does not depend on the weights' values, so a variant
+without shipped weights is timed with random ones; crowds are grouping.py's matter.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def measure(model: Path, camera: str, runtime: str, threads: int, frames: int) -
         times["decode"].append(timings.decode_ms)
         times["message"].append((done - estimated) * 1e3)
         times["callback"].append((done - start) * 1e3)
-    each = None if closer is None else person_ms(closer, options, picture, frames)
+    each = None if closer is None else person_ms(model, closer, options, picture, frames)
     estimator.close()
     row: dict[str, Any] = {
         "model": opened.info.variant,

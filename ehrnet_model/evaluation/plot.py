@@ -69,11 +69,12 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.annotate(name, printed[n], (-4, 6), textcoords="offset points", ha="right")
     axes.plot(*printed.T, "o-", color="0.4", label="paper, as printed (val2017)")
     axes.plot(*true.T, "o", color="0.4", fillstyle="none", label="paper, cost of its evaluation")
-    for mirror, marker, words in ((False, "s", "single pass"), (True, "D", "with mirror")):
-        ours = [row for row in rows if row["mirror"] is mirror]
+    kinds = (("s", "C1", "single pass"), ("^", "C2", "second looks"), ("D", "C0", "with mirror"))
+    for marker, color, words in kinds:
+        ours = [row for row in rows if _kind(row) == words]
         if ours:
             places = np.array([[row["gmacs"], row["AP"]] for row in ours])
-            axes.plot(*places.T, marker, color="C0" if mirror else "C1", label=f"ours, {words}")
+            axes.plot(*places.T, marker, color=color, label=f"ours, {words}")
         for row in ours:
             several = row.get("scales", [1.0]) != [1.0]
             text = f"{row['variant']}, {_size(row)}" + (", multi-scale" if several else "")
@@ -93,6 +94,13 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         counts = " and ".join(str(n) for n in images)
         axes.set_title(f"ours measured on {counts} images, the paper's on 5000", fontsize=9)
     return figure
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """What was done with each image."""
+    if row["mirror"]:
+        return "with mirror"
+    return "second looks" if row.get("second_looks_per_image") else "single pass"
 
 
 def _size(row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Mapping, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -107,7 +107,13 @@ class PoseEstimator:
         self._input = np.zeros((1, 0, 0, 3), np.uint8)
 
     @classmethod
-    def open(cls, model: Path, runtime: str = "auto", size: str = "auto") -> PoseEstimator:
+    def open(
+        cls,
+        model: Path,
+        runtime: str = "auto",
+        size: str = "auto",
+        decode: Optional[Mapping[str, Any]] = None,
+    ) -> PoseEstimator:
         """A model with the decode options stored in it, and its engine for second looks.
 
         Args:
@@ -115,15 +121,16 @@ class PoseEstimator:
             runtime: name of an engine, see ``open_runtime``.
             size: network input size by name or as HxW, see ``parse_size``; ``auto`` fits it to
                 the images.
+            decode: options instead of those stored, by the names of ``DecodeOptions``.
 
         Raises:
-            EhrnetError: it cannot be opened, or has no such size.
+            EhrnetError: it cannot be opened, has no such size, or there is no such option.
         """
         with contextlib.ExitStack() as opened:
             engine = opened.enter_context(contextlib.closing(open_runtime(model, runtime)))
             size = size.strip().lower()
             size_hw = None if size == "auto" else parse_size(size, engine.info.input_size)
-            options = DecodeOptions.from_dict(engine.info.decode)
+            options = DecodeOptions.from_dict(engine.info.decode, **(decode or {}))
             estimator = cls(engine, options, size_hw, open_closer(model, engine, options))
             opened.pop_all()
         return estimator
@@ -162,6 +169,11 @@ class PoseEstimator:
                 sizes, or the engine failed.
         """
         started = time.perf_counter()
+        if not images or len(images) != len(rgb):
+            raise EhrnetError(
+                f"{len(images)} images and {len(rgb)} values of rgb: give one or more images, and "
+                "one value for each."
+            )
         boxes = []
         for image in images:
             if not isinstance(image, np.ndarray):

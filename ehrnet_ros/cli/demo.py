@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Collection, Dict, Iterator, List, Optional
 
-from ehrnet_ros.cli.settings import add_model
+from ehrnet_ros.cli.settings import add_decode, add_model
 
 HELP = "find the people in a picture, folder or video: annotated copy and JSON"
 
@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         help="picture, folder of pictures, video, stream (rtsp://, http://) or camera index",
     )
+    parser.epilog = "Ends with 1 where nobody was found in any frame."
     add_model(parser, phi=-3)
+    add_decode(parser)
     parser.add_argument(
         "--frames",
         type=int,
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the annotated copy and the JSON file; 1 when nobody was found in any frame."""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.atomic import save_json
+    from ehrnet_model.inference.decode import typed_options
     from ehrnet_model.inference.estimator import PoseEstimator
     from ehrnet_model.inference.models import find_model
     from ehrnet_ros.recording import make_folder
@@ -54,11 +57,18 @@ def run(args: argparse.Namespace) -> int:
 
     if args.frames is not None and args.frames < 1:
         raise EhrnetError(f"--frames {args.frames} leaves nothing to do: give 1 or more.")
+    if not args.source:
+        raise EhrnetError(
+            "there is no source: give a picture, a folder, a video file, the address of a stream "
+            "or the index of a camera."
+        )
+    decode = typed_options(args.decode)
     source = open_source(args.source)
     if source.endless and args.frames is None:
         raise EhrnetError("a camera or a stream never ends: say with --frames N when to stop.")
     model = find_model(args.phi, args.model)
-    with contextlib.closing(PoseEstimator.open(model, args.runtime, args.size)) as estimator:
+    opened = PoseEstimator.open(model, args.runtime, args.size, decode)
+    with contextlib.closing(opened) as estimator:
         out = make_folder(args.out)
         with _until_stopped() as stopped:
             frames, written, skipped = _annotate(estimator, source, args.frames, out, stopped)
@@ -82,10 +92,12 @@ def run(args: argparse.Namespace) -> int:
     path = out / f"{source.name}_poses.json"
     save_json(path, result)
     counts = [len(frame["people"]) for frame in frames]
-    people = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
+    people = f"{min(counts)} to {max(counts)} people"
+    if min(counts) == max(counts):
+        people = f"{counts[0]} {'person' if counts[0] == 1 else 'people'}"
     times = sorted(frame["ms"] for frame in frames)
     print(
-        f"{len(frames)} frame{'s' * (len(frames) > 1)}, {people} people, "
+        f"{len(frames)} frame{'s' * (len(frames) > 1)}, {people}, "
         f"{times[len(times) // 2]:.0f} ms each ({result['model']}, {engine})",
         file=sys.stderr,
     )
@@ -131,6 +143,7 @@ def _annotate(
     from tqdm import tqdm
 
     from ehrnet_model.inference.draw import draw_poses
+    from ehrnet_model.inference.tracker import PoseTracker, TrackOptions
     from ehrnet_ros.recording import VideoFile, write_picture
     from ehrnet_ros.source import readable
 
@@ -150,13 +163,18 @@ def _annotate(
     total = min((number for number in (source.length, count) if number), default=None)
     # No bar for a single picture, nor where stderr is no terminal.
     bar = tqdm(frames, total=total, unit=" frame", file=sys.stderr, disable=total == 1 or None)
-    with VideoFile(out / f"{source.name}_poses.mp4", source.rate or 10.0) as video, bar:
+    # Only for ids, and colours that stay with people.
+    tracker = None if source.files else PoseTracker(TrackOptions(track_smoothing=False))
+    rate = source.rate or 10.0
+    with VideoFile(out / f"{source.name}_poses.mp4", rate) as video, bar:
         for index, (file, picture) in enumerate(bar):
             if stopped:  # between two frames, so that all files are of the same ones
                 break
             if not index:
                 estimator(picture)  # the first one pays for memory and plans
             poses, timings = estimator.estimate(picture)
+            if tracker is not None:
+                poses = tracker.update(poses, index / rate, picture.shape[:2])
             result = _frame(index, picture, poses, timings)
             drawn = draw_poses(picture, poses, estimator.runtime.info.skeleton)
             if file is None:
@@ -184,7 +202,10 @@ def _drawn(file: Path, out: Path, taken: Collection[Path]) -> Path:
 
 
 def _frame(index: int, picture: Any, poses: Any, timings: Any) -> Dict[str, Any]:
-    """JSON of one frame: pixels of the picture, centre of the first pixel 0; absent is null."""
+    """JSON of one frame: pixels of the picture, centre of the first pixel 0; absent is null.
+
+    The id is -1 in pictures, and in a video for who was not yet seen often enough.
+    """
     people = []
     for person in range(len(poses)):
         keypoints = [
@@ -195,6 +216,7 @@ def _frame(index: int, picture: Any, poses: Any, timings: Any) -> Dict[str, Any]
         ]
         people.append(
             {
+                "id": int(poses.id[person]),
                 "score": round(float(poses.person_score[person]), 4),
                 "bbox": [round(float(v), 2) for v in poses.bbox[person]],
                 "keypoints": keypoints,

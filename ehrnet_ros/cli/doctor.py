@@ -157,7 +157,7 @@ def _self_test(path: Path) -> str:
     timings = estimator.estimate(grey)[1]
     name = estimator.runtime.name
     estimator.close()
-    return f"{name} took {timings.total_ms:.0f} ms for a 640x480 image; {path}"
+    return f"{name} took {timings.total_ms:.0f} ms for a 640x480 image without people; {path}"
 
 
 def _verdict(path: Path) -> Tuple[str, str]:

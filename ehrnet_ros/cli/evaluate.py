@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
-from ehrnet_ros.cli.settings import add_pictures, name_number
+from ehrnet_ros.cli.settings import add_decode, add_pictures
 
 HELP = "measure COCO keypoint AP and AR of a model"
 
@@ -40,14 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="several passes at these relative sizes, for example 0.5 1 1.5 (weights only)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    parser.add_argument(
-        "--decode",
-        type=name_number,
-        nargs="*",
-        default=[],
-        metavar="NAME=NUMBER",
-        help="decode options other than the model's own",
-    )
+    add_decode(parser)
     parser.add_argument(
         "--tuned",
         type=Path,

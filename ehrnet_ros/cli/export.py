@@ -87,12 +87,16 @@ def run(args: argparse.Namespace) -> int:
 
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.decode import typed_options
+    from ehrnet_model.inference.models import user_folder
     from ehrnet_model.variants import Variant
 
     decode = typed_options(args.decode)
     name = "" if args.phi is None else Variant.from_phi(args.phi).name
     if args.out.suffix != ".onnx":
         raise EhrnetError(f"{args.out} should end in .onnx: that is what is written.")
+    folder = args.out.parent
+    if not folder.is_dir() and folder != user_folder():
+        raise EhrnetError(f"cannot write {args.out}: the folder {folder} does not exist.")
     if args.weights is None and not args.random:
         raise EhrnetError(
             "nothing to export: give --weights FILE (a checkpoint made by `ehrnet train` or "
@@ -107,7 +111,6 @@ def run(args: argparse.Namespace) -> int:
         )
     from ehrnet_model.evaluation.tune import tuned_options
     from ehrnet_model.inference.decode import DecodeOptions
-    from ehrnet_model.inference.models import user_folder
     from ehrnet_model.inference.runtime import MAX_SMOOTH
     from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.network.export import STORED_INPUTS, export_onnx

@@ -26,6 +26,18 @@ def add_model(parser: argparse.ArgumentParser, phi: int) -> None:
     )
 
 
+def add_decode(parser: argparse.ArgumentParser) -> None:
+    """Declares --decode: how people are made, where the model's own way is not wanted."""
+    parser.add_argument(
+        "--decode",
+        type=name_number,
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="decode options other than the model's own, such as coarse_look=1",
+    )
+
+
 def add_pictures(parser: argparse.ArgumentParser, annotations: str = "COCO keypoint file") -> None:
     """Declares --annotations and --images: labelled pictures.
 

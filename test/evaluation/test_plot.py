@@ -49,6 +49,16 @@ def test_every_row_stands_at_its_accuracy_and_cost():
     assert "131 images" in axes.get_title()
 
 
+def test_the_legend_says_what_was_done_with_an_image():
+    def words(**more):
+        (axes,) = accuracy_figure([{**OURS, **more}]).axes
+        return [text.get_text() for text in axes.get_legend().get_texts()][-1]
+
+    assert words() == words(second_looks_per_image=0.0) == "ours, single pass"
+    assert words(second_looks_per_image=1.5) == "ours, second looks"
+    assert words(mirror=True) == "ours, with mirror"
+
+
 def _points(axes):
     return [point for line in axes.lines for point in zip(*line.get_data(), strict=True)]
 

@@ -86,6 +86,7 @@ def test_nobody_is_exit_code_1_and_json_goes_to_stdout(dots_model, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ([""], "there is no source: give a picture"),
         (["absent.png"], "There is no file or folder absent.png"),
         (["two people.png", "--model", "absent.onnx"], "there is no model file absent.onnx"),
         (["two people.png", "--phi", "2"], "phi 2 does not exist"),
@@ -110,6 +111,33 @@ def test_what_cannot_be_is_one_sentence(arguments, said, picture, dots_model, mo
     assert main(["demo", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+def test_in_a_video_people_keep_their_ids_when_their_order_changes(dots_model, tmp_path, capsys):
+    """The order is that of scores, which changes from frame to frame."""
+    import dots
+
+    from ehrnet_ros.recording import VideoFile
+
+    one, two = dots.figure((150, 200), 300), dots.figure((450, 240), 280)
+    with VideoFile(tmp_path / "v.mp4", 12.0) as video:
+        for shift in range(6):
+            video.write(dots.draw_people((480, 640), np.stack([one, two + (2 * shift, 0)])))
+    assert main(["demo", str(tmp_path / "v.mp4"), f"--model={dots_model}", f"-o={tmp_path}"]) == 0
+    frames = json.loads((tmp_path / "v_poses.json").read_text())["frames"]
+    ids = [
+        [person["id"] for person in sorted(f["people"], key=lambda p: p["bbox"][0])] for f in frames
+    ]
+    # Ids are given once somebody was found in three frames.
+    assert ids[:2] == [[-1, -1]] * 2 and -1 not in ids[2] and ids[2:] == [ids[2]] * 4
+
+
+def test_decode_options_reach_it(picture, dots_model, tmp_path, capsys):
+    words = ["demo", str(picture), f"--model={dots_model}", f"-o={tmp_path}"]
+    assert main([*words, "--decode", "max_people=1"]) == 0
+    assert "1 frame, 1 person," in capsys.readouterr().err
+    assert main([*words, "--decode", "max_person=1"]) == 2
+    assert "decode option 'max_person' does not exist" in capsys.readouterr().err
 
 
 @pytest.fixture

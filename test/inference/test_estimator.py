@@ -160,3 +160,17 @@ def test_a_pinned_engine_decides_the_size(dots_model: Path) -> None:
     assert estimator.input_size((1080, 1920)) == (320, 416)
     image, people = scene()
     assert errors(estimator(image), people).max() < 1
+
+
+def test_every_image_needs_its_own_rgb(dots_model) -> None:
+    estimator = PoseEstimator.open(dots_model)
+    black = np.zeros((96, 128, 3), np.uint8)
+    for images, rgb in (([], []), ([black, black], [False]), ([black], [])):
+        with pytest.raises(EhrnetError, match=f"{len(images)} images and {len(rgb)} values of rgb"):
+            estimator.infer(images, rgb)
+
+
+def test_options_given_while_opening_come_before_the_stored_ones(dots_model) -> None:
+    assert PoseEstimator.open(dots_model, decode={"max_people": 1}).options.max_people == 1
+    with pytest.raises(EhrnetError, match="decode option 'x' does not exist"):
+        PoseEstimator.open(dots_model, decode={"x": 1})
