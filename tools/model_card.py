@@ -32,7 +32,11 @@ Trained on photographs with people, in research use:
   Extended (Johnson and Everingham, CVPR 2011; research, citation asked);
 * 1,355 images without labels (Flickr8k, EyeCrowd, OSIE, street photographs, rooms seen by a robot,
   COCO images without people), and the people in COCO images whom nobody labelled: labels by a
-  teacher, RTMDet-nano and PicoDet-S with PP-TinyPose (Apache-2.0).
+  teacher, RTMDet-nano and PicoDet-S with PP-TinyPose (Apache-2.0);
+* 3,563 sharper images with the teacher's labels, in H-3's last run: pedestrians and people in rooms
+  (LS-chen/Pedestrian-behavior-detection-and-prediction), frames of fixed cameras
+  (Mouso00/Human-Detection-Dataset-), people with masks (VikramShenoy97/Human-Segmentation-Dataset),
+  which state no licence, and Clothing Co-Parsing (bearpaw/clothing-co-parsing; research).
 
 The backbone began as slices of EfficientNet-Lite0 trained on ImageNet (Apache-2.0). No image and no
 label is part of this package. The images used for the figures below were never trained on.
