@@ -1,7 +1,7 @@
 """That training leaves the choice of the device to its tensors, and never waits for one.
 
 No GPU is needed: the meta device refuses to mix with tensors made elsewhere, and a dispatch mode
-sees every operation that would have to wait for a GPU's result.
+sees every operation that would have to wait for a GPU's result or copies ordinary memory to it.
 """
 
 import csv
@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehrnet_model.errors import EhrnetError
@@ -18,6 +19,7 @@ from ehrnet_model.training.batches import collate
 from ehrnet_model.training.feed import Job
 from ehrnet_model.training.hardware import Hardware, open_device
 from ehrnet_model.training.losses import LossOptions, compute_losses
+from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, save_state
 from ehrnet_model.training.trainer import Trainer, TrainOptions
@@ -41,6 +43,36 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Copies(TorchDispatchMode):
+    """Collects the copies of ordinary memory to the meta device: a GPU would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("_to_copy", "copy_") and out.device.type == "meta":
+            if any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args):
+                self.seen.append(name)
+        return out
+
+
+class Made(TorchFunctionMode):
+    """Collects tensors made of Python's numbers on the meta device, which no dispatch mode sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and out.device.type == "meta":
+            self.seen.append(func.__name__)
+        return out
+
+
 def small(pack_file, **more):
     return TrainOptions(
         **{
@@ -60,6 +92,16 @@ def test_the_dispatch_mode_sees_waiting():
         torch.bincount(torch.ones(3, dtype=torch.long))
         torch.ones(3).nonzero()
     assert waits.seen == ["_local_scalar_dense", "bincount", "nonzero"]
+
+
+def test_the_modes_see_copies():
+    meta = torch.device("meta")
+    with Copies() as copies, Made() as made:
+        torch.ones(2).to(meta)
+        torch.zeros(2, device=meta).copy_(torch.ones(2))
+        torch.tensor([1.0], device=meta)
+        torch.zeros(3, device=meta)[1:] = 2.0
+    assert (copies.seen, made.seen) == (["_to_copy", "copy_"], ["tensor"])
 
 
 @pytest.mark.parametrize("bf16", [True, False])
@@ -138,6 +180,25 @@ def test_losses_are_computed_where_the_batch_is(pack_file, tmp_path):
     assert {p.device for p in parts.values()} == {meta}
     parts["loss"].backward()
     assert all(p.grad.device == meta for p in network.parameters() if p.grad is not None)
+
+
+def test_a_step_copies_nothing_to_the_device(pack_file, tmp_path):
+    """But the batch, or what it is drawn from."""
+    meta = torch.device("meta")
+    trainer = Trainer(small(pack_file), tmp_path)
+    painter = Painter([pack for pack, _ in trainer.packs], meta)
+    network = EfficientHRNet(Variant.from_phi(-4), drop_connect=0.2).to(meta).train()
+    plans = [trainer.sampler.plan(i, 64, SampleOptions(mosaic=1.0)) for i in range(2)]
+    batch = painter.gather(plans).to(meta)
+    options = LossOptions(sides=0.02)
+
+    def step():
+        compute_losses(network, painter(batch), options, False)["loss"].backward()
+
+    step()  # constants are brought there in the first
+    with Copies() as copies, Made() as made:
+        step()
+    assert copies.seen == made.seen == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
