@@ -34,8 +34,8 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.averages import Average, Sums
-from ehrnet_model.training.batches import Batch, collate, normalise
-from ehrnet_model.training.feed import Job, feed
+from ehrnet_model.training.batches import Batch, batch_bytes, collate, normalise
+from ehrnet_model.training.feed import Job, feed, workers_that_fit
 from ehrnet_model.training.grow import grow
 from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people, partly_seen_people
@@ -362,6 +362,8 @@ class Trainer:
         if self.workers < 0:
             share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             self.workers = max(1, min(8, share - 1)) if gpu else 0
+        if self.painter is None and self.workers:
+            self.workers = self._fitting(self.workers)
         self.config = config
         note = {
             **config,
@@ -387,6 +389,25 @@ class Trainer:
         packs = [pack for pack, _ in self.packs]
         self.held_back = held_back_people(packs, options.holdout)
         self.partly_seen = partly_seen_people(packs, options.holdout)
+
+    def _fitting(self, workers: int) -> int:
+        """As many of these as can send whole windows; raises EhrnetError if they were asked for."""
+        size = max(batch_bytes(side, count) for side, count, share in self.options.windows if share)
+        fit = workers_that_fit(size)
+        if workers <= fit:
+            return workers
+        if self.hardware.workers > 0:
+            raise EhrnetError(
+                f"shared memory (/dev/shm) has no room for batches of {size / 2**20:.0f} MiB from "
+                f"{workers} processes: give it more (docker run --shm-size 8g), or say --workers "
+                f"{fit}."
+            )
+        log.warning(
+            "Shared memory (/dev/shm) has room for windows of %d processes, not of %d.",
+            fit,
+            workers,
+        )
+        return fit
 
     def _optimiser(self) -> Muon:
         """Groups: kernels for Muon, other kernels, and what has no decay."""
