@@ -326,13 +326,18 @@ class Pack:
 
         Several threads may call it.
         """
-        pixels = self._opened() if self._pixels is None else self._pixels
+        pixels = self.open()
         h, w = self.records[i]["height"], self.records[i]["width"]
         start = self._starts[i]
         return pixels[start : start + h * w * 3].reshape(h, w, 3)
 
-    def _opened(self) -> np.ndarray:
-        """The pixels of all pictures; one of several threads opens them, the others wait."""
+    def open(self) -> np.ndarray:
+        """The pixels of all pictures; one of several threads opens them, the others wait.
+
+        Processes share what was opened before they were forked.
+        """
+        if self._pixels is not None:
+            return self._pixels
         with self._opening:
             if self._pixels is None:
                 pixels: np.ndarray = np.memmap(self.path, np.uint8, "r")

@@ -512,6 +512,9 @@ class Trainer:
 
     def batches(self) -> Generator[Batch, None, None]:
         """Batches on the device, from the current position on, prepared ahead."""
+        if self.workers and self.painter is None:
+            for pack, _ in self.packs:
+                pack.open()  # else each process would decode all JPEGs for itself
         items = feed(self._make, self._jobs(), self.workers, self.device.type == "cuda")
         try:
             for item in items:

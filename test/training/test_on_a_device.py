@@ -6,6 +6,7 @@ sees every operation that would have to wait for a GPU's result or copies ordina
 
 import csv
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ehrnet_model.training.batches import collate
 from ehrnet_model.training.feed import Job
 from ehrnet_model.training.hardware import Hardware, open_device
 from ehrnet_model.training.losses import LossOptions, compute_losses
+from ehrnet_model.training.pack import Pack, write_pack
 from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, save_state
@@ -144,6 +146,25 @@ def test_windows_come_in_order_whoever_makes_them(pack_file, tmp_path, hardware)
         assert torch.equal(batch.tag_index, want.tag_index)
         images += count
     batches.close()
+
+
+def test_jpegs_are_decoded_once_for_all_processes(rich_pack, tmp_path, monkeypatch):
+    folder, out = rich_pack.parent, tmp_path / "r.pack"
+    write_pack(out, folder / "rich.json", [folder], folder / "teacher.json", jpeg=90)
+    decoded = Pack._decoded
+
+    def told(pack, stored):
+        with open(tmp_path / "processes", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return decoded(pack, stored)
+
+    monkeypatch.setattr(Pack, "_decoded", told)
+    hardware = Hardware(windows_on="host", workers=2)
+    batches = Trainer(small(out), tmp_path / "run", hardware=hardware).batches()
+    for _ in range(3):
+        next(batches)
+    batches.close()
+    assert (tmp_path / "processes").read_text() == f"{os.getpid()}\n"
 
 
 def test_an_error_in_the_making_reaches_the_trainer(pack_file, tmp_path):
