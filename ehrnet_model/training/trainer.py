@@ -389,6 +389,8 @@ class Trainer:
         packs = [pack for pack, _ in self.packs]
         self.held_back = held_back_people(packs, options.holdout)
         self.partly_seen = partly_seen_people(packs, options.holdout)
+        if self.world > 1:
+            self._check_alike()
 
     def _fitting(self, workers: int) -> int:
         """As many of these as can send whole windows; raises EhrnetError if they were asked for."""
@@ -435,6 +437,23 @@ class Trainer:
             save_state(read_compact(path), state_file)
         if self.world > 1:
             distributed.all_reduce(torch.zeros(1))
+
+    def _check_alike(self) -> None:
+        """Raises EhrnetError, in all processes, where they do not begin at the same place."""
+        # Not bit by bit: machines of different kinds round the weights they make differently.
+        parts = [value.double().abs().sum() for value in self.network.state_dict().values()]
+        sizes = torch.stack(parts).cpu()
+        mine = torch.cat([torch.tensor([self.step, self.images], dtype=torch.float64), sizes])
+        low, high = mine.clone(), mine.clone()
+        distributed.all_reduce(low, distributed.ReduceOp.MIN)
+        distributed.all_reduce(high, distributed.ReduceOp.MAX)
+        if not torch.equal(low[:2], high[:2]) or not torch.allclose(low, high, rtol=1e-4):
+            raise EhrnetError(
+                f"the processes do not begin with the same weights (this one at step {self.step}, "
+                f"others at {low[0]:.0f} to {high[0]:.0f}): all machines need the same run folder "
+                f"and the same files to start from; copy {self.folder} to each of them, or put it "
+                "on a disk that they share."
+            )
 
     def _start(self, path: Path) -> None:
         """Weights of another run; those of a smaller variant are grown."""

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 
@@ -139,6 +140,46 @@ def test_a_compact_state_is_unpacked_by_one_of_two_processes(pack_file, tmp_path
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "two" / "log.csv").open()))
     assert [(row["step"], row["images"]) for row in rows] == [("1", "4")]
+
+
+def test_machines_without_a_common_run_folder_do_not_go_on(pack_file, tmp_path):
+    """Each process with a folder of its own, of which the first alone has a state."""
+    apart = tmp_path / "apart.py"
+    apart.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from ehrnet_model.errors import EhrnetError\n"
+        "from ehrnet_model.training.trainer import Trainer, TrainOptions\n"
+        "packs, windows = ((sys.argv[1], 1.0),), ((64, 2, 1.0),)\n"
+        "options = TrainOptions(packs=packs, windows=windows, holdout=0.0)\n"
+        "folder = Path(sys.argv[2] + os.environ.get('RANK', '0'))\n"
+        "said = 'begins'\n"
+        "try:\n"
+        "    trainer = Trainer(options, folder)\n"
+        "    if trainer.world == 1:\n"
+        "        trainer.run(steps=2)\n"
+        "except EhrnetError as error:\n"
+        "    said = str(error)\n"
+        "(folder / 'said').write_text(said)\n"
+    )
+    script = [str(apart), str(pack_file), str(tmp_path / "machine")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def said(*launcher):
+        command = [sys.executable, *launcher, *script]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment(), timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return [(tmp_path / f"machine{rank}/said").read_text() for rank in (0, 1) if launcher]
+
+    assert said(*torchrun) == ["begins"] * 2
+    said()
+    for rank, text in enumerate(said(*torchrun)):
+        assert f"(this one at step {2 - 2 * rank}, others at 0 to 2)" in text
+        assert "all machines need the same run folder" in text and f"machine{rank} to each" in text
+    shutil.copy(tmp_path / "machine0/state.pt", tmp_path / "machine1")
+    assert said(*torchrun) == ["begins"] * 2
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(pack_file, tmp_path):
