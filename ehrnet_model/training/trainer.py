@@ -31,6 +31,7 @@ import torch
 from torch import distributed
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.atomic import save_json
 from ehrnet_model.network.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.averages import Average, Sums
@@ -303,7 +304,7 @@ class Trainer:
         state_file = self.folder / "state.pt"
         if unpack is not None:
             self._unpack(unpack, state_file)
-        if state_file.exists():
+        if os.path.exists(state_file):  # False, too, where the folder may not be looked into
             state = _pose_state(state_file)
             stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
             if stored["phi"] != options.phi:
@@ -383,9 +384,9 @@ class Trainer:
         }
         self.records = Records(self.folder)
         if self.rank == 0:
+            save_json(self.folder / "config.json", note)
             for part in self.folder.glob(".state.pt.*.tmp"):  # of a process that was killed
                 part.unlink()
-            (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
         packs = [pack for pack, _ in self.packs]
         self.held_back = held_back_people(packs, options.holdout)
         self.partly_seen = partly_seen_people(packs, options.holdout)
@@ -430,7 +431,7 @@ class Trainer:
     def _unpack(self, path: Path, state_file: Path) -> None:
         """Makes state.pt of a compact state: the first process does, the others wait for it."""
         if self.rank == 0:
-            if state_file.exists():
+            if os.path.exists(state_file):
                 raise EhrnetError(
                     f"{self.folder} already holds a run: leave --unpack out to continue it."
                 )

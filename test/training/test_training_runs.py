@@ -206,6 +206,14 @@ def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
         Trainer(small(pack_file), elsewhere)
 
 
+def test_a_folder_that_cannot_be_written_is_refused(pack_file, tmp_path):
+    """As one of another user, which nobody is for root."""
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(EhrnetError, match="config.json cannot be written .*choose another place"):
+        Trainer(small(pack_file), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_few_pictures_are_learnt(pack_file, tmp_path):
     options = small(pack_file, steps=60, windows=((64, 3, 1.0),), lr=3e-3, warmup_steps=5)
     options = dataclasses.replace(options, loss=LossOptions(peak_weight=0.0))
@@ -285,8 +293,10 @@ def test_the_backbone_starts_from_slices_of_lite0(tmp_path, phi):
 
 def test_other_files_are_no_lite0(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-30])
     network = EfficientHRNet(Variant.from_phi(-4))
-    for name in ("x.npz", "missing.npz"):
+    for name in ("x.npz", "missing.npz", "empty.npz", "cut.npz"):
         with pytest.raises(EhrnetError, match="does not hold EfficientNet-Lite0"):
             init_from_lite0(network, tmp_path / name, torch.zeros(1, 3, 64, 64))
 
