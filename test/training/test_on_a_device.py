@@ -231,6 +231,19 @@ def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu():
         open_device("tpu")
 
 
+@pytest.mark.parametrize("version", ["2.1.0", "2.5.1+cu124"])
+def test_a_pytorch_too_old_is_refused(monkeypatch, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(EhrnetError) as refused:
+        open_device("cpu")
+    assert str(refused.value) == (
+        f"PyTorch {version} is too old to train with, it takes 2.6 or later: pip install -U torch."
+    )
+    for enough in ("2.6.0a0+df5bbc09d1.nv24.12", "2.13.0+cpu"):
+        monkeypatch.setattr(torch, "__version__", enough)
+        assert open_device("cpu") == torch.device("cpu")
+
+
 def test_runs_of_an_earlier_version_go_on(pack_file, tmp_path):
     """States whose configuration lacks later options, logs that lack later columns."""
     options = small(pack_file)
