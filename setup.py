@@ -21,6 +21,8 @@ LIVE = ["foxglove-sdk>=0.30"]
 BAG = ["rosbags>=0.11", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2023.3"]
 PLOT = ["matplotlib>=3.6"]
+# See ehrnet_model/training/hardware.py.
+TRAIN = ["torch>=2.6", "tensorboard"]
 
 setup(
     name="ehrnet_ros",
@@ -48,7 +50,7 @@ setup(
     extras_require={
         "export": EXPORT,
         "evaluate": EVALUATE,
-        "train": [*EXPORT, *EVALUATE, "tensorboard"],
+        "train": [*EXPORT, *EVALUATE, *TRAIN],
         "openvino": OPENVINO,
         "plot": PLOT,
         "bag": BAG,

@@ -205,6 +205,11 @@ def test_extras_bring_what_verbs_need(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"torch", "safetensors"} <= brought["export"]  # weights where others take a graph
     for extra in ("export", "evaluate"):  # one line brings all of training and measuring
         assert brought[extra] <= brought["train"]
+    # As old as training takes it, and no older.
+    pytest.importorskip("torch")
+    from ehrnet_model.training.hardware import OLDEST_TORCH
+
+    assert f"torch>={'.'.join(map(str, OLDEST_TORCH))}" in said["extras_require"]["train"]
 
 
 @pytest.mark.parametrize(

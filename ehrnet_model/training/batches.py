@@ -9,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.training.windows import Window
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,6 +34,27 @@ class Tensors:
     def pin_memory(self: _T) -> _T:
         """In memory that a GPU copies from by itself."""
         return self.each(lambda tensor: tensor.pin_memory())
+
+    def to_send(self: _T) -> _T:
+        """Ready for another process: in shared memory.
+
+        Raises:
+            EhrnetError: there is too little of it. Where torch moves tensors there while it sends
+                them, nobody hears of it, and the other process waits for ever.
+        """
+        try:
+            return self.each(lambda tensor: tensor.share_memory_())
+        except RuntimeError as error:
+            raise EhrnetError(
+                f"no shared memory is left for windows ({error}): give /dev/shm more "
+                "(docker run --shm-size 8g), or take fewer --workers (0: none is needed)."
+            ) from None
+
+
+def batch_bytes(side: int, count: int) -> int:
+    """About how much memory a ``Batch`` of ``count`` windows of ``side`` pixels takes."""
+    maps = 2 * COCO_17.num_keypoints * ((side // 4) ** 2 + (side // 2) ** 2)
+    return 4 * count * (3 * side**2 + maps)
 
 
 @dataclass(frozen=True)

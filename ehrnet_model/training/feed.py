@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import shutil
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ehrnet_model.errors import EhrnetError
+
+_SHARED = "/dev/shm"
+# Batches that each process makes ahead.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,19 @@ class Job:
     first: int
 
 
+def workers_that_fit(size: int) -> int:
+    """How many processes can send items of ``size`` bytes through shared memory.
+
+    Beside what they make ahead there are the item in use and the next one.
+    """
+    try:
+        free = shutil.disk_usage(_SHARED).free
+    except OSError:  # not Linux: nothing is known against it
+        return sys.maxsize
+    free //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, (free // size - 2) // _AHEAD)
+
+
 def feed(
     make: Callable[[Job], Any], jobs: Iterator[Job], workers: int, pin: bool
 ) -> Generator[Any, None, None]:
@@ -28,7 +50,8 @@ def feed(
     Args:
         make: called in a thread or in forked processes: it must not touch a GPU.
         jobs: without end.
-        workers: how many processes; 0: one thread of this process.
+        workers: how many processes, which send what the items' ``to_send`` gives; 0: one thread of
+            this process.
         pin: put the items, which have ``pin_memory``, into memory a GPU can copy from.
     """
     return _processes(make, jobs, workers, pin) if workers else _thread(make, jobs, pin)
@@ -76,7 +99,10 @@ class _Made(torch.utils.data.Dataset):
         self.make = make
 
     def __getitem__(self, job: Job) -> Any:
-        return self.make(job)
+        try:
+            return self.make(job).to_send()
+        except EhrnetError as error:  # raised by who takes it; torch would add to its sentence
+            return error
 
 
 def _same(item: Any) -> Any:
@@ -95,9 +121,13 @@ def _processes(
         batch_size=None,
         sampler=jobs,
         num_workers=workers,
+        prefetch_factor=_AHEAD,
         collate_fn=_same,
         pin_memory=pin,
         # Forked, so that all share the packs in memory.
         multiprocessing_context="fork",
     )
-    yield from loader
+    for item in loader:
+        if isinstance(item, EhrnetError):
+            raise item
+        yield item

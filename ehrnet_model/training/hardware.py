@@ -12,6 +12,10 @@ import torch
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.blocks import ConvNorm
 
+OLDEST_TORCH = (2, 6)
+"""Fused AdamW came to CPUs with 2.4; before 2.6 it may refuse kernels of size 1 on a GPU, whose
+gradients' strides need not be theirs."""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -31,8 +35,14 @@ class Hardware:
 def open_device(name: str) -> torch.device:
     """``cpu``, ``cuda`` or ``auto``; one of several processes takes the GPU of its local rank.
 
-    Raises EhrnetError where CUDA is asked for and not there.
+    Raises EhrnetError where CUDA is asked for and not there, and where PyTorch is too old to train.
     """
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < OLDEST_TORCH:
+        raise EhrnetError(
+            f"PyTorch {torch.__version__} is too old to train with, it takes "
+            f"{'.'.join(map(str, OLDEST_TORCH))} or later: pip install -U torch."
+        )
     if name not in ("cpu", "cuda", "auto"):
         raise EhrnetError(f"there is no device '{name}': cpu, cuda or auto.")
     there = torch.cuda.is_available()

@@ -13,6 +13,7 @@ The source is an npz file with batch normalisation folded into kernels and biase
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def init_from_lite0(network: EfficientHRNet, path: Path, pictures: torch.Tensor)
         with np.load(path) as data:
             tensors = {key: torch.from_numpy(data[key].astype(np.float32)) for key in data.files}
         tensors["blocks.15.project.weight"], tensors["stem.weight"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise EhrnetError(f"{path} does not hold EfficientNet-Lite0 weights ({error}).") from None
     stats = _Statistics(tensors, pictures)
     backbone = network.backbone

@@ -82,6 +82,15 @@ class Muon(torch.optim.AdamW):
             group.setdefault("orthogonal", False)
         super().__init__(groups, lr=lr, fused=True)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A state, however it lies in memory: a compact one was written without channels last."""
+        super().load_state_dict(state_dict)
+        for parameter, values in self.state.items():
+            for key, value in values.items():
+                # The fused AdamW walks through a parameter and its moments as they lie.
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    values[key] = torch.empty_like(parameter).copy_(value)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient; kernels' gradients are used up."""

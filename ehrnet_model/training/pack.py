@@ -26,6 +26,7 @@ import numpy as np
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import load_annotations
 from ehrnet_model.evaluation.pictures import ImageFiles
+from ehrnet_model.inference.atomic import check_target
 from ehrnet_model.training.labels import ImageLabels, TeacherRule, merge
 
 MAGIC = b"EHRPACK1"
@@ -97,9 +98,12 @@ def write_pack(
         shards: spread over so many packs, see ``shard_names``, each a pack of its own.
 
     Raises:
-        EhrnetError: pictures or annotations are missing, damaged or do not belong together; the
-            disk is full.
+        EhrnetError: pictures or annotations are missing, damaged or do not belong together; no
+            file can be written there, or the disk is full.
     """
+    out = Path(out)
+    for name in shard_names(out, shards):
+        check_target(name)
     data = load_annotations(annotations)
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for ann in data.get("annotations", []):
@@ -107,7 +111,6 @@ def write_pack(
     ids = {image["id"] for image in data["images"]}
     taught = _taught(pseudo, pseudo_set, ids) if pseudo is not None else {}
     files = ImageFiles(images)
-    out = Path(out)
     about = {
         "annotations_sha256": hashlib.sha256(Path(annotations).read_bytes()).hexdigest(),
         "pseudo_sha256": hashlib.sha256(Path(pseudo).read_bytes()).hexdigest() if pseudo else "",
@@ -326,13 +329,18 @@ class Pack:
 
         Several threads may call it.
         """
-        pixels = self._opened() if self._pixels is None else self._pixels
+        pixels = self.open()
         h, w = self.records[i]["height"], self.records[i]["width"]
         start = self._starts[i]
         return pixels[start : start + h * w * 3].reshape(h, w, 3)
 
-    def _opened(self) -> np.ndarray:
-        """The pixels of all pictures; one of several threads opens them, the others wait."""
+    def open(self) -> np.ndarray:
+        """The pixels of all pictures; one of several threads opens them, the others wait.
+
+        Processes share what was opened before they were forked.
+        """
+        if self._pixels is not None:
+            return self._pixels
         with self._opening:
             if self._pixels is None:
                 pixels: np.ndarray = np.memmap(self.path, np.uint8, "r")

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,6 +114,21 @@ class PlanBatch(Tensors):
     tag_index: torch.Tensor
     tag_person: torch.Tensor
     image_of_person: torch.Tensor
+
+    def to_send(self) -> PlanBatch:
+        """Ready for another process as it is: small enough to be sent as bytes, see below."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays, which are pickled as bytes: tensors would go through shared memory, of which
+        # containers have little (Docker: 64 MB).
+        values = (getattr(self, field.name) for field in fields(self))
+        return _rebuilt, tuple(v.numpy() if isinstance(v, torch.Tensor) else v for v in values)
+
+
+def _rebuilt(*values: Any) -> PlanBatch:
+    """What was pickled."""
+    return PlanBatch(*(torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values))
 
 
 def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Directory) -> PlanBatch:

@@ -26,12 +26,16 @@ class Records:
     def add(self, kind: str, row: dict[str, Any]) -> None:
         """Appends a row; ``step`` in it says when."""
         append_row(self.folder / f"{kind}.csv", row)
-        board = self._writer()
-        if board is not None:
-            for name, value in row.items():
-                if name != "step":
-                    board.add_scalar(f"{kind}/{name}", value, row["step"])
-            board.flush()
+        try:
+            board = self._writer()
+            if board is not None:
+                for name, value in row.items():
+                    if name != "step":
+                        board.add_scalar(f"{kind}/{name}", value, row["step"])
+                board.flush()
+        except Exception as error:  # whatever it is, the run is worth more
+            self._board = None
+            log.warning("TensorBoard does not work here (%s): CSV files only.", error)
 
     def _writer(self) -> Any:
         if not self._looked:

@@ -28,12 +28,27 @@ LEFT = {"elbows": 7, "wrists": 9, "hips": 11, "knees": 13, "ankles": 15}
 """Left keypoint of each pair whose maps can be told apart more; the right one comes next."""
 
 
+# Constants are brought to a device once: every copy of ordinary memory waits for it.
+
+
 @functools.cache
-def _probe(channels: int) -> torch.Tensor:
+def _probe(channels: int, device: torch.device) -> torch.Tensor:
     """(channels,) of norm 1 and sum 0, always the same."""
     weights = torch.randn(channels, generator=torch.Generator().manual_seed(0))
     weights -= weights.mean()
-    return weights / weights.norm()
+    return (weights / weights.norm()).to(device)
+
+
+@functools.cache
+def _limbs(device: torch.device) -> torch.Tensor:
+    """(limbs, 2) left keypoints."""
+    return torch.tensor(_LEFT_LIMBS, device=device)
+
+
+@functools.cache
+def _signs(device: torch.device) -> torch.Tensor:
+    """(2, 1, 1, 1), one for the left side, minus one for the right."""
+    return torch.tensor([1.0, -1.0], device=device).view(2, 1, 1, 1)
 
 
 def side_loss(
@@ -56,8 +71,8 @@ def side_loss(
     if people == 0:
         _everywhere(features.new_zeros((), dtype=torch.float32))  # others wait for it
         return features.new_zeros((), dtype=torch.float32)
-    weights = _probe(features.shape[1]).to(device)
-    scores = _GAIN * torch.einsum("nchw,c->nhw", features.float(), weights)
+    probe = _probe(features.shape[1], device)
+    scores = _GAIN * torch.einsum("nchw,c->nhw", features.float(), probe)
     plane, cell = index // (height * width), index % (height * width)
     image, joint = plane // joints, plane % joints
     place = torch.full((people, joints, 2), float("nan"), device=device)
@@ -65,7 +80,7 @@ def side_loss(
     whose = torch.zeros(people, dtype=torch.long, device=device)
     whose[person] = image
     step = torch.linspace(0, 1, _POINTS, device=device)[:, None]
-    ends = torch.tensor(_LEFT_LIMBS, device=device)
+    ends = _limbs(device)
     # (2 sides, P, limbs, points, 2); a left keypoint's number plus one is the right one's.
     lines = torch.stack(
         [
@@ -79,8 +94,7 @@ def side_loss(
     weight = there * torch.where(apart.isnan(), 1.0, (apart / _APART).clamp(max=1))
     cells = lines.nan_to_num().round().long()
     asked = scores[whose[:, None, None], cells[..., 1], cells[..., 0]]
-    sign = torch.tensor([1.0, -1.0], device=device).view(2, 1, 1, 1)
-    total = (F.softplus(-sign * asked) * weight).sum()
+    total = (F.softplus(-_signs(device) * asked) * weight).sum()
     return total / _everywhere(weight.sum()).clamp(min=1)
 
 

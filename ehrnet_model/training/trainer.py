@@ -31,11 +31,12 @@ import torch
 from torch import distributed
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.atomic import save_json
 from ehrnet_model.network.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.averages import Average, Sums
-from ehrnet_model.training.batches import Batch, collate, normalise
-from ehrnet_model.training.feed import Job, feed
+from ehrnet_model.training.batches import Batch, batch_bytes, collate, normalise
+from ehrnet_model.training.feed import Job, feed, workers_that_fit
 from ehrnet_model.training.grow import grow
 from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people, partly_seen_people
@@ -303,7 +304,7 @@ class Trainer:
         state_file = self.folder / "state.pt"
         if unpack is not None:
             self._unpack(unpack, state_file)
-        if state_file.exists():
+        if os.path.exists(state_file):  # False, too, where the folder may not be looked into
             state = _pose_state(state_file)
             stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
             if stored["phi"] != options.phi:
@@ -362,6 +363,8 @@ class Trainer:
         if self.workers < 0:
             share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             self.workers = max(1, min(8, share - 1)) if gpu else 0
+        if self.painter is None and self.workers:
+            self.workers = self._fitting(self.workers)
         self.config = config
         note = {
             **config,
@@ -381,12 +384,33 @@ class Trainer:
         }
         self.records = Records(self.folder)
         if self.rank == 0:
+            save_json(self.folder / "config.json", note)
             for part in self.folder.glob(".state.pt.*.tmp"):  # of a process that was killed
                 part.unlink()
-            (self.folder / "config.json").write_text(json.dumps(note, indent=1) + "\n")
         packs = [pack for pack, _ in self.packs]
         self.held_back = held_back_people(packs, options.holdout)
         self.partly_seen = partly_seen_people(packs, options.holdout)
+        if self.world > 1:
+            self._check_alike()
+
+    def _fitting(self, workers: int) -> int:
+        """As many of these as can send whole windows; raises EhrnetError if they were asked for."""
+        size = max(batch_bytes(side, count) for side, count, share in self.options.windows if share)
+        fit = workers_that_fit(size)
+        if workers <= fit:
+            return workers
+        if self.hardware.workers > 0:
+            raise EhrnetError(
+                f"shared memory (/dev/shm) has no room for batches of {size / 2**20:.0f} MiB from "
+                f"{workers} processes: give it more (docker run --shm-size 8g), or say --workers "
+                f"{fit}."
+            )
+        log.warning(
+            "Shared memory (/dev/shm) has room for windows of %d processes, not of %d.",
+            fit,
+            workers,
+        )
+        return fit
 
     def _optimiser(self) -> Muon:
         """Groups: kernels for Muon, other kernels, and what has no decay."""
@@ -407,13 +431,30 @@ class Trainer:
     def _unpack(self, path: Path, state_file: Path) -> None:
         """Makes state.pt of a compact state: the first process does, the others wait for it."""
         if self.rank == 0:
-            if state_file.exists():
+            if os.path.exists(state_file):
                 raise EhrnetError(
                     f"{self.folder} already holds a run: leave --unpack out to continue it."
                 )
             save_state(read_compact(path), state_file)
         if self.world > 1:
             distributed.all_reduce(torch.zeros(1))
+
+    def _check_alike(self) -> None:
+        """Raises EhrnetError, in all processes, where they do not begin at the same place."""
+        # Not bit by bit: machines of different kinds round the weights they make differently.
+        parts = [value.double().abs().sum() for value in self.network.state_dict().values()]
+        sizes = torch.stack(parts).cpu()
+        mine = torch.cat([torch.tensor([self.step, self.images], dtype=torch.float64), sizes])
+        low, high = mine.clone(), mine.clone()
+        distributed.all_reduce(low, distributed.ReduceOp.MIN)
+        distributed.all_reduce(high, distributed.ReduceOp.MAX)
+        if not torch.equal(low[:2], high[:2]) or not torch.allclose(low, high, rtol=1e-4):
+            raise EhrnetError(
+                f"the processes do not begin with the same weights (this one at step {self.step}, "
+                f"others at {low[0]:.0f} to {high[0]:.0f}): all machines need the same run folder "
+                f"and the same files to start from; copy {self.folder} to each of them, or put it "
+                "on a disk that they share."
+            )
 
     def _start(self, path: Path) -> None:
         """Weights of another run; those of a smaller variant are grown."""
@@ -491,6 +532,9 @@ class Trainer:
 
     def batches(self) -> Generator[Batch, None, None]:
         """Batches on the device, from the current position on, prepared ahead."""
+        if self.workers and self.painter is None:
+            for pack, _ in self.packs:
+                pack.open()  # else each process would decode all JPEGs for itself
         items = feed(self._make, self._jobs(), self.workers, self.device.type == "cuda")
         try:
             for item in items:

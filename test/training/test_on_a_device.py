@@ -1,15 +1,17 @@
 """That training leaves the choice of the device to its tensors, and never waits for one.
 
 No GPU is needed: the meta device refuses to mix with tensors made elsewhere, and a dispatch mode
-sees every operation that would have to wait for a GPU's result.
+sees every operation that would have to wait for a GPU's result or copies ordinary memory to it.
 """
 
 import csv
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehrnet_model.errors import EhrnetError
@@ -18,6 +20,8 @@ from ehrnet_model.training.batches import collate
 from ehrnet_model.training.feed import Job
 from ehrnet_model.training.hardware import Hardware, open_device
 from ehrnet_model.training.losses import LossOptions, compute_losses
+from ehrnet_model.training.pack import Pack, write_pack
+from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, save_state
 from ehrnet_model.training.trainer import Trainer, TrainOptions
@@ -41,6 +45,36 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Copies(TorchDispatchMode):
+    """Collects the copies of ordinary memory to the meta device: a GPU would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("_to_copy", "copy_") and out.device.type == "meta":
+            if any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args):
+                self.seen.append(name)
+        return out
+
+
+class Made(TorchFunctionMode):
+    """Collects tensors made of Python's numbers on the meta device, which no dispatch mode sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and out.device.type == "meta":
+            self.seen.append(func.__name__)
+        return out
+
+
 def small(pack_file, **more):
     return TrainOptions(
         **{
@@ -60,6 +94,16 @@ def test_the_dispatch_mode_sees_waiting():
         torch.bincount(torch.ones(3, dtype=torch.long))
         torch.ones(3).nonzero()
     assert waits.seen == ["_local_scalar_dense", "bincount", "nonzero"]
+
+
+def test_the_modes_see_copies():
+    meta = torch.device("meta")
+    with Copies() as copies, Made() as made:
+        torch.ones(2).to(meta)
+        torch.zeros(2, device=meta).copy_(torch.ones(2))
+        torch.tensor([1.0], device=meta)
+        torch.zeros(3, device=meta)[1:] = 2.0
+    assert (copies.seen, made.seen) == (["_to_copy", "copy_"], ["tensor"])
 
 
 @pytest.mark.parametrize("bf16", [True, False])
@@ -104,6 +148,25 @@ def test_windows_come_in_order_whoever_makes_them(pack_file, tmp_path, hardware)
     batches.close()
 
 
+def test_jpegs_are_decoded_once_for_all_processes(rich_pack, tmp_path, monkeypatch):
+    folder, out = rich_pack.parent, tmp_path / "r.pack"
+    write_pack(out, folder / "rich.json", [folder], folder / "teacher.json", jpeg=90)
+    decoded = Pack._decoded
+
+    def told(pack, stored):
+        with open(tmp_path / "processes", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return decoded(pack, stored)
+
+    monkeypatch.setattr(Pack, "_decoded", told)
+    hardware = Hardware(windows_on="host", workers=2)
+    batches = Trainer(small(out), tmp_path / "run", hardware=hardware).batches()
+    for _ in range(3):
+        next(batches)
+    batches.close()
+    assert (tmp_path / "processes").read_text() == f"{os.getpid()}\n"
+
+
 def test_an_error_in_the_making_reaches_the_trainer(pack_file, tmp_path):
     for workers in (0, 1):
         trainer = Trainer(
@@ -140,6 +203,25 @@ def test_losses_are_computed_where_the_batch_is(pack_file, tmp_path):
     assert all(p.grad.device == meta for p in network.parameters() if p.grad is not None)
 
 
+def test_a_step_copies_nothing_to_the_device(pack_file, tmp_path):
+    """But the batch, or what it is drawn from."""
+    meta = torch.device("meta")
+    trainer = Trainer(small(pack_file), tmp_path)
+    painter = Painter([pack for pack, _ in trainer.packs], meta)
+    network = EfficientHRNet(Variant.from_phi(-4), drop_connect=0.2).to(meta).train()
+    plans = [trainer.sampler.plan(i, 64, SampleOptions(mosaic=1.0)) for i in range(2)]
+    batch = painter.gather(plans).to(meta)
+    options = LossOptions(sides=0.02)
+
+    def step():
+        compute_losses(network, painter(batch), options, False)["loss"].backward()
+
+    step()  # constants are brought there in the first
+    with Copies() as copies, Made() as made:
+        step()
+    assert copies.seen == made.seen == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu():
     assert open_device("auto") == open_device("cpu") == torch.device("cpu")
@@ -147,6 +229,19 @@ def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu():
         open_device("cuda")
     with pytest.raises(EhrnetError, match="no device 'tpu'"):
         open_device("tpu")
+
+
+@pytest.mark.parametrize("version", ["2.1.0", "2.5.1+cu124"])
+def test_a_pytorch_too_old_is_refused(monkeypatch, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(EhrnetError) as refused:
+        open_device("cpu")
+    assert str(refused.value) == (
+        f"PyTorch {version} is too old to train with, it takes 2.6 or later: pip install -U torch."
+    )
+    for enough in ("2.6.0a0+df5bbc09d1.nv24.12", "2.13.0+cpu"):
+        monkeypatch.setattr(torch, "__version__", enough)
+        assert open_device("cpu") == torch.device("cpu")
 
 
 def test_runs_of_an_earlier_version_go_on(pack_file, tmp_path):

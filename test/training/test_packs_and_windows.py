@@ -251,6 +251,21 @@ def test_a_full_disk_leaves_no_pack_and_the_old_one_as_it_was(figures, tmp_path)
     assert out.read_bytes() == b"the old one"
 
 
+@pytest.mark.parametrize(("out", "shards"), [("there", 1), ("a.pack", 2), ("none/a.pack", 1)])
+def test_a_place_for_no_file_is_refused_before_the_work(figures, tmp_path, out, shards):
+    for folder in ("there", "a-2of2.pack"):
+        (tmp_path / folder).mkdir()
+
+    def images(items):
+        raise AssertionError("the work has begun")
+
+    with pytest.raises(EhrnetError, match=r"(there|a-2of2.pack|a.pack) cannot be written: "):
+        write_pack(
+            tmp_path / out, figures / "figures.json", [figures], progress=images, shards=shards
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-2of2.pack", "there"]
+
+
 def test_damaged_packs_and_json_are_refused(figures, pack_file, tmp_path):
     (tmp_path / "cut.pack").write_bytes(pack_file.read_bytes()[:-10])
     (tmp_path / "other.pack").write_bytes(b"something else entirely, and long enough")

@@ -241,6 +241,32 @@ def test_without_tensorboard_it_is_said_once(tmp_path, monkeypatch, caplog):
     ]
 
 
+def test_a_broken_tensorboard_is_told_once(tmp_path, monkeypatch, caplog):
+    """One that is installed and does not go with another package."""
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/__init__.py").write_text("raise TypeError('no descriptors')\n")
+    for name in [n for n in sys.modules if n.split(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    records = Records(tmp_path)
+    for step in range(3):
+        records.add("log", {"step": step, "loss": 0.5})
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    assert [r.message for r in caplog.records if "TensorBoard" in r.message] == [
+        "TensorBoard does not work here (no descriptors): CSV files only."
+    ]
+
+
+def test_a_board_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("a file, where a folder would be made")
+    records = Records(tmp_path)
+    for step in range(3):
+        records.add("log", {"step": step, "loss": 0.5})
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    assert [r.message[:32] for r in caplog.records] == ["TensorBoard does not work here ("]
+
+
 def test_help_shows_the_recipe_as_it_is():
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)

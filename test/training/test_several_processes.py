@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 
@@ -27,6 +28,76 @@ def train(folder, pack, *arguments, processes=1):
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     return list(csv.DictReader((folder / "log.csv").open()))
+
+
+def with_shared_memory(size, code, *arguments):
+    """What a script prints where /dev/shm is of this size, as in a container."""
+    room = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    room += [f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"', "sh"]
+    try:
+        subprocess.run([*room, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no /dev/shm of its own may be given to a process here")
+    command = [*room, sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+RUN = """
+import sys
+from pathlib import Path
+
+from ehrnet_model.errors import EhrnetError
+from ehrnet_model.training.hardware import Hardware
+from ehrnet_model.training.trainer import Trainer, TrainOptions
+
+def trainer(count, hardware):
+    packs, windows = ((sys.argv[1], 1.0),), ((64, count, 1.0),)
+    options = TrainOptions(packs=packs, windows=windows, holdout=0.0)
+    return Trainer(options, folder, hardware=hardware)
+
+def refused(work):
+    try:
+        work()
+    except EhrnetError as error:
+        print(error)
+
+folder = Path(sys.argv[2])
+"""
+
+
+def test_plans_need_no_shared_memory(pack_file, tmp_path):
+    """Of which those made ahead would fill more than there is."""
+    code = RUN + (
+        "batches = trainer(128, Hardware(windows_on='device', workers=2)).batches()\n"
+        "for _ in range(6):\n"
+        "    print(len(next(batches).images))\n"
+        "batches.close()\n"
+    )
+    assert with_shared_memory("1m", code, pack_file, tmp_path) == ["128"] * 6
+
+
+def test_windows_that_shared_memory_does_not_hold_are_refused(pack_file, tmp_path):
+    """Before a run, and in it where the memory has gone to something else."""
+    code = RUN + (
+        "refused(lambda: trainer(8, Hardware(windows_on='host', workers=2)))\n"
+        "run = trainer(8, Hardware(windows_on='host', workers=1))\n"
+        "with open('/dev/shm/other', 'wb', 0) as file:\n"
+        "    try:\n"
+        "        while file.write(bytes(2**16)):\n"
+        "            pass\n"
+        "    except OSError:\n"
+        "        file.truncate(file.tell() - 2**19)  # for the queues' semaphores\n"
+        "refused(lambda: next(run.batches()))\n"
+    )
+    before, within = with_shared_memory("8m", code, pack_file, tmp_path)
+    assert before == (
+        "shared memory (/dev/shm) has no room for batches of 2 MiB from 2 processes: give it more "
+        "(docker run --shm-size 8g), or say --workers 1."
+    )
+    assert before.count("\n") == 0 and within.startswith("no shared memory is left for windows (")
+    assert within.endswith("or take fewer --workers (0: none is needed).")
 
 
 def test_two_processes_learn_what_one_learns_from_the_same_batches(rich_pack, tmp_path):
@@ -69,6 +140,46 @@ def test_a_compact_state_is_unpacked_by_one_of_two_processes(pack_file, tmp_path
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "two" / "log.csv").open()))
     assert [(row["step"], row["images"]) for row in rows] == [("1", "4")]
+
+
+def test_machines_without_a_common_run_folder_do_not_go_on(pack_file, tmp_path):
+    """Each process with a folder of its own, of which the first alone has a state."""
+    apart = tmp_path / "apart.py"
+    apart.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from ehrnet_model.errors import EhrnetError\n"
+        "from ehrnet_model.training.trainer import Trainer, TrainOptions\n"
+        "packs, windows = ((sys.argv[1], 1.0),), ((64, 2, 1.0),)\n"
+        "options = TrainOptions(packs=packs, windows=windows, holdout=0.0)\n"
+        "folder = Path(sys.argv[2] + os.environ.get('RANK', '0'))\n"
+        "said = 'begins'\n"
+        "try:\n"
+        "    trainer = Trainer(options, folder)\n"
+        "    if trainer.world == 1:\n"
+        "        trainer.run(steps=2)\n"
+        "except EhrnetError as error:\n"
+        "    said = str(error)\n"
+        "(folder / 'said').write_text(said)\n"
+    )
+    script = [str(apart), str(pack_file), str(tmp_path / "machine")]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def said(*launcher):
+        command = [sys.executable, *launcher, *script]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment(), timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return [(tmp_path / f"machine{rank}/said").read_text() for rank in (0, 1) if launcher]
+
+    assert said(*torchrun) == ["begins"] * 2
+    said()
+    for rank, text in enumerate(said(*torchrun)):
+        assert f"(this one at step {2 - 2 * rank}, others at 0 to 2)" in text
+        assert "all machines need the same run folder" in text and f"machine{rank} to each" in text
+    shutil.copy(tmp_path / "machine0/state.pt", tmp_path / "machine1")
+    assert said(*torchrun) == ["begins"] * 2
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(pack_file, tmp_path):

@@ -69,8 +69,9 @@ def test_bfloat16_is_used_where_the_device_has_it(pack_file, tmp_path, monkeypat
     assert ["CPU has no bfloat16" in line for line in said].count(True) == (0 if there else 1)
 
 
-def test_a_compact_state_carries_a_run_on(pack_file, tmp_path):
-    options = small(pack_file)
+@pytest.mark.parametrize("optimiser", ["muon", "adamw"])
+def test_a_compact_state_carries_a_run_on(pack_file, tmp_path, optimiser):
+    options = small(pack_file, optimiser=optimiser)
     first = Trainer(options, tmp_path / "first")
     first.run(steps=3)
     first.save_compact(tmp_path / "run.resume.safetensors")
@@ -85,6 +86,17 @@ def test_a_compact_state_carries_a_run_on(pack_file, tmp_path):
     for index, moments in kept["state"].items():
         for key, value in moments.items():  # bfloat16 keeps 8 bits
             torch.testing.assert_close(carried["state"][index][key], value, rtol=0.01, atol=1e-30)
+    before = {name: value.detach().clone() for name, value in first.network.named_parameters()}
+    for run in (first, second):
+        run.run(steps=1)
+    moved, apart = [], []
+    for one, (name, other) in zip(
+        first.network.parameters(), second.network.named_parameters(), strict=True
+    ):
+        moved.append((one - before[name]).detach().norm())
+        apart.append((one - other).detach().norm())
+    # The next update is the same but for what the bfloat16 moments round.
+    assert torch.stack(apart).norm() < 0.1 * torch.stack(moved).norm()
     second.run()
     assert second.step == 6
     (tmp_path / "cut").write_bytes((tmp_path / "run.resume.safetensors").read_bytes()[:1000])
@@ -194,6 +206,14 @@ def test_a_folder_of_another_run_is_refused(pack_file, rich_pack, tmp_path):
         Trainer(small(pack_file), elsewhere)
 
 
+def test_a_folder_that_cannot_be_written_is_refused(pack_file, tmp_path):
+    """As one of another user, which nobody is for root."""
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(EhrnetError, match="config.json cannot be written .*choose another place"):
+        Trainer(small(pack_file), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_few_pictures_are_learnt(pack_file, tmp_path):
     options = small(pack_file, steps=60, windows=((64, 3, 1.0),), lr=3e-3, warmup_steps=5)
     options = dataclasses.replace(options, loss=LossOptions(peak_weight=0.0))
@@ -273,8 +293,10 @@ def test_the_backbone_starts_from_slices_of_lite0(tmp_path, phi):
 
 def test_other_files_are_no_lite0(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-30])
     network = EfficientHRNet(Variant.from_phi(-4))
-    for name in ("x.npz", "missing.npz"):
+    for name in ("x.npz", "missing.npz", "empty.npz", "cut.npz"):
         with pytest.raises(EhrnetError, match="does not hold EfficientNet-Lite0"):
             init_from_lite0(network, tmp_path / name, torch.zeros(1, 3, 64, 64))
 
