@@ -53,7 +53,7 @@ AGAIN: dict[str, tuple[Any, ...]] = {
     "coarse_look": (False, True),
     "second_look_threshold": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
     "keypoint_threshold": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
-    "levels": (1, 2, 3, 4),
+    "levels": (1, 2, 3, 4, 6),
     "tag_threshold": (0.5, 0.75, 1.0, 1.5),
     "reach": (1.3, 1.8, 2.5),
     "min_keypoints": (2, 3, 4, 5, 6, 8),
