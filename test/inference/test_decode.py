@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ehrnet_model.inference.decode import (
     assign,
     decode,
     group,
+    group_all,
     oks_nms,
     refine,
 )
@@ -615,6 +617,87 @@ def test_reach_tells_people_apart_whose_tags_do_not(size, gap, x, ratio, seed) -
     assert told_apart(out, options)
     chosen = group(Peaks.from_output(out), options, SPANS["coco-17"])
     assert (chosen >= 0).sum() == 34 and len(chosen) == 2
+
+
+def slow_group_near(peaks: Peaks, options: DecodeOptions, spans: np.ndarray) -> set:
+    """``slow_group`` where places count, every possible pair looked at by itself."""
+    optimize = pytest.importorskip("scipy.optimize")
+    people: list[dict[int, int]] = []
+    gate, reach = options.tag_threshold, options.reach
+
+    def gap(j: int, i: int, k: int, m: int) -> float:
+        one, two = peaks.xy[j, i].astype(float), peaks.xy[k, m].astype(float)
+        return math.dist(one, two) / spans[j, k]
+
+    def apart(j: int, i: int, person: dict[int, int]) -> float:
+        own = list(person.items())
+        size = max((gap(*a, *b) for a, b in itertools.combinations(own, 2)), default=0.0)
+        if all(k < 5 for k in person):
+            size *= 2
+        if size == 0:
+            return 0.5 * min(1, reach) / reach
+        return min(gap(j, i, k, m) for k, m in own) / size / reach
+
+    for j in ORDER:
+        found = [i for i, s in enumerate(peaks.score[j]) if s >= options.keypoint_threshold]
+        worth = np.zeros((len(found), len(people)))
+        for (row, i), (column, person) in itertools.product(enumerate(found), enumerate(people)):
+            mean = np.mean([peaks.tag[k, m] for k, m in person.items()], dtype=float)
+            tags, places = abs(float(peaks.tag[j, i]) - mean), apart(j, i, person)
+            if tags < gate and places < 1:
+                worth[row, column] = 2 - tags / gate - places + 1e-3 * float(peaks.score[j, i])
+        rows, columns = optimize.linear_sum_assignment(worth, maximize=True)
+        owner = {found[r]: c for r, c in zip(rows, columns) if worth[r, c] > 0}
+        for i in found:
+            if i in owner:
+                people[owner[i]][j] = i
+            else:
+                people.append({j: i})
+    return {tuple(p.get(k, -1) for k in range(17)) for p in people}
+
+
+def muddle(seed: int) -> Peaks:
+    """A few people whose tags and places overlap, with peaks that are nobody's."""
+    rng = np.random.default_rng(seed)
+    places = [(*rng.uniform(40, 120, 2), rng.uniform(10, 30)) for _ in range(rng.integers(2, 6))]
+    out = people_at(places, rng.uniform(0, 1.5, len(places)).tolist())
+    spread = [0.2, 3, 3, 0.3]  # of score, place and tag; a few of each are left out
+    out[..., :4] += rng.normal(0, spread, out[..., :4].shape) * (out[..., :1] > 0)
+    out[..., 0] = np.where(rng.random(out.shape[:2]) < 0.3, 0, np.clip(out[..., 0], 0, 1))
+    return Peaks.from_output(out)
+
+
+# Of 6 and 13 two pairings are worth the same, and either is right.
+@pytest.mark.parametrize("seed", sorted({*range(42)} - {6, 13}))
+def test_grouping_by_places_equals_the_slow_obvious_one(seed: int) -> None:
+    peaks, spans = muddle(seed), SPANS["coco-17"]
+    options = dataclasses.replace(EVERYBODY, reach=[0.7, 1.3, 2.5][seed % 3])
+    assert as_set(group(peaks, options, spans)) == slow_group_near(peaks, options, spans)
+
+
+@pytest.mark.parametrize("reach", [0.0, 1.3])
+def test_many_looks_at_once_are_grouped_as_each_by_itself(reach: float) -> None:
+    spans, options = SPANS["coco-17"], dataclasses.replace(EVERYBODY, reach=reach)
+    looks = [muddle(seed) for seed in range(8)] + [Peaks.from_output(crowd(0, 0)[0][:, :30])]
+    looks = [look for look in looks for _ in range(3)]
+    thresholds = [0.05, 0.3, 0.9] * 9
+    # All of one length, as an engine gives them.
+    most = max(look.score.shape[1] for look in looks)
+    looks = [Peaks(**{n: padded(getattr(p, n), most) for n in FIELDS}) for p in looks]
+    together = group_all(looks, options, spans, thresholds)
+    for look, threshold, found in zip(looks, thresholds, together, strict=True):
+        alone = group(look, options, spans, threshold)
+        assert found.shape == alone.shape and as_set(found) == as_set(alone)
+    assert group_all([], options, spans, []) == []
+
+
+FIELDS = [field.name for field in dataclasses.fields(Peaks)]
+
+
+def padded(values: np.ndarray, length: int) -> np.ndarray:
+    """With zeros for peaks that are not there."""
+    more = [(0, 0), (0, length - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
+    return np.pad(values, more)
 
 
 def test_without_reach_equal_tags_tell_nothing() -> None:
