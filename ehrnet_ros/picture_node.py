@@ -151,10 +151,9 @@ class PictureNode(Node):
             self._came.trigger()
 
     def _send_newest(self) -> None:
-        if self._is_waiting():
-            return
         for _, (frame, came) in self._newest.take(timeout=0):
-            self._publish(frame, came)
+            if frame is None or not self._is_waiting():
+                self._publish(frame, came)
 
     def _is_waiting(self) -> bool:
         if self.done or (self._wait and self._images.get_subscription_count() < self._wait):
