@@ -350,24 +350,6 @@ def _finished(
     return chosen, mean
 
 
-def group(
-    peaks: Peaks,
-    options: DecodeOptions,
-    spans: Optional[np.ndarray] = None,
-    threshold: Optional[float] = None,
-) -> np.ndarray:
-    """Who has which peak: (P, J) int, index of the peak or -1. People in no particular order.
-
-    Args:
-        peaks: of one image.
-        options: ``keypoint_threshold``, ``tag_threshold`` and ``reach`` are used.
-        spans: (J, J) typical distances of keypoints, see ``anatomy``; None: ``reach`` is not used.
-        threshold: instead of ``keypoint_threshold``.
-    """
-    threshold = options.keypoint_threshold if threshold is None else threshold
-    return group_all([peaks], options, spans, [threshold])[0]
-
-
 @dataclass(frozen=True)
 class _Candidates:
     """M peaks of N looks, one keypoint of a look after the other.
@@ -400,10 +382,19 @@ def group_all(
     spans: Optional[np.ndarray],
     thresholds: Sequence[float],
 ) -> List[np.ndarray]:
-    """``group`` for several looks, each at its threshold: (P, J) of each.
+    """Who has which peak, in each of several looks: (P, J) int each, index of the peak or -1.
 
     Looks have nothing to do with each other. But the work on one is so little that the steps cost
     more than what is done in them, and so all looks take each step together.
+
+    Args:
+        peaks: of each look.
+        options: of them ``tag_threshold`` and ``reach`` are used.
+        spans: (J, J) typical distances of keypoints, see ``anatomy``; None: ``reach`` is not used.
+        thresholds: of the keypoints, one for each look.
+
+    Returns:
+        People in no particular order.
     """
     if not len(peaks):
         return []

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from ehrnet_ros.cli.settings import name_number
+from ehrnet_ros.cli.settings import add_decode
 
 HELP = "write a model as ONNX, the file every runtime reads"
 
@@ -37,14 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="what the network computes in; int8 needs --images (default fp32)",
     )
-    parser.add_argument(
-        "--decode",
-        type=name_number,
-        nargs="*",
-        default=[],
-        metavar="NAME=NUMBER",
-        help="decode options to store instead of the weights' own",
-    )
+    add_decode(parser, "to store instead of the weights' own")
     parser.add_argument(
         "--short-side",
         type=int,

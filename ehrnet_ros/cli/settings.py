@@ -26,15 +26,20 @@ def add_model(parser: argparse.ArgumentParser, phi: int) -> None:
     )
 
 
-def add_decode(parser: argparse.ArgumentParser) -> None:
-    """Declares --decode: how people are made, where the model's own way is not wanted."""
+def add_decode(parser: argparse.ArgumentParser, what: str = "other than the model's own") -> None:
+    """Declares --decode: how people are made.
+
+    Args:
+        parser: of the verb.
+        what: what the options given are, for the help.
+    """
     parser.add_argument(
         "--decode",
         type=name_number,
         nargs="*",
         default=[],
         metavar="NAME=NUMBER",
-        help="decode options other than the model's own, such as coarse_look=1",
+        help=f"decode options {what}, such as coarse_look=1",
     )
 
 

@@ -171,6 +171,16 @@ def test_every_place_of_a_full_batch_is_judged_by_itself(model, answers) -> None
     assert verdict.reason.startswith("as image 5 of 5 at once, 68 keypoints of 4 people")
 
 
+def test_an_engine_that_does_not_run_gets_no_verdict(model, answers) -> None:
+    """It may be short of memory now; nothing says that its answers are wrong."""
+
+    def fails(peaks):
+        raise EhrnetError("TensorRT could not start the engine.")
+
+    with pytest.raises(EhrnetError, match="could not start"):
+        check_engine(Altered(model, fails), answers, "fp32")
+
+
 def test_a_size_without_answers_is_unchecked_and_says_so(model, answers) -> None:
     verdict = check_engine(open_runtime(model, size_hw=(96, 128)), answers, "fp32")
     assert verdict.state == "unchecked"

@@ -19,7 +19,6 @@ from ehrnet_model.inference.decode import (
     Peaks,
     assign,
     decode,
-    group,
     group_all,
     oks_nms,
     refine,
@@ -34,6 +33,12 @@ SAME = Letterbox.fit((384, 512), (384, 512))
 # Keypoints are handed to people in this order: head and torso first.
 ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)
 EVERYBODY = DecodeOptions(person_threshold=0.0, min_keypoints=1, max_people=1000, nms_oks=1.0)
+
+
+def group(peaks, options, spans=None, threshold=None):
+    """The people of one look."""
+    threshold = options.keypoint_threshold if threshold is None else threshold
+    return group_all([peaks], options, spans, [threshold])[0]
 
 
 def crowd(

@@ -17,6 +17,7 @@ import pytest
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference import onnx_runtime
 from ehrnet_model.inference import runtime as border
+from ehrnet_model.inference.cuda import DeviceLost
 from ehrnet_model.inference.onnx_file import read_metadata
 from ehrnet_model.inference.parity import compare_peaks
 from ehrnet_model.inference.runtime import model_info, open_runtime
@@ -179,6 +180,29 @@ def test_drawn_people_are_found_by_every_engine(name, dots_model) -> None:
 
 
 # Opening ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", True),
+        ("CUDA failure 2: out of memory ; GPU=0", False),
+        ("Non-zero status code returned while running Conv node.", False),
+    ],
+)
+def test_a_lost_gpu_is_told_from_what_may_pass(said, lost, h4_model, monkeypatch) -> None:
+    """In ONNX Runtime's words, as in public reports; its failures here are its own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    class Fails:
+        def run(self, *given):
+            raise state.Fail(said)
+
+    runtime = onnx_runtime.OnnxRuntime(h4_model)
+    monkeypatch.setattr(runtime, "_session", Fails())
+    with pytest.raises(EhrnetError, match="failed on images of shape") as raised:
+        runtime(np.zeros((1, 64, 64, 3), np.uint8))
+    assert isinstance(raised.value, DeviceLost) is lost
 
 
 def test_a_missing_library_is_named_with_the_remedy(name, file, monkeypatch) -> None:
