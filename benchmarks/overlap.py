@@ -24,7 +24,8 @@ from benchmarks.report import machine, print_table, write_json, write_page
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import find_model
-from ehrnet_model.inference.runtime import Runtime, model_info, open_runtime
+from ehrnet_model.inference.opening import open_runtime
+from ehrnet_model.inference.runtime import Runtime, model_info
 
 IMAGE_HW = (480, 640)
 

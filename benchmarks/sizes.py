@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import print_table, summary, write_json, write_page
-from ehrnet_model.inference.runtime import ModelInfo, open_runtime
+from ehrnet_model.inference.opening import open_runtime
+from ehrnet_model.inference.runtime import ModelInfo
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.network.export import export_onnx
 from ehrnet_model.variants import pose_variant

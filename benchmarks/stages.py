@@ -24,7 +24,7 @@ from ehrnet_model.evaluation.benchmark import person_ms
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import find_model
-from ehrnet_model.inference.runtime import open_runtime
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.second_look import open_closer
 from ehrnet_model.inference.sizes import parse_size
 

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from benchmarks.report import print_table, summary, write_json, write_page
-from ehrnet_model.inference.runtime import ModelInfo, Runtime, open_runtime
+from ehrnet_model.inference.opening import open_runtime
+from ehrnet_model.inference.runtime import ModelInfo, Runtime
 from ehrnet_model.network.blocks import initialise
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.network.export import export_onnx

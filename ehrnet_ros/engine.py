@@ -10,7 +10,8 @@ import numpy as np
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.estimator import PoseEstimator
-from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime
+from ehrnet_model.inference.opening import open_runtime
+from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.second_look import batch_of, open_closer
 from ehrnet_ros import parameters
 

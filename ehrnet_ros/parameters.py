@@ -15,7 +15,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions, typed_options
-from ehrnet_model.inference.runtime import RUNTIMES
+from ehrnet_model.inference.opening import RUNTIMES
 from ehrnet_model.inference.sizes import parse_size
 from ehrnet_model.inference.tracker import TrackOptions
 from ehrnet_ros.names import as_yaml, cannot_be, check_names, declare_parameter, no_such

@@ -105,6 +105,20 @@ def test_arrows_go_one_way(top: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """However late an import is made: nothing has to be read twice to be understood."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for top in ("ehrnet_model", "ehrnet_ros", "tools", "benchmarks")
+        for path in sources(top)
+    }
+    needs = {name: set(imports(path)) & set(files) - {name} for name, path in files.items()}
+    while free := [name for name, wanted in needs.items() if not wanted & set(needs)]:
+        for name in free:
+            del needs[name]
+    assert not needs, f"in circles, or above one: {sorted(needs)}"
+
+
 @pytest.mark.parametrize("package", ONLY)
 def test_vendors_stay_in_their_file(package: str) -> None:
     wrong = [

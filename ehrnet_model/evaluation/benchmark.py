@@ -28,8 +28,9 @@ from ehrnet_model.inference.atomic import write_atomically
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import user_folder
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import ModelInfo, Runtime, model_info, open_runtime
+from ehrnet_model.inference.runtime import ModelInfo, Runtime, model_info
 from ehrnet_model.inference.second_look import SecondLook, look, merge, open_closer, views_of
 from ehrnet_model.inference.sizes import parse_size
 

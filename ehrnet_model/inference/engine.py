@@ -2,8 +2,7 @@
 
 An engine belongs to one graph, size, TensorRT and GPU. All of that is its key; beside each
 ``KEY.engine`` lies ``KEY.engine.json`` with the key in clear, when and how long it was built, and
-the verdict of the parity check. Engine files are code: the folder belongs to the user alone, and
-nothing that others could have written is loaded.
+the verdict of the parity check. The folder they lie in is engine_folder.py's.
 
 What builds is behind the seam ``Builder`` (tensorrt_builder.py is the one for TensorRT).
 """
@@ -13,24 +12,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import stat
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
+from typing import Any, Callable, Dict, List, Optional, Protocol, Tuple
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import read_answers
 from ehrnet_model.inference.atomic import write_atomically
 from ehrnet_model.inference.cuda import DeviceLost, OutOfDeviceMemory
 from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.engine_folder import (
+    FOLDER_VARIABLE,
+    NO_PLACE,
+    check_private,
+    engine_folder,
+    file_sha256,
+    locked,
+    make_private,
+    memory_folder,
+    state_of,
+)
 from ehrnet_model.inference.parity import DIFFERS, UNCHECKED, Verdict, check_engine
 from ehrnet_model.inference.runtime import (
     ModelInfo,
@@ -41,12 +48,8 @@ from ehrnet_model.inference.runtime import (
     model_info,
 )
 
-FOLDER_VARIABLE = "EHRNET_ENGINES"
 ENGINE_SUFFIX = ".engine"
 _SIDECAR_SUFFIX = ".engine.json"
-# No room, no permission, a file too large for the limits, a disk gone read-only.
-_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-_LOCK_POLL_S = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -245,46 +248,6 @@ class Engine:
     plan: Optional[bytes] = None
 
 
-def engine_folder(folder: Optional[Path] = None) -> Path:
-    """Where engines lie: as given, ``$EHRNET_ENGINES``, or the user's cache (XDG).
-
-    Raises EhrnetError where there is no such variable and the user has no home.
-    """
-    given = os.environ.get(FOLDER_VARIABLE)
-    if folder is not None or given:
-        return Path(folder or given or "").expanduser()
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    except RuntimeError:
-        raise EhrnetError(
-            f"this user has no home folder for engines: set {FOLDER_VARIABLE} to a folder."
-        ) from None
-    return Path(base) / "ehrnet" / "engines"
-
-
-def memory_folder() -> Path:
-    """Where engines go when the disk takes none: a file system in memory, this user's alone."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    try:
-        status = os.stat(base)
-        # After su and sudo it may still be another user's.
-        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-    except OSError:
-        own = False
-    return Path(base) / "ehrnet" / "engines" if own else Path(f"/dev/shm/ehrnet-{os.getuid()}")
-
-
-def make_private(folder: Path) -> None:
-    """Makes a folder for engines, which are code, of this user alone.
-
-    Raises:
-        OSError: it cannot be made.
-        EhrnetError: it is there, and others can write to it.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_private(folder)
-
-
 def make_spec(
     onnx: Path, size_hw: Tuple[int, int], max_batch: int, builder: Builder
 ) -> Tuple[EngineSpec, ModelInfo]:
@@ -340,13 +303,13 @@ def ensure_engine(
     spec, info = make_spec(onnx, size_hw, max_batch, builder)
     folder = engine_folder(folder)
     stem = _stem(spec, info)
-    before = _state_of(folder / (stem + ENGINE_SUFFIX))
+    before = state_of(folder / (stem + ENGINE_SUFFIX))
     engine = None if rebuild else _usable(onnx, folder, stem, spec, builder)
     if engine is not None:
         return engine
-    with _Ticker(progress) as ticker, _lock(folder, stem, ticker.report) as waited:
+    with _Ticker(progress) as ticker, locked(folder, stem, ticker.wait) as waited:
         # Somebody else has been building it, or did so between the look above and the lock.
-        if waited or _state_of(folder / (stem + ENGINE_SUFFIX)) != before:
+        if waited or state_of(folder / (stem + ENGINE_SUFFIX)) != before:
             engine = _usable(onnx, folder, stem, spec, builder)
             if engine is not None:
                 return engine
@@ -425,7 +388,7 @@ def stored_engines(folder: Optional[Path] = None) -> List[Engine]:
     found = []
     for place in (engine_folder(folder), memory_folder()):
         try:
-            _check_private(place)
+            check_private(place)
             paths = sorted(place.glob(f"*{ENGINE_SUFFIX}"))
         except FileNotFoundError:
             continue
@@ -478,14 +441,6 @@ def why_not_there(spec: EngineSpec, folder: Optional[Path] = None) -> str:
     return f"The stored engine does not fit this machine any more: {'; '.join(near)}."
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file (hex). Raises EhrnetError when it cannot be read."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise EhrnetError(f"{path} cannot be read: {error.strerror or error}.") from None
-
-
 def _stem(spec: EngineSpec, info: ModelInfo) -> str:
     height, width = spec.size_hw
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in info.variant)
@@ -520,7 +475,7 @@ def _usable(
         path = place / (stem + ENGINE_SUFFIX)
         if not os.path.isfile(path):  # also where that cannot be seen
             continue
-        _check_private(place)
+        check_private(place)
         try:
             engine = _read_engine(path)
             if engine.info.spec != spec:
@@ -581,7 +536,7 @@ def _store(folder: Path, stem: str, built: Built, info: EngineInfo, timing: Path
             write_atomically(path, built.plan, 0o600)
             write_atomically(_sidecar(path), info.to_json().encode(), 0o600)
         except OSError as error:
-            if error.errno not in _NO_PLACE:
+            if error.errno not in NO_PLACE:
                 raise EhrnetError(f"the engine cannot be stored in {place}: {error}.") from None
             _log.warning(
                 "The engine of %.1f MB could not be stored in %s (%s): %s. Make room, or name "
@@ -614,62 +569,6 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _check_private(folder: Path) -> None:
-    """Raises EhrnetError where somebody else could put an engine, which is code."""
-    status = folder.stat()
-    if status.st_uid not in (os.getuid(), 0) or stat.S_IMODE(status.st_mode) & 0o022:
-        raise EhrnetError(
-            f"others can write to {folder}, and engines are code: `chmod go-w` it or use another "
-            f"folder (--engines, ${FOLDER_VARIABLE})."
-        )
-
-
-def _state_of(path: Path) -> Optional[Tuple[int, int]]:
-    """What changes when a file is written anew; None where there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, stem: str, report: Report) -> Iterator[bool]:
-    """Holds the right to build this engine; gives whether another process had it before.
-
-    The system lets go of it when the process ends, however it ends. Where the folder cannot be
-    written there is nothing to protect; where it knows no locks, two may build the same engine.
-    """
-    try:
-        make_private(folder)
-        handle = os.open(str(folder / f"{stem}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        if error.errno not in _NO_PLACE:
-            raise EhrnetError(f"the folder {folder} cannot be used: {error}.") from None
-        yield False
-        return
-    waited = held = False
-    try:
-        while not held:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError:
-                waited = True
-                report(None, "another process builds this engine, waiting for it")
-                time.sleep(_LOCK_POLL_S)
-            except OSError as error:  # NFS without its lock daemon
-                _log.warning("Going on without a lock in %s (%s).", folder, error.strerror)
-                break
-        # Of a process that was killed while writing; without a lock, perhaps of one that writes.
-        for left in folder.glob(f".{stem}.*") if held else ():
-            with contextlib.suppress(OSError):
-                left.unlink()
-        yield waited
-    finally:
-        os.close(handle)
-
-
 class _Ticker:
     """Calls ``progress`` once a second while its block runs, with what was reported last."""
 
@@ -681,6 +580,9 @@ class _Ticker:
 
     def report(self, share: Optional[float], text: str) -> None:
         self._last = (share, text)
+
+    def wait(self) -> None:
+        self.report(None, "another process builds this engine, waiting for it")
 
     def __enter__(self) -> _Ticker:
         if self._progress is not None:

@@ -14,8 +14,9 @@ import numpy as np
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
 from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.poses import Poses, Timings
-from ehrnet_model.inference.runtime import Runtime, open_runtime
+from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.inference.second_look import (
     SecondLook,
     Window,

@@ -166,7 +166,7 @@ def _providers(name: str, model: Path, precision: str) -> List[Any]:
     cuda = (PROVIDERS["onnxruntime-cuda"], {"use_tf32": "0"})
     if name == "onnxruntime-cuda":
         return [cuda, PROVIDERS["onnxruntime"]]
-    from ehrnet_model.inference.engine import engine_folder, file_sha256, make_private
+    from ehrnet_model.inference.engine_folder import engine_folder, file_sha256, make_private
 
     folder = engine_folder()
     try:

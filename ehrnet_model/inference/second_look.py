@@ -32,9 +32,10 @@ from ehrnet_model.inference.decode import (
     oks_nms,
 )
 from ehrnet_model.inference.letterbox import Letterbox
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.person_score import expected_similarity, terms
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import Runtime, open_runtime
+from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.skeleton import SkeletonInfo
 
 MOST_AT_ONCE = 8

@@ -149,7 +149,7 @@ def _self_test(path: Path) -> str:
     import numpy as np
 
     from ehrnet_model.inference.estimator import PoseEstimator
-    from ehrnet_model.inference.runtime import open_runtime
+    from ehrnet_model.inference.opening import open_runtime
 
     estimator = PoseEstimator(open_runtime(path))
     grey = np.full((480, 640, 3), 128, np.uint8)
@@ -164,8 +164,8 @@ def _verdict(path: Path) -> Tuple[str, str]:
     """Does the model, on what runs it here, still give the answers stored with it?"""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.answers import read_answers
+    from ehrnet_model.inference.opening import open_runtime
     from ehrnet_model.inference.parity import DIFFERS, check_engine
-    from ehrnet_model.inference.runtime import open_runtime
 
     runtime = open_runtime(path)
     try:
@@ -196,7 +196,8 @@ def _engines() -> Iterator[Finding]:
     """Every engine built here: does it load, and does it still give the right answers?"""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.answers import read_answers
-    from ehrnet_model.inference.engine import file_sha256, read_plan, stored_engines
+    from ehrnet_model.inference.engine import read_plan, stored_engines
+    from ehrnet_model.inference.engine_folder import file_sha256
     from ehrnet_model.inference.models import available_models
     from ehrnet_model.inference.parity import DIFFERS, check_engine
     from ehrnet_model.inference.tensorrt_runtime import TensorRTRuntime

@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.inference.atomic import check_target, save_json
     from ehrnet_model.inference.decode import DecodeOptions, typed_options
     from ehrnet_model.inference.models import find_model
-    from ehrnet_model.inference.runtime import Runtime, open_runtime
+    from ehrnet_model.inference.opening import open_runtime
+    from ehrnet_model.inference.runtime import Runtime
     from ehrnet_model.inference.second_look import open_closer
 
     settings = Settings(args.size, args.flip, tuple(args.scales))

@@ -250,7 +250,7 @@ def _images(args: argparse.Namespace, annotations: dict[str, Any]) -> _Images:
 
 def _open(args: argparse.Namespace) -> Runtime:
     from ehrnet_model.inference.models import find_model
-    from ehrnet_model.inference.runtime import open_runtime
+    from ehrnet_model.inference.opening import open_runtime
 
     model = find_model(args.phi, None if args.model is None else str(args.model))
     runtime_name = args.runtime

@@ -15,8 +15,9 @@ import scipy.stats
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import Answers, answers_file, read_answers, write_answers
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.parity import LIMITS, Verdict, _most_changed, check_engine
-from ehrnet_model.inference.runtime import model_info, open_runtime
+from ehrnet_model.inference.runtime import model_info
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +279,7 @@ def test_checking_needs_neither_torch_nor_onnx(model: Path) -> None:
         "from pathlib import Path\n"
         "from ehrnet_model.inference.answers import read_answers\n"
         "from ehrnet_model.inference.parity import check_engine\n"
-        "from ehrnet_model.inference.runtime import open_runtime\n"
+        "from ehrnet_model.inference.opening import open_runtime\n"
         "model = Path(sys.argv[1])\n"
         "runtime = open_runtime(model, size_hw=(384, 512))\n"
         "print(check_engine(runtime, read_answers(model, runtime.info), 'fp32'))\n"

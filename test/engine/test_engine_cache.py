@@ -21,6 +21,7 @@ from stand_in_builder import StandInBuilder
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference import engine as cache
+from ehrnet_model.inference import engine_folder
 from ehrnet_model.inference.answers import answers_file
 from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.engine import (
@@ -308,7 +309,7 @@ def test_the_folder_can_be_moved(model, tmp_path, monkeypatch) -> None:
     assert find_engine(model).path.parent == tmp_path / "b"
     monkeypatch.setenv("EHRNET_ENGINES", "~/engines")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.engine_folder() == tmp_path / "engines"
+    assert engine_folder.engine_folder() == tmp_path / "engines"
 
 
 def test_a_folder_that_others_can_write_to_is_refused(model, tmp_path, caplog) -> None:
@@ -340,7 +341,7 @@ def test_another_users_memory_folder_is_not_used(places, monkeypatch) -> None:
     for base in ("/", "/nothing/there", "/dev/null", ""):
         monkeypatch.setenv("XDG_RUNTIME_DIR", base)
         with not_root():
-            kept, own = cache.memory_folder(), f"/dev/shm/ehrnet-{os.getuid()}"
+            kept, own = engine_folder.memory_folder(), f"/dev/shm/ehrnet-{os.getuid()}"
         assert str(kept) == own
 
 
@@ -395,14 +396,14 @@ def test_two_processes_build_it_once(model, tmp_path) -> None:
 def test_an_engine_built_between_the_look_and_the_lock_is_taken(
     model, tmp_path, monkeypatch
 ) -> None:
-    folder, lock = tmp_path / "engines", cache._lock
+    folder, lock = tmp_path / "engines", cache.locked
 
     def late(*given):
         out, _ = start(model, folder).communicate(timeout=60)
         assert "built 1 verdict same" in out
         return lock(*given)
 
-    monkeypatch.setattr(cache, "_lock", late)
+    monkeypatch.setattr(cache, "locked", late)
     builder = StandInBuilder()
     engine = ensure(model, builder, folder=folder)
     assert builder.builds == 0 and engine.info.verdict.state == "same"
@@ -415,7 +416,7 @@ def test_where_there_are_no_locks_it_goes_on_without(model, tmp_path, monkeypatc
     def no_locks(*given):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    monkeypatch.setattr(engine_folder.fcntl, "flock", no_locks)
     folder = tmp_path / "engines"
     path = ensure(model, StandInBuilder(), folder=folder).path
     being_written = folder / f".{path.name}.of_another"

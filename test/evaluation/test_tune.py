@@ -28,8 +28,8 @@ from ehrnet_model.evaluation.tune import (
 )
 from ehrnet_model.held_back import held_back
 from ehrnet_model.inference.decode import DecodeOptions, decode, typed_options
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.person_score import TERMS, TERMS_AGAIN
-from ehrnet_model.inference.runtime import open_runtime
 from ehrnet_model.skeleton import COCO_17
 from ehrnet_model.variants import pose_variant
 

@@ -19,7 +19,8 @@ import dots  # noqa: E402
 from ehrnet_model import __version__  # noqa: E402
 from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.inference.models import find_model  # noqa: E402
-from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime  # noqa: E402
+from ehrnet_model.inference.opening import open_runtime  # noqa: E402
+from ehrnet_model.inference.runtime import ModelInfo, model_info  # noqa: E402
 from ehrnet_model.network.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from ehrnet_model.network.export import export_onnx, parity_shapes  # noqa: E402
 from ehrnet_ros.cli import export  # noqa: E402

@@ -13,8 +13,9 @@ onnx = pytest.importorskip("onnx")
 
 from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.inference.answers import read_answers  # noqa: E402
+from ehrnet_model.inference.opening import open_runtime  # noqa: E402
 from ehrnet_model.inference.parity import check_engine  # noqa: E402
-from ehrnet_model.inference.runtime import ModelInfo, model_info, open_runtime  # noqa: E402
+from ehrnet_model.inference.runtime import ModelInfo, model_info  # noqa: E402
 from ehrnet_model.network.export import export_onnx  # noqa: E402
 from ehrnet_model.network.pictures import read_pictures  # noqa: E402
 from ehrnet_model.network.precision import quantised_nodes, to_fp16  # noqa: E402

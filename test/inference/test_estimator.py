@@ -12,8 +12,9 @@ import pytest
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import Runtime, open_runtime
+from ehrnet_model.inference.runtime import Runtime
 
 
 @pytest.fixture(scope="module")

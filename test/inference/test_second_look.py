@@ -17,9 +17,10 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.person_score import TERMS_AGAIN
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.runtime import Runtime, open_runtime
+from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.inference.second_look import (
     MOST_AT_ONCE,
     SecondLook,

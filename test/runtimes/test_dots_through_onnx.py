@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ehrnet_model.inference.estimator import PoseEstimator
-from ehrnet_model.inference.runtime import model_info, open_runtime
+from ehrnet_model.inference.opening import open_runtime
+from ehrnet_model.inference.runtime import model_info
 
 
 @pytest.mark.parametrize("size_hw", [(384, 384), (288, 384), (384, 512), (384, 704)])

@@ -7,8 +7,8 @@ import pytest
 
 from ehrnet_model.inference.answers import read_answers
 from ehrnet_model.inference.models import PACKAGE_FOLDER
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.parity import SAME, check_engine, compare_peaks
-from ehrnet_model.inference.runtime import open_runtime
 
 
 def some_peaks() -> np.ndarray:

@@ -19,8 +19,9 @@ from ehrnet_model.inference import onnx_runtime
 from ehrnet_model.inference import runtime as border
 from ehrnet_model.inference.cuda import DeviceLost
 from ehrnet_model.inference.onnx_file import read_metadata
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.parity import compare_peaks
-from ehrnet_model.inference.runtime import model_info, open_runtime
+from ehrnet_model.inference.runtime import model_info
 
 ENGINES = ["onnxruntime", "openvino"]
 ALL = [*ENGINES, "torch"]
@@ -371,7 +372,7 @@ def test_inference_needs_neither_torch_nor_onnx(dots_model) -> None:
         "import sys, numpy as np\n"
         "for name in ('torch', 'onnx', 'rclpy', 'google.protobuf'): sys.modules[name] = None\n"
         "from pathlib import Path\n"
-        "from ehrnet_model.inference.runtime import open_runtime\n"
+        "from ehrnet_model.inference.opening import open_runtime\n"
         "runtime = open_runtime(Path(sys.argv[1]))\n"
         "print(runtime(np.zeros((1, 64, 96, 3), np.uint8)).shape)\n"
     )

@@ -17,8 +17,9 @@ from tensorrt_facts import ANSWERS, VERSIONS, interface
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference import cuda, tensorrt_runtime
 from ehrnet_model.inference.engine import EngineInfo, EngineSpec, Platform
+from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.parity import UNCHECKED, Verdict
-from ehrnet_model.inference.runtime import ModelInfo, open_runtime
+from ehrnet_model.inference.runtime import ModelInfo
 from ehrnet_model.inference.tensorrt_runtime import RECORD_AFTER
 
 SIZE, BATCH = (64, 96), 3

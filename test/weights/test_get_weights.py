@@ -28,8 +28,9 @@ from ehrnet_model.download import RemoteFile  # noqa: E402
 from ehrnet_model.inference.answers import read_answers  # noqa: E402
 from ehrnet_model.inference.estimator import PoseEstimator  # noqa: E402
 from ehrnet_model.inference.models import find_model  # noqa: E402
+from ehrnet_model.inference.opening import open_runtime  # noqa: E402
 from ehrnet_model.inference.reference import find_peaks  # noqa: E402
-from ehrnet_model.inference.runtime import model_info, open_runtime  # noqa: E402
+from ehrnet_model.inference.runtime import model_info  # noqa: E402
 from ehrnet_model.inference.sizes import NAMED_SIZES  # noqa: E402
 from ehrnet_model.network.checkpoint import load_network  # noqa: E402
 from ehrnet_model.published import PUBLISHED, cache_folder  # noqa: E402
