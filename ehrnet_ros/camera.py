@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Collection, Optional, Sequence, Tuple
 
 from ehrnet_msgs.msg import PoseArray, SkeletonInfo
 from rclpy.lifecycle import LifecycleNode
@@ -13,6 +13,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float32MultiArray, MultiArrayDimension
 from visualization_msgs.msg import MarkerArray
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.draw import draw_poses
 from ehrnet_model.inference.poses import Poses, Timings
 from ehrnet_model.inference.tracker import PoseTracker
@@ -77,8 +78,9 @@ class Camera:
         self._node = node
         self._on_image = on_image
         self._complaint = health.Repeated(_REPEAT_S)
+        self._same_topic = health.Repeated(_REPEAT_S)
         self._had_images = False
-        self._lens_told = False
+        self._lens_told = ""
         self._lifetime = MarkerLifetime()
         self._camera_info: Optional[CameraInfo] = None
         self._publishers: Tuple[Any, ...] = ()
@@ -192,14 +194,15 @@ class Camera:
         return age / 1e6 if stamp and age >= 0 else math.nan
 
     def _lens(self, image_hw: Tuple[int, int], settings: Settings) -> Lens:
-        info = self._camera_info
-        lens = Lens.from_camera_info(info, image_hw) if info is not None else None
-        if lens is not None:
-            return lens
-        if not self._lens_told:
-            self._lens_told = True
-            why = "is not calibrated" if info is not None else "has not arrived"
-            topic = self._resolve(self._relative("camera_info"))
+        topic = self._resolve(self._relative("camera_info"))
+        try:
+            if self._camera_info is not None:
+                return Lens.from_camera_info(self._camera_info, image_hw)
+            why = "has not arrived"
+        except EhrnetError as error:
+            why = f"is of no use ({error})"
+        if self._lens_told != why:
+            self._lens_told = why
             self._node.get_logger().info(
                 f"CameraInfo on {topic} {why}: markers are drawn as through "
                 f"a lens of {settings.nominal_fov_deg:g} degrees (nominal_fov_deg)."
@@ -245,10 +248,23 @@ class Camera:
         self.counters.waiting()
         self._subscriptions = (
             self._node.create_subscription(kind, topic, self._received, _qos(1, reliable)),
-            self._node.create_subscription(
-                CameraInfo, self._relative("camera_info"), self._received_info, _qos(1, False)
-            ),
+            self._subscribe_to_info(),
         )
+
+    def _subscribe_to_info(self) -> Any:
+        topic = self._relative("camera_info")
+        kept = health.kept_for_late_ones(self._node, self._resolve(topic))
+        qos = _qos(1, reliable=kept, latched=kept)
+        return self._node.create_subscription(CameraInfo, topic, self._received_info, qos)
+
+    def _ask_for_kept_info(self) -> None:
+        """Asks anew where CameraInfo came once, before this node, and is kept for late ones."""
+        images, info = self._subscriptions
+        asked = info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        topic = self._resolve(self._relative("camera_info"))
+        if self._camera_info is None and asked != health.kept_for_late_ones(self._node, topic):
+            self._node.destroy_subscription(info)
+            self._subscriptions = (images, self._subscribe_to_info())
 
     def unsubscribe(self) -> None:
         """No more images; those that wait are stale from now on. Not beside publish()."""
@@ -282,26 +298,44 @@ class Camera:
 
     # Diagnostics
 
-    def status(self, snapshot: health.Snapshot, settings: Settings) -> Tuple[bytes, str]:
-        """Level and sentence of an active camera; complaints about its input go to the log too."""
+    def status(
+        self, snapshot: health.Snapshot, settings: Settings, others: Sequence[Camera] = ()
+    ) -> Tuple[bytes, str]:
+        """Level and sentence of an active camera; complaints about its input go to the log too.
+
+        Args:
+            snapshot: its counts.
+            settings: of the node.
+            others: cameras of the node, which want images of their own.
+
+        """
+        topic, type_name = self._seen_input(settings)
+        taken = [other._seen_input(settings)[0] for other in others if other is not self]
+        if topic in taken and self._same_topic.should_say(topic):
+            self._node.get_logger().warning(
+                f"{self.name} takes its images from {topic}, as another camera of this node does: "
+                "the same people are found twice."
+            )
         if not self.is_subscribed:
-            topic, type_name = self._seen_input(settings)
             silent = snapshot.silent_s > SILENT_S
             if silent and not health.publishes(self._node, topic, type_name):
-                return self._silent(snapshot.silent_s, settings)
+                return self._silent(snapshot.silent_s, settings, taken)
             return health.OK, "Idle: nobody subscribes to poses, markers, overlay or latency."
+        self._ask_for_kept_info()
         if snapshot.silent_s > SILENT_S:
-            return self._silent(snapshot.silent_s, settings)
+            return self._silent(snapshot.silent_s, settings, taken)
         if snapshot.failed_in_a_row >= health.DEAD_AFTER:
             return health.ERROR, f"The engine fails on every image: {snapshot.last_error}"
         if snapshot.bad_now:
             return health.WARN, f"Images are refused: {snapshot.last_error}"
         return health.OK, "Publishing poses."
 
-    def _silent(self, seconds: float, settings: Settings) -> Tuple[bytes, str]:
+    def _silent(
+        self, seconds: float, settings: Settings, taken: Collection[str]
+    ) -> Tuple[bytes, str]:
         topic, type_name = self._seen_input(settings)
         why = health.explain_input(
-            self._node, topic, type_name, settings.input_qos == "reliable", self.name
+            self._node, topic, type_name, settings.input_qos == "reliable", self.name, taken
         )
         if self._complaint.should_say(why):
             self._node.get_logger().warning(why)

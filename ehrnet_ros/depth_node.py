@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from ehrnet_msgs.msg import PoseArray, PoseArray3D
@@ -25,6 +25,7 @@ from ehrnet_model.skeleton import COCO_17
 from ehrnet_ros.image_msgs import to_depth
 from ehrnet_ros.matching import StampMatcher
 from ehrnet_ros.pose_msgs import (
+    SAME_ASPECT,
     Lens,
     MarkerLifetime,
     from_pose_array,
@@ -32,9 +33,6 @@ from ehrnet_ros.pose_msgs import (
     to_pose_array_3d,
 )
 from ehrnet_ros.small_node import SILENT_S, Input, SmallNode, run
-
-# Sizes of picture and depth image may differ by rounding, not in shape.
-_SAME_ASPECT = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,14 @@ class MatchOptions:
         check_options(self)
 
 
+class Counted(NamedTuple):
+    """How many poses had had no depth image and how many one, at a time by time.monotonic()."""
+
+    missed: int
+    paired: int
+    since: float
+
+
 class DepthNode(SmallNode):
     """The node ``depth``. Raises EhrnetError for wrong parameters."""
 
@@ -64,8 +70,8 @@ class DepthNode(SmallNode):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._matcher = StampMatcher()
-        self._missed = 0
-        self._missed_since = math.inf
+        self._counted = Counted(0, 0, -math.inf)
+        self._paired = 0
         self._camera_info: Optional[CameraInfo] = None
         self._lifetime = MarkerLifetime()
         self._poses = self.create_publisher(PoseArray3D, "~/poses", 10)
@@ -75,8 +81,8 @@ class DepthNode(SmallNode):
         """Poses, depth images and what the camera is like."""
         return [
             Input("poses", PoseArray, self._on_poses, 10, needed=True),
-            Input("depth_image", Image, self._on_depth, 5, needed=True),
-            Input("camera_info", CameraInfo, self._on_camera_info, 1, needed=True),
+            Input("depth_image", Image, self._on_depth, 5, True, like=("depth", "aligned")),
+            Input("camera_info", CameraInfo, self._on_camera_info, 1, True, once=True),
         ]
 
     def outputs(self) -> List[Any]:
@@ -86,7 +92,7 @@ class DepthNode(SmallNode):
     def forget(self) -> None:
         """Depth images of long ago belong to nothing that will come."""
         self._matcher.clear()
-        self._missed_since = math.inf
+        self._counted = Counted(0, 0, -math.inf)
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg
@@ -110,18 +116,32 @@ class DepthNode(SmallNode):
                 self._lift(poses, depth)
             except (EhrnetError, ValueError) as error:  # people of unequal numbers of keypoints
                 self.refuse(str(error))
-        if pairs:
-            self._missed_since = math.inf
-        if self._matcher.missed == self._missed:
+        self._paired += len(pairs)
+        self._judge_misses()
+
+    def _judge_misses(self) -> None:
+        """Says so where many of the last seconds' poses had no depth image."""
+        before, now = self._counted, time.monotonic()
+        # Without any depth image the watch speaks; and what was long ago says nothing of now.
+        if not self._matcher.has_seconds or not now - before.since <= 2 * SILENT_S:
+            self._counted = Counted(self._matcher.missed, self._paired, now)
             return
-        self._missed, now = self._matcher.missed, time.monotonic()
-        self._missed_since = min(self._missed_since, now)
-        if now - self._missed_since <= SILENT_S:  # the first ones, before all were discovered
+        if now - before.since <= SILENT_S:
+            return
+        missed, paired = self._matcher.missed - before.missed, self._paired - before.paired
+        self._counted = Counted(self._matcher.missed, self._paired, now)
+        if missed <= paired:
             return
         if self._matcher.late_ns:
             self.refuse(
                 f"Poses come {self._matcher.late_ns / 1e9:.2g} s after the last depth image that "
                 "is still kept: give the parameter depth_images a larger number."
+            )
+        elif paired:
+            self.refuse(
+                f"{100 * missed / (missed + paired):.0f} % of the poses have no depth image of "
+                "their stamp: depth images come too seldom or are lost. The parameter "
+                "stamp_slop_s allows stamps that differ."
             )
         else:
             self.refuse(
@@ -136,17 +156,24 @@ class DepthNode(SmallNode):
                 f"there is no CameraInfo on {self.resolve_topic_name('camera_info')} yet."
             )
         image = to_depth(depth)
-        lens = Lens.from_camera_info(info, (image.shape[0], image.shape[1]))
-        if lens is None:
-            raise EhrnetError("the CameraInfo has no focal length: calibrate the camera.")
         if msg.header.frame_id != depth.header.frame_id:
             raise EhrnetError(
                 f"the poses are in frame '{msg.header.frame_id}' and the depth image in "
                 f"'{depth.header.frame_id}': give the depth image that is aligned to the picture."
             )
         poses = from_pose_array(msg)
-        camera = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
         there = _in_image(poses, (msg.height, msg.width), (image.shape[0], image.shape[1]))
+        topic = self.resolve_topic_name("camera_info")
+        if info.header.frame_id not in ("", msg.header.frame_id):
+            raise EhrnetError(
+                f"the CameraInfo on {topic} is of frame '{info.header.frame_id}' and the poses are "
+                f"in '{msg.header.frame_id}': give that of the picture."
+            )
+        try:
+            lens = Lens.from_camera_info(info, (image.shape[0], image.shape[1]))
+        except EhrnetError as error:
+            raise EhrnetError(f"the CameraInfo on {topic} is of no use: {error}") from None
+        camera = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
         xyz = lift(there, image, camera, self.options(DepthOptions))
         self._poses.publish(to_pose_array_3d(poses, xyz, msg.header, self.age_ms(msg.header)))
         if self._markers.get_subscription_count():
@@ -169,7 +196,7 @@ def _in_image(poses: Poses, from_hw: Tuple[int, int], to_hw: Tuple[int, int]) ->
     """Poses in pixels of an image of the same view in another size. Raises EhrnetError."""
     if from_hw == to_hw:
         return poses
-    if 0 in from_hw or abs(from_hw[0] * to_hw[1] / (from_hw[1] * to_hw[0]) - 1) > _SAME_ASPECT:
+    if 0 in from_hw or abs(from_hw[0] * to_hw[1] / (from_hw[1] * to_hw[0]) - 1) > SAME_ASPECT:
         raise EhrnetError(
             f"the picture has {from_hw[1]}x{from_hw[0]} pixels and the depth image "
             f"{to_hw[1]}x{to_hw[0]}: give the depth image that is aligned to the picture."

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Collection, Deque, Dict, List, OrderedDict, Tuple
+from typing import Any, Collection, Deque, Dict, List, OrderedDict, Sequence, Tuple
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -33,6 +33,7 @@ OK, WARN, ERROR, STALE = (
 
 _WINDOW = 200  # latencies kept for the percentiles
 _SENTENCES = 100  # remembered as said
+_NO_PICTURES = ("depth", "disparity")  # such images have these words in their topic's name
 DEAD_AFTER = 5  # failures in a row after which the engine counts as dead
 
 
@@ -193,7 +194,63 @@ def publishes(node: Any, topic: str, type_name: str) -> bool:
     return any(info.topic_type == type_name for info in publishers_on(node, topic))
 
 
-def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera: str = "") -> str:
+def kept_for_late_ones(node: Any, topic: str) -> bool:
+    """Whether everybody who publishes on a topic keeps the last message for whoever comes late."""
+    kept = [info.qos_profile.durability for info in publishers_on(node, topic)]
+    return bool(kept) and all(one == DurabilityPolicy.TRANSIENT_LOCAL for one in kept)
+
+
+def topics_with(node: Any, type_name: str) -> List[str]:
+    """Topics on which somebody publishes messages of a type, but for what pose nodes draw."""
+    topics = dict(node.get_topic_names_and_types())
+    return [
+        name
+        for name in sorted(topics)
+        if type_name in topics[name]
+        and not (name.endswith("/overlay") and name[: -len("overlay")] + "poses" in topics)
+        and publishes(node, name, type_name)
+    ]
+
+
+def likeliest(
+    names: Sequence[str],
+    near: Sequence[str],
+    of: str = "",
+    like: Sequence[str] = (),
+    unlike: Sequence[str] = (),
+) -> List[str]:
+    """Those of these topics that are likeliest meant: several where nothing tells them apart.
+
+    Args:
+        names: to choose from.
+        near: topics whose names have parts in common with the one meant.
+        of: the camera whose topic it is.
+        like: words that its name may have in it, what matters most first.
+        unlike: words that it hardly has.
+
+    """
+    parts = {part for topic in near for part in topic.strip("/").split("/")}
+
+    def fit(name: str) -> Tuple[Any, ...]:
+        return (
+            not any(word in name for word in unlike),
+            of in name,
+            len(parts & set(name.strip("/").split("/"))),
+            *(word in name for word in like),
+        )
+
+    best = max(map(fit, names), default=())
+    return [name for name in names if fit(name) == best]
+
+
+def explain_input(
+    node: Any,
+    topic: str,
+    type_name: str,
+    reliable: bool,
+    camera: str = "",
+    taken: Collection[str] = (),
+) -> str:
     """Why no image comes on a topic, as seen from the ROS graph, and the line to type.
 
     Args:
@@ -202,18 +259,19 @@ def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera:
         type_name: of its messages, such as ``sensor_msgs/msg/Image``.
         reliable: whether the subscription asks for reliable delivery.
         camera: name of the camera where there are several.
+        taken: topics of the other cameras, which are not offered.
 
     """
     publishers = publishers_on(node, topic)
     same_type = [info for info in publishers if info.topic_type == type_name]
     waits = f"Waiting for images ({type_name}) on {topic}:"
-    elsewhere = _elsewhere(node, topic, type_name, camera)
+    elsewhere = _elsewhere(node, topic, type_name, camera, taken)
     if not publishers:
         return f"{waits} nobody publishes there. {elsewhere}"
     if not same_type:
         others = ", ".join(sorted({info.topic_type for info in publishers}))
         return f"{waits} what is published there is {others}. {elsewhere}"
-    who = ", ".join(f"{_name(info)} ({_qos(info)})" for info in same_type)
+    who = ", ".join(f"{name_of(info)} ({_qos(info)})" for info in same_type)
     if reliable and all(
         info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in same_type
     ):
@@ -221,9 +279,14 @@ def explain_input(node: Any, topic: str, type_name: str, reliable: bool, camera:
             f"{waits} {who} does not match the reliable delivery that is asked for. "
             "Set the parameter input_qos to sensor_data."
         )
+    return f"{waits} {nothing_arrives(topic, who, 'images')}"
+
+
+def nothing_arrives(topic: str, who: str, what: str) -> str:
+    """What to say and to try where somebody publishes on a topic and nothing comes."""
     return (
-        f"{waits} {who} is there but nothing arrives. Look with `ros2 topic hz {topic}`; if that "
-        "sees images, they are lost on the way: give both sides the Fast DDS profile "
+        f"{who} is there but nothing arrives. Look with `ros2 topic hz {topic}`; if that sees "
+        f"{what}, they are lost on the way: give both sides the Fast DDS profile "
         "config/fastdds_shm.xml."
     )
 
@@ -280,21 +343,15 @@ def _type(kind: Any) -> str:
     return f"sensor_msgs/msg/{kind.__name__}"
 
 
-def _elsewhere(node: Any, topic: str, type_name: str, camera: str) -> str:
+def _elsewhere(node: Any, topic: str, type_name: str, camera: str, taken: Collection[str]) -> str:
     """Where images are, instead, and how to take them."""
     raw, compressed = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-    found: Dict[str, List[str]] = {raw: [], compressed: []}
-    topics = dict(node.get_topic_names_and_types())
-    for name in sorted(topics):
-        # What a pose node draws is no camera.
-        drawn = name.endswith("/overlay") and name[: -len("overlay")] + "poses" in topics
-        for kind in topics[name]:
-            if kind in found and not drawn and publishes(node, name, kind):
-                found[kind].append(name)
     for kind in (type_name, compressed if type_name == raw else raw):
-        if not found[kind]:
+        found = [name for name in topics_with(node, kind) if name not in taken]
+        if not found:
             continue
-        best = _nearest(topic, found[kind])
+        meant = likeliest(found, [topic], camera, like=("color", "rgb"), unlike=_NO_PICTURES)
+        best = meant[0]
         base = best[: -len("/compressed")] if best.endswith("/compressed") else best
         odd = kind == compressed and not is_compressed(best)
         transport = "compressed" if kind == compressed else "raw"
@@ -304,10 +361,16 @@ def _elsewhere(node: Any, topic: str, type_name: str, camera: str) -> str:
         if camera or odd:  # one of several, or a name that has to be given whole
             relative = posixpath.join(camera, "image/compressed" if odd else "image")
             line = f"-r {relative}:={base} -p transport:={transport}"
-        where = ", ".join(found[kind])
+            if len(meant) > 1:  # another camera's images would be taken for this one's
+                line = f"-r {relative}:=TOPIC -p transport:={transport}"
+        where = ", ".join(found)
         there = f"Such images are on {where}"
         if kind != type_name:
             there = f"There are only {transport} images, on {where}"
+        if "TOPIC" in line:
+            return f"{there}: `{line}` takes those of the topic that is {camera}'s."
+        if any(word in best for word in _NO_PICTURES):
+            return f"{there}, none of them pictures by their names: start the camera's pictures."
         return f"{there}: `{line}` takes them."
     return (
         "No image topic is published anywhere this node can see: start the camera, or look at "
@@ -315,14 +378,9 @@ def _elsewhere(node: Any, topic: str, type_name: str, camera: str) -> str:
     )
 
 
-def _nearest(topic: str, names: List[str]) -> str:
-    """The name with most parts in common, for the suggestion."""
-    parts = set(topic.strip("/").split("/"))
-    return max(names, key=lambda name: len(parts & set(name.strip("/").split("/"))))
-
-
-def _name(info: Any) -> str:
-    return info.node_namespace.rstrip("/") + "/" + info.node_name
+def name_of(info: Any) -> str:
+    """The node of a TopicEndpointInfo."""
+    return str(info.node_namespace.rstrip("/") + "/" + info.node_name)
 
 
 def _qos(info: Any) -> str:

@@ -32,6 +32,11 @@ class StampMatcher:
         self._newest = [-1, -1]  # stamps of firsts and seconds, and how often they went back
         self._back = [0, 0]
 
+    @property
+    def has_seconds(self) -> bool:
+        """Whether any second is kept."""
+        return bool(self._seconds)
+
     def clear(self) -> None:
         """Forgets all messages."""
         self._firsts.clear()

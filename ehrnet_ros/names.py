@@ -87,9 +87,7 @@ def check_names(node: Any, ours: Collection[str]) -> None:
 
     """
     unknown = [
-        name
-        for name in getattr(node, "_parameter_overrides", {})
-        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+        name for name in getattr(node, "_parameter_overrides", {}) if not node.has_parameter(name)
     ]
     for name in unknown:
         if nearest(name, ours):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 from builtin_interfaces.msg import Duration
@@ -21,11 +21,14 @@ from geometry_msgs.msg import Point
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.poses import Poses, opacity
 from ehrnet_model.skeleton import SkeletonInfo as KeypointSet
 
 # [s] RViz takes markers away by itself when no newer ones come.
 _LEAST_LIFETIME_S, _MOST_LIFETIME_S = 0.5, 5.0
+# Shapes of images of one view may differ by rounding.
+SAME_ASPECT = 0.02
 # Neighbours differ strongly, on light and on dark ground (red, green, blue 0..1).
 COLORS = (
     (0.12, 0.75, 0.95),
@@ -173,24 +176,33 @@ class Lens:
         return Lens(focal, focal, (width - 1) / 2, (height - 1) / 2)
 
     @staticmethod
-    def from_camera_info(info: Any, image_hw: Tuple[int, int]) -> Optional[Lens]:
-        """The lens of a sensor_msgs/CameraInfo, scaled to the image; None if it is uncalibrated.
+    def from_camera_info(info: Any, image_hw: Tuple[int, int]) -> Lens:
+        """The lens of a sensor_msgs/CameraInfo, scaled to the image.
 
         That of the rectified picture, P; K where P is empty. Towards the edges of a picture that is
         not rectified directions are wrong, but RViz too lays P over whatever picture it shows.
 
         CameraInfo describes the full sensor; binning and region of interest are undone as
         sensor_msgs says: the region is cut out first, then binned.
+
+        Raises:
+            EhrnetError: it is not calibrated, or of an image of another shape.
+
         """
         k, p = info.k, info.p
         fx, fy, cx, cy = (p[0], p[5], p[2], p[6]) if p[0] > 0 else (k[0], k[4], k[2], k[5])
         positive = fx > 0 and fy > 0 and info.width and info.height
         if not positive or not np.isfinite((fx, fy, cx, cy)).all():
-            return None
+            raise EhrnetError("it has no focal length: calibrate the camera.")
         roi = info.roi
         width = roi.width or info.width
         height = roi.height or info.height
         sx, sy = image_hw[1] / width, image_hw[0] / height
+        if abs(sx / sy - 1) > SAME_ASPECT:
+            raise EhrnetError(
+                f"it is of {width}x{height} pixels and the image has {image_hw[1]}x{image_hw[0]}: "
+                "give the CameraInfo of these images."
+            )
         return Lens(
             fx * sx,
             fy * sy,

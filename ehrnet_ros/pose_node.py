@@ -564,7 +564,7 @@ class PoseNode(LifecycleNode):
             return health.OK, "Inactive: the engine is ready."
         if not self._enabled:
             return health.OK, "Switched off by ~/set_enabled: no images are taken."
-        level, text = camera.status(snapshot, self._settings)
+        level, text = camera.status(snapshot, self._settings, self._cameras)
         if level == health.OK and self._model is not None and self._model.quality == "random":
             return health.WARN, "Running on random weights: the poses mean nothing."
         return level, text

@@ -25,7 +25,15 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_ros import arguments
-from ehrnet_ros.health import Repeated, publishers_on, publishes
+from ehrnet_ros.health import (
+    Repeated,
+    kept_for_late_ones,
+    likeliest,
+    name_of,
+    nothing_arrives,
+    publishers_on,
+    topics_with,
+)
 from ehrnet_ros.names import check_names, declare_parameter
 from ehrnet_ros.spin import spin
 
@@ -47,7 +55,11 @@ class CommonOptions:
 class Input(NamedTuple):
     """A subscription: its topic before remapping, the type, who gets the messages, how many wait.
 
-    ``needed``: whether nothing happens without it.
+    Attributes:
+        needed: whether nothing happens without it.
+        once: one message may be all there is; the publisher may keep it for whoever comes late.
+        like: words that such a topic is likely to have in its name, for a hint.
+
     """
 
     topic: str
@@ -55,6 +67,13 @@ class Input(NamedTuple):
     callback: Callable[[Any], None]
     depth: int
     needed: bool
+    once: bool = False
+    like: Tuple[str, ...] = ()
+
+    @property
+    def type_name(self) -> str:
+        """Such as ``sensor_msgs/msg/Image``."""
+        return f"{self.kind.__module__.split('.')[0]}/msg/{self.kind.__name__}"
 
 
 class SmallNode(Node):
@@ -148,49 +167,74 @@ class SmallNode(Node):
         listeners = sum(publisher.get_subscription_count() for publisher in self.outputs())
         wanted = listeners > 0 or not self.options(CommonOptions).lazy
         if wanted and not self._subscriptions_now:
-            self._heard = {item.topic: time.monotonic() for item in self.inputs() if item.needed}
-            self._subscriptions_now = [
-                self.create_subscription(
-                    item.kind, item.topic, self._heard_by(item), sensor_qos(item.depth)
-                )
+            now, had = time.monotonic(), self._heard
+            self._heard = {
+                item.topic: math.inf if item.once and had.get(item.topic) == math.inf else now
                 for item in self.inputs()
-            ]
+            }
+            self._subscriptions_now = [self._subscribe(item) for item in self.inputs()]
         elif not wanted and self._subscriptions_now:
             for subscription in self._subscriptions_now:
                 self.destroy_subscription(subscription)
             self._subscriptions_now = []
             self.forget()
-        for item in self.inputs() if self._subscriptions_now else ():
-            silent = time.monotonic() - self._heard.get(item.topic, math.inf)
-            topic = self.resolve_topic_name(item.topic)
-            name = f"{item.kind.__module__.split('.')[0]}/msg/{item.kind.__name__}"
-            if silent > SILENT_S and not publishes(self, topic, name):
-                self._complain(item, topic, name)
-                break
+        silent = []
+        for place, item in enumerate(self.inputs() if self._subscriptions_now else ()):
+            if time.monotonic() - self._heard[item.topic] <= SILENT_S:
+                continue
+            if item.once and self._is_kept(item) != _keeps(self._subscriptions_now[place]):
+                self.destroy_subscription(self._subscriptions_now[place])
+                self._subscriptions_now[place] = self._subscribe(item)
+            if item.needed:
+                silent.append(item)
+        if silent:  # of several that which nobody sends, since the others may wait for it
+            self._complain(min(silent, key=lambda item: len(self._senders(item))))
+
+    def _subscribe(self, item: Input) -> Any:
+        qos = latched_qos() if item.once and self._is_kept(item) else sensor_qos(item.depth)
+        return self.create_subscription(item.kind, item.topic, self._heard_by(item), qos)
+
+    def _is_kept(self, item: Input) -> bool:
+        """Whether publishers keep their last message for whoever comes late, all of them."""
+        return kept_for_late_ones(self, self.resolve_topic_name(item.topic))
 
     def _heard_by(self, item: Input) -> Callable[[Any], None]:
         def heard(msg: Any) -> None:
-            if item.needed:
-                self._heard[item.topic] = time.monotonic()
+            self._heard[item.topic] = math.inf if item.once else time.monotonic()
             item.callback(msg)
 
         return heard
 
-    def _complain(self, item: Input, topic: str, name: str) -> None:
-        own = {publisher.topic_name for publisher in self.outputs()}
-        others = sorted(
-            other
-            for other, kinds in self.get_topic_names_and_types()
-            if name in kinds and other not in own and publishes(self, other, name)
-        )
-        there = {info.topic_type for info in publishers_on(self, topic)}
-        what = f"what is published there is {', '.join(sorted(there))}"
-        text = f"Waiting for {name} on {topic}: {what if there else 'nobody publishes there'}."
-        if others:
-            text += f" Such messages are on {', '.join(others)}: start with "
-            text += f"`--ros-args -r {item.topic}:={others[0]}`."
+    def _complain(self, item: Input) -> None:
+        topic, senders = self.resolve_topic_name(item.topic), self._senders(item)
+        kinds = sorted({info.topic_type for info in publishers_on(self, topic)})
+        text = f"Waiting for {item.type_name} on {topic}: "
+        if senders:
+            text += nothing_arrives(topic, ", ".join(senders), "messages")
+        else:
+            there = f"what is published there is {', '.join(kinds)}."
+            text += there if kinds else "nobody publishes there."
+            text += self._elsewhere(item)
         if self._complaint.should_say(text):
             self.get_logger().warning(text)
+
+    def _senders(self, item: Input) -> List[str]:
+        """The nodes that publish what is waited for."""
+        there = publishers_on(self, self.resolve_topic_name(item.topic))
+        return [name_of(info) for info in there if info.topic_type == item.type_name]
+
+    def _elsewhere(self, item: Input) -> str:
+        """Where such messages are, instead, and the line to type."""
+        own = {publisher.topic_name for publisher in self.outputs()}
+        others = [other for other in topics_with(self, item.type_name) if other not in own]
+        if not others:
+            return ""
+        near = [self.resolve_topic_name(one.topic) for one in self.inputs()]
+        meant = likeliest(others, near, like=item.like)
+        fits = not item.like or any(word in meant[0] for word in item.like)
+        line = f"--ros-args -r {item.topic}:={meant[0] if fits else 'TOPIC'}"
+        where = f" Such messages are on {', '.join(others)}: start with `{line}`"
+        return where + ("." if fits else ", if one of them is meant.")
 
 
 def sensor_qos(depth: int) -> QoSProfile:
@@ -198,6 +242,10 @@ def sensor_qos(depth: int) -> QoSProfile:
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT
     )
+
+
+def _keeps(subscription: Any) -> bool:
+    return bool(subscription.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def latched_qos() -> QoSProfile:

@@ -11,8 +11,11 @@ that is heard, the keypoints of COCO, which all poses here have, and nothing of 
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
+import math
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, OrderedDict, Set, Tuple
 
@@ -25,6 +28,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_model.inference.tracker import PoseTracker, TrackOptions
 from ehrnet_model.skeleton import COCO_17
+from ehrnet_ros.health import Repeated
 from ehrnet_ros.pose_msgs import (
     Lens,
     MarkerLifetime,
@@ -33,8 +37,9 @@ from ehrnet_ros.pose_msgs import (
     to_pose_array,
     to_skeleton_info,
 )
-from ehrnet_ros.small_node import Input, SmallNode, latched_qos, run
+from ehrnet_ros.small_node import SILENT_S, Input, SmallNode, latched_qos, run
 
+_REPEAT_S = 30.0
 _CAMERAS = 32  # trackers kept; beyond, the one unused for longest goes
 
 
@@ -68,6 +73,8 @@ class TrackingNode(SmallNode):
         self._trackers: OrderedDict[str, PoseTracker] = collections.OrderedDict()
         self._camera_info: Optional[CameraInfo] = None
         self._shown: Dict[str, Set[Tuple[str, int]]] = {}
+        self._sizes: Dict[str, Tuple[Tuple[int, int], float]] = {}
+        self._mixed = Repeated(_REPEAT_S)
         self._lifetime = MarkerLifetime()
         self._poses = self.create_publisher(PoseArray, "~/poses", 10)
         self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
@@ -91,7 +98,7 @@ class TrackingNode(SmallNode):
         """Poses; a CameraInfo for the markers."""
         return [
             Input("poses", PoseArray, self._on_poses, 10, needed=True),
-            Input("camera_info", CameraInfo, self._on_camera_info, 1, needed=False),
+            Input("camera_info", CameraInfo, self._on_camera_info, 1, needed=False, once=True),
         ]
 
     def outputs(self) -> List[Any]:
@@ -109,6 +116,7 @@ class TrackingNode(SmallNode):
         try:
             tracker = self._tracker(msg.header.frame_id)
             image_hw = msg.height, msg.width
+            self._notice_mixture(msg.header.frame_id, image_hw)
             poses = tracker.update(from_pose_array(msg), self.stamp_s(msg.header), image_hw)
         except (EhrnetError, ValueError) as error:  # people of unequal numbers of keypoints
             self.refuse(str(error))
@@ -120,17 +128,36 @@ class TrackingNode(SmallNode):
             alone = len(self._trackers) == 1
             if info is not None and not alone and info.header.frame_id != frame_id:
                 info = None  # of another camera
-            lens = Lens.from_camera_info(info, image_hw) if info is not None else None
+            lens = Lens.nominal(image_hw, options.nominal_fov_deg)
+            if info is not None:
+                with contextlib.suppress(EhrnetError):  # the pose node has said so
+                    lens = Lens.from_camera_info(info, image_hw)
             markers = to_markers(
                 poses,
                 msg.header,
-                lens or Lens.nominal(image_hw, options.nominal_fov_deg),
+                lens,
                 COCO_17,
                 depth=options.marker_depth,
                 line_width=options.marker_line_width,
                 lifetime=self._lifetime(msg.header),
             )
             self._markers.publish(markers if alone else self._beside_others(markers, frame_id))
+
+    def _notice_mixture(self, frame_id: str, image_hw: Tuple[int, int]) -> None:
+        """Says so where two cameras seem to share a frame_id: nobody's track outlasts an image."""
+        now = time.monotonic()
+        before, changed = self._sizes.get(frame_id, (image_hw, -math.inf))
+        if image_hw == before:
+            self._sizes[frame_id] = before, changed
+            return
+        self._sizes[frame_id] = image_hw, now
+        text = (
+            f"Poses of images of {before[1]}x{before[0]} and of {image_hw[1]}x{image_hw[0]} pixels "
+            f"come by turns in the frame '{frame_id}', so nobody keeps an id: give each camera a "
+            "frame_id of its own."
+        )
+        if now - changed < SILENT_S and self._mixed.should_say(frame_id):
+            self.get_logger().warning(text)
 
     def _beside_others(self, msg: MarkerArray, frame_id: str) -> MarkerArray:
         """The markers of one camera of several, which must not clear those of the others."""
@@ -151,7 +178,9 @@ class TrackingNode(SmallNode):
             tracker = PoseTracker(ids=self._ids)
         self._trackers[frame_id] = tracker
         if len(self._trackers) > _CAMERAS:
-            self._shown.pop(self._trackers.popitem(last=False)[0], None)
+            gone = self._trackers.popitem(last=False)[0]
+            self._shown.pop(gone, None)
+            self._sizes.pop(gone, None)
         tracker.options = self.options(TrackOptions)
         return tracker
 

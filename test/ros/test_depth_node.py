@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_dropped_by_name(ask, peer, node):
         ({"frame_id": "depth_optical_frame"}, "in frame 'front_optical_frame' and the depth"),
         ({"rows": 240}, "640x480 pixels and the depth image 640x240"),
         ({"encoding": "bgr8"}, "bgr8 is no depth"),
-        ({"later": 0.5}, "No depth image has the stamp of these poses"),
+        ({"later": 0.5}, "of the poses have no depth image of their stamp"),
     ):
         seconds += 1
         head = header(seconds + change.get("later", 0), change.get("frame_id", FRAME))
@@ -234,6 +234,127 @@ def test_what_does_not_fit_is_dropped_by_name(ask, peer, node):
     head = header(140.0)
     poses = to_pose_array(made.poses, head, walkers.IMAGE_HW)
     assert len(ask(poses, depth_image(made.depth, head)).skeletons) == 1
+
+
+@pytest.fixture
+def fed(peer, start):
+    """Starts a depth node in a namespace; it, and what publishes to it there."""
+    started = []
+
+    def feed(namespace, infos_qos=qos_profile_sensor_data, info=None):
+        poses = peer.publisher(PoseArray, f"/{namespace}/poses")
+        depth = peer.publisher(Image, f"/{namespace}/depth_image", qos_profile_sensor_data)
+        infos = peer.publisher(CameraInfo, f"/{namespace}/camera_info", infos_qos)
+        if info is not None:
+            infos.publish(info)
+        node = start("depth_node", lazy="false", namespace=namespace)
+        started.append(node)
+        peer.until(lambda: all(p.get_subscription_count() for p in (poses, depth)), "subscriptions")
+        return node, poses, depth, infos
+
+    yield feed
+    for node in started:
+        assert node.interrupt() == 0, node.log()
+
+
+def camera_info(width=640, height=480, frame_id=""):
+    info = CameraInfo(
+        width=width, height=height, p=np.hstack([scenes.CAMERA, np.zeros((3, 1))]).ravel()
+    )
+    info.header.frame_id = frame_id
+    return info
+
+
+@pytest.mark.parametrize(
+    "namespace, info, words",
+    [
+        ("shape", camera_info(1920, 1080), "is of 1920x1080 pixels and the image has 640x480"),
+        ("frame", camera_info(frame_id="left"), "is of frame 'left' and the poses are in 'front_"),
+    ],
+)
+def test_the_camera_info_of_another_camera_makes_no_metres(fed, peer, namespace, info, words):
+    """Raw and rectified, colour and infrared: remapped to the wrong one, all would be off."""
+    node, poses, depth, infos = fed(namespace)
+    answers = peer.listen(PoseArray3D, f"/{namespace}/depth/poses")
+    made = scenes.scene(6, **scenes.SCENES["clean, wall far behind"])
+    times = itertools.count(1)
+
+    def send(of=info):
+        head = header(next(times))
+        infos.publish(of)
+        depth.publish(depth_image(made.depth, head))
+        poses.publish(to_pose_array(made.poses, head, walkers.IMAGE_HW))
+
+    peer.until(lambda: words in node.log(), words, each=send)
+    assert f"the CameraInfo on /{namespace}/camera_info is of" in node.log() and not answers
+    peer.until(lambda: answers, "people", each=lambda: send(camera_info(frame_id=FRAME)))
+
+
+def test_camera_info_that_was_sent_once_is_asked_for(fed, peer):
+    """By a driver that keeps it for whoever comes late, before this node was there."""
+    from ehrnet_ros.small_node import latched_qos
+
+    _, poses, depth, _ = fed("kept", latched_qos(), camera_info())
+    answers = peer.listen(PoseArray3D, "/kept/depth/poses")
+    pixel, times = np.ones((480, 640), np.float32), itertools.count(1)
+
+    def send():
+        head = header(next(times))
+        depth.publish(depth_image(pixel, head))
+        poses.publish(to_pose_array(Poses.empty(), head, (480, 640)))
+
+    peer.until(lambda: answers, "an answer", each=send)
+
+
+def test_poses_that_mostly_have_no_depth_are_counted(fed, peer):
+    """As when the depth camera is slower than the picture's."""
+    node, poses, depth, infos = fed("slow")
+    pixel, times = np.ones((48, 64), np.float32), itertools.count(0)
+
+    def send():
+        number = next(times)
+        head = header(1 + number * 0.1)
+        if number % 5 == 0:
+            infos.publish(camera_info())
+            depth.publish(depth_image(pixel, head))
+        poses.publish(to_pose_array(Poses.empty(), head, (48, 64)))
+
+    said = "% of the poses have no depth image of their stamp"
+    peer.until(lambda: said in node.log(), said, each=send)
+    share = float(node.log().split(said)[0].split()[-1])
+    assert 60 <= share <= 95
+    assert "are both of one camera?" not in node.log()
+
+
+def test_a_depth_topic_on_which_nothing_comes_is_named_and_no_stamp_is_blamed(fed, peer):
+    node, poses, _, infos = fed("mute")
+    times = itertools.count(1)
+
+    def send():
+        infos.publish(camera_info())
+        poses.publish(to_pose_array(Poses.empty(), header(next(times)), (48, 64)))
+
+    said = "Waiting for sensor_msgs/msg/Image on /mute/depth_image: /peer is there but nothing"
+    peer.until(lambda: said in node.log(), said, each=send)
+    for _ in range(30):
+        send()
+    assert "stamp" not in node.log()
+
+
+def test_the_line_to_type_takes_depth_and_its_camera_info(peer, start):
+    aligned = "/cam/aligned_depth_to_color/image_raw"
+    for name in ("/cam/color/image_raw", aligned, "/cam/infra/image"):
+        peer.publisher(Image, name)
+        peer.publisher(CameraInfo, f"{name.rpartition('/')[0]}/camera_info")
+    peer.publisher(PoseArray, "/hint/poses")
+    node = start("depth_node", lazy="false", namespace="hint")
+    node.wait_for_log(f"start with `--ros-args -r depth_image:={aligned}`")
+    assert node.interrupt() == 0, node.log()
+    remaps = [f"depth_image:={aligned}"]
+    node = start("depth_node", lazy="false", namespace="hint", remaps=remaps)
+    line = "-r camera_info:=/cam/aligned_depth_to_color/camera_info"
+    node.wait_for_log(f"start with `--ros-args {line}`")
+    assert node.interrupt() == 0, node.log()
 
 
 def test_stamps_that_differ_a_little(ask, peer):

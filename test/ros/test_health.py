@@ -100,6 +100,38 @@ def test_what_a_pose_node_draws_is_not_offered_as_a_camera(peer):
     assert "/some/image" in said and "/there/pose/overlay" not in said
 
 
+def test_the_line_to_type_takes_pictures_rather_than_depth(peer):
+    """The names that a RealSense camera has unless told otherwise."""
+    for name in ("aligned_depth_to_color/image_raw", "color/image_raw", "infra1/image_rect_raw"):
+        peer.publisher(Image, f"/camera/camera/{name}")
+    line = "pose.launch.py image:=/camera/camera/color/image_raw` takes them"
+    peer.until(lambda: line in explain_input(peer.node, "/image", RAW, False), line, seconds=10)
+
+
+def test_depth_alone_is_not_offered_as_pictures(peer):
+    peer.publisher(Image, "/camera/depth/image_rect_raw")
+    said = "/camera/depth/image_rect_raw, none of them pictures by their names"
+    peer.until(lambda: said in explain_input(peer.node, "/image", RAW, False), said, seconds=10)
+
+
+def test_of_several_cameras_each_is_offered_its_own(peer):
+    """Another camera's would give the wrong people without a word."""
+    for name in ("/front_cam/image_raw", "/rear_cam/image_raw"):
+        peer.publisher(Image, name)
+
+    def says(camera, *taken):
+        return explain_input(peer.node, f"/{camera}/image", RAW, False, camera, taken)
+
+    line = "`-r rear/image:=/rear_cam/image_raw -p transport:=raw` takes them"
+    peer.until(lambda: line in says("rear"), line, seconds=10)
+    assert "`-r left/image:=TOPIC -p transport:=raw` takes those of the topic that is left's" in (
+        said := says("left")
+    )
+    assert "/front_cam/image_raw, /rear_cam/image_raw" in said
+    said = says("left", "/front_cam/image_raw")
+    assert "left/image:=/rear_cam/image_raw" in said and "front_cam" not in said
+
+
 def test_what_somebody_only_listens_to_is_not_offered_as_a_camera(peer):
     """As when a camera's CameraInfo was asked for images: that topic seems to be of both types."""
     context = rclpy.Context()  # a participant of its own: one has one type on a topic

@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from visualization_msgs.msg import Marker  # noqa: E402
 
+from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.inference.poses import Poses  # noqa: E402
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_ros.pose_msgs import (  # noqa: E402
@@ -90,8 +91,18 @@ def test_lens_of_camera_info():
     assert half == Lens(250, 255, 159.5, 119.5)
     info.roi.x_offset, info.roi.width, info.roi.height = 100, 320, 480
     assert Lens.from_camera_info(info, (480, 320)) == Lens(500, 510, 219.5, 239.5)
-    assert Lens.from_camera_info(CameraInfo(width=640, height=480), (480, 640)) is None
-    assert Lens.from_camera_info(CameraInfo(k=info.k), (480, 640)) is None
+    for no_lens in (CameraInfo(width=640, height=480), CameraInfo(k=info.k)):
+        with pytest.raises(EhrnetError, match="has no focal length"):
+            Lens.from_camera_info(no_lens, (480, 640))
+
+
+def test_a_lens_of_images_of_another_shape_is_none():
+    info = CameraInfo(width=1920, height=1080, k=[1400.0, 0, 960, 0, 1400, 540, 0, 0, 1])
+    with pytest.raises(EhrnetError, match="of 1920x1080 pixels and the image has 640x480"):
+        Lens.from_camera_info(info, (480, 640))
+    assert Lens.from_camera_info(info, (362, 640)).fx == pytest.approx(1400 / 3)  # rounded up
+    info.roi.width, info.roi.height = 1440, 1080
+    assert Lens.from_camera_info(info, (480, 640)).fx == pytest.approx(1400 / 2.25)
 
 
 def test_the_lens_is_that_of_the_rectified_picture():
@@ -101,7 +112,8 @@ def test_the_lens_is_that_of_the_rectified_picture():
     info.roi.x_offset, info.roi.width, info.roi.height = 100, 320, 480
     assert Lens.from_camera_info(info, (240, 160)) == Lens(280, 285, 108.75, 122.75)
     info.p[5] = math.nan
-    assert Lens.from_camera_info(info, (480, 640)) is None
+    with pytest.raises(EhrnetError, match="has no focal length"):
+        Lens.from_camera_info(info, (480, 640))
 
 
 def test_nominal_lens_sees_its_angle():

@@ -21,6 +21,7 @@ from visualization_msgs.msg import Marker, MarkerArray  # noqa: E402
 
 from ehrnet_model.skeleton import COCO_17  # noqa: E402
 from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
+from ehrnet_ros.small_node import latched_qos  # noqa: E402
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -160,8 +161,9 @@ def test_markers_lie_in_front_of_the_camera_and_clear_first(dots, peer, camera, 
     people = two_people(dots, 480, 640)
     picture = dots.draw_people((480, 640), people)
     arrays = peer.listen(MarkerArray, "pose/markers")
-    infos = peer.publisher(CameraInfo, "camera_info")
-    info = CameraInfo(width=640, height=480, k=[500.0, 0, 300, 0, 400, 200, 0, 0, 1])
+    # Sent once, after the node asked for what comes from now on: it has to ask anew.
+    infos = peer.publisher(CameraInfo, "camera_info", latched_qos())
+    infos.publish(CameraInfo(width=640, height=480, k=[500.0, 0, 300, 0, 400, 200, 0, 0, 1]))
 
     def markers_through_that_lens():
         for array_ in arrays:
@@ -181,7 +183,6 @@ def test_markers_lie_in_front_of_the_camera_and_clear_first(dots, peer, camera, 
         return [a for a in ask.answers if a.header.frame_id == "lens"]
 
     def send():
-        infos.publish(info)
         camera.publish(image_of(picture, frame_id="lens"))
 
     found = peer.until(markers_through_that_lens, "markers", each=send)

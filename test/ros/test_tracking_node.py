@@ -1,5 +1,6 @@
 """Ids over real DDS: the tracking node, and tracking in the pose node, real processes all."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -116,6 +117,29 @@ def test_markers_of_several_cameras_do_not_clear_each_other(ask, peer):
         if number == 5:
             assert set(shown.values()) == {"left_eye", "right_eye"}
     assert set(shown.values()) == {"right_eye"}  # nobody is left where the other looks
+
+
+def test_two_cameras_in_one_frame_are_noticed(peer, node):
+    """As two of v4l2_camera with its usual frame: each image would end the other's tracks."""
+    publisher = peer.publisher(PoseArray, "poses")
+    sizes = itertools.cycle([(480, 640), (240, 320)])
+    times = itertools.count(1)
+
+    def send():
+        msg = message(Poses.empty(), next(times) / 10, "camera")
+        msg.height, msg.width = next(sizes)
+        publisher.publish(msg)
+
+    said = "come by turns in the frame 'camera', so nobody keeps an id"
+    peer.until(lambda: said in node.log(), said, each=send)
+    assert node.log().count("come by turns") == 1
+
+
+def test_overrides_of_qos_which_it_has_not_are_named(start):
+    name = "qos_overrides./poses.subscription.reliability"
+    node = start("tracking_node", namespace="overrides", **{name: "reliable"})
+    node.wait_for_log(f"There is no parameter {name} in this node: not used.")
+    assert node.interrupt() == 0, node.log()
 
 
 def test_parameters_change_at_any_time_or_say_why_not(ask, peer):
