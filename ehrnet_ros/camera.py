@@ -289,7 +289,7 @@ class Camera:
             silent = snapshot.silent_s > SILENT_S
             if silent and not health.publishes(self._node, topic, type_name):
                 return self._silent(snapshot.silent_s, settings)
-            return health.OK, "Idle: nobody subscribes to poses, markers, overlay or latency."
+            return health.OK, "Idle: nobody subscribes to any result."
         if snapshot.silent_s > SILENT_S:
             return self._silent(snapshot.silent_s, settings)
         if snapshot.failed_in_a_row >= health.DEAD_AFTER:

@@ -180,7 +180,8 @@ def test_a_remapped_compressed_topic_is_the_one_that_is_reported(start, model, p
 
     peer.until(lambda: any("Idle" in text for text in said()), "a status")
     peer.spin(3.0)  # longer than it waits for an image before it complains
-    assert "Idle" in said()[-1] and "Waiting" not in node.log()
+    assert said()[-1] == "Idle: nobody subscribes to any result."
+    assert "Waiting" not in node.log()
     poses = peer.listen(PoseArray, "packed/poses")
     peer.until(camera.get_subscription_count, "the subscription")
     assert node.interrupt() == 0 and not poses
