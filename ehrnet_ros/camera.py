@@ -320,7 +320,7 @@ class Camera:
             silent = snapshot.silent_s > SILENT_S
             if silent and not health.publishes(self._node, topic, type_name):
                 return self._silent(snapshot.silent_s, settings, taken)
-            return health.OK, "Idle: nobody subscribes to poses, markers, overlay or latency."
+            return health.OK, "Idle: nobody subscribes to any result."
         self._ask_for_kept_info()
         if snapshot.silent_s > SILENT_S:
             return self._silent(snapshot.silent_s, settings, taken)

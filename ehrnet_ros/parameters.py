@@ -1,7 +1,7 @@
 """The node's parameters: declared once, with default, description, range and when they change.
 
-The README's table, config/pose.yaml's test and the descriptions that `ros2 param describe` shows
-all come from here.
+The table of docs/parameters.md, config/pose.yaml's test and the descriptions that
+`ros2 param describe` shows all come from here.
 """
 
 from __future__ import annotations

@@ -10,23 +10,28 @@ import math
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
-from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_ros import arguments
 from ehrnet_ros.frames import LatestFrames
 from ehrnet_ros.image_msgs import to_image
 from ehrnet_ros.names import check_names, declare_parameter
 from ehrnet_ros.source import open_source, public
 from ehrnet_ros.spin import spin
+
+# A camera or stream that broke off is opened again after so long, then after twice as long.
+_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 
 
 class Parameter(NamedTuple):
@@ -51,7 +56,11 @@ PARAMETERS = (
         "the newest each time, 0: all.",
         (0, 1000),
     ),
-    Parameter("loop", True, "Begin again at the end; else exit with 0 there."),
+    Parameter(
+        "loop",
+        True,
+        "Begin again at the end, reopen a camera or stream that breaks off; else exit 0 there.",
+    ),
     Parameter(
         "wait_for_subscribers", 0, "Hold the first image until so many have subscribed to it."
     ),
@@ -83,8 +92,8 @@ class PictureNode(Node):
         reliable, info = values["reliable"], values["camera_info"]
         self._loop, self._wait = values["loop"], values["wait_for_subscribers"]
         self._frame_id, self._fov_deg = values["frame_id"], values["fov_deg"]
-        self._width = max(0, values["width"])
-        self._source = open_source(source)
+        self._width = values["width"]
+        self._source = open_source(source, self._skip)
         self._frames = self._source.frames()
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
@@ -101,6 +110,7 @@ class PictureNode(Node):
             self._rate = rate or self._source.rate or 10.0
         self._newest: LatestFrames[Tuple[Optional[np.ndarray], Any]] = LatestFrames()
         self._reader = threading.Thread(target=self._read, name="source", daemon=True)
+        self._closing = threading.Event()
         self._came = self.create_guard_condition(self._send_newest)
 
     def start(self) -> None:
@@ -117,6 +127,7 @@ class PictureNode(Node):
 
     def close(self) -> None:
         """Waits until the last image is delivered, and for who reads the source."""
+        self._closing.set()
         self._newest.close()
         if self.done:
             time.sleep(0.5)
@@ -135,15 +146,36 @@ class PictureNode(Node):
             descriptor.floating_point_range = [
                 FloatingPointRange(from_value=float(limits[0]), to_value=float(limits[1]))
             ]
+        elif type(default) is int:
+            descriptor.integer_range = [IntegerRange(from_value=0, to_value=2**63 - 1, step=1)]
         return declare_parameter(self, name, default, descriptor, allowed)
 
     def _read(self) -> None:
         """Takes from a camera or stream whatever comes: what waits in there only gets older."""
-        for frame in self._frames:
-            if self._newest.closed:
+        lost, pause_s = False, _AGAIN_S
+        while True:
+            for frame in self._frames:
+                if self._closing.is_set():
+                    return
+                if lost:
+                    self.get_logger().info(f"The source {self._shown} is back.")
+                    lost, pause_s = False, _AGAIN_S
+                self._put(frame)
+            if not self._loop:
+                self._put(None)
                 return
-            self._put(frame)
-        self._put(None)
+            if not (lost or self._closing.is_set()):
+                self.get_logger().warning(
+                    f"The source {self._shown} broke off: opening it again until it is back."
+                )
+                lost = True
+            if self._closing.wait(pause_s):
+                return
+            pause_s = min(2 * pause_s, _AGAIN_AT_MOST_S)
+            self._frames = self._source.frames()
+
+    def _skip(self, file: Path, error: EhrnetError) -> None:
+        self.get_logger().warning(f"Skipped: {error}")
 
     def _put(self, frame: Optional[np.ndarray]) -> None:
         self._newest.put("source", (frame, self.get_clock().now()))

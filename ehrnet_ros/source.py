@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Tuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Set, Tuple
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ class Source(NamedTuple):
         name: what a file made of it may be called, without an ending.
         frames: gives an iterator over (H, W, 3) uint8 BGR frames from the beginning.
         rate: frames per second of the source itself, 0 where it has none.
-        endless: a camera or a stream: it does not begin again.
+        endless: a camera or a stream: where it broke off, ``frames`` opens it again.
         length: how many frames, 0 where that is not known.
         files: the pictures that a picture or a folder consists of.
 
@@ -37,8 +37,12 @@ class Source(NamedTuple):
     files: Tuple[Path, ...] = ()
 
 
-def open_source(text: str) -> Source:
+def open_source(text: str, skip: Callable[[Path, EhrnetError], None] = lambda *_: None) -> Source:
     """The source that a path, a stream's address or a camera index names.
+
+    Args:
+        text: that names it.
+        skip: hears once of each picture of a folder that its frames leave out: it cannot be read.
 
     Raises:
         EhrnetError: there is no such source, or nothing in it can be read.
@@ -65,15 +69,7 @@ def open_source(text: str) -> Source:
         )
     path = Path(text).expanduser()
     if path.is_dir():
-        names = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES))
-        if not names:
-            raise EhrnetError(f"The folder {path} holds no picture ({', '.join(PICTURES)}).")
-        if next(readable(names, lambda *_: None), None) is None:
-            read_picture(names[0])  # which says why not
-        name = path.resolve().name or "pictures"  # of . and /
-        return Source(
-            name, lambda: (read_picture(file) for file in names), 0.0, False, len(names), names
-        )
+        return _folder(path, skip)
     if not path.is_file():
         raise EhrnetError(
             f"There is no file or folder {path}: give a picture, a folder, a video file, "
@@ -109,16 +105,46 @@ def readable(
         yield file, picture
 
 
+def _folder(path: Path, skip: Callable[[Path, EhrnetError], None]) -> Source:
+    names = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES))
+    if not names:
+        raise EhrnetError(f"The folder {path} holds no picture ({', '.join(PICTURES)}).")
+    if next(readable(names, lambda *_: None), None) is None:
+        read_picture(names[0])  # which says why not
+    skipped: Set[Path] = set()
+
+    def once(file: Path, error: EhrnetError) -> None:
+        if file not in skipped:
+            skipped.add(file)
+            skip(file, error)
+
+    def frames() -> Iterator[np.ndarray]:
+        some = False
+        for _, picture in readable(names, once):
+            some = True
+            yield picture
+        if not some:  # whoever begins again at the end would do so for ever
+            raise EhrnetError(
+                f"No picture of the folder {path} can be read any more: check that it is there."
+            )
+
+    name = path.resolve().name or "pictures"  # of . and /
+    return Source(name, frames, 0.0, False, len(names), names)
+
+
 def _capture(device: Any, name: str, endless: bool, failed: str) -> Source:
     capture = cv2.VideoCapture(device)
     if not capture.isOpened():
         raise EhrnetError(failed)
     rate = capture.get(cv2.CAP_PROP_FPS)
     length = 0 if endless else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    begun = False
 
     def frames() -> Iterator[np.ndarray]:
-        if not endless and capture.get(cv2.CAP_PROP_POS_FRAMES) > 0:
+        nonlocal begun
+        if begun:
             capture.open(device)
+        begun = True
         while True:
             ok, frame = capture.read()
             if not ok:

@@ -70,7 +70,8 @@ def generate_launch_description():
             "loop",
             default_value="true",
             choices=["true", "false"],
-            description="begin again at the end; else everything stops there",
+            description="begin again at the end, reopen a stream that breaks off; else everything "
+            "stops there",
         ),
         DeclareLaunchArgument(
             "rviz",

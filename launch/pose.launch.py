@@ -145,23 +145,30 @@ def _nodes(context):
         given["threads"] = int(chosen["threads"])
     image = value("image")
     info = value("camera_info")
-    if not info:  # REP-104: beside the image
-        head, slash, _ = image.rpartition("/")
+    if not info:  # REP-104: beside the image, whatever transport brings that
+        base = image[: -len("/compressed")] if image.endswith("/compressed") else image
+        head, slash, _ = base.rpartition("/")
         info = head + slash + "camera_info"
     cameras = [name.strip(" '\"") for name in value("cameras").strip(" []").split(",")]
     remappings = [("image", image), ("camera_info", info)]
     if cameras != [""]:
         given["cameras"] = cameras
         remappings = []
-        if "{camera}" in image:
-            for name in cameras:
-                for topic, at in (("image", image), ("camera_info", info)):
-                    remappings.append((f"{name}/{topic}", at.replace("{camera}", name)))
-        elif image != "image":
-            raise RuntimeError(
-                f"image:={image} is one topic for {len(cameras)} cameras: write {{camera}} where "
-                "it has their name, such as image:=/{camera}/image_raw"
-            )
+        for topic, at, such in (
+            ("image", image, "image_raw"),
+            ("camera_info", info, "camera_info"),
+        ):
+            if at == topic:
+                continue
+            if "{camera}" in at or len(cameras) == 1:
+                remappings += [
+                    (f"{name}/{topic}", at.replace("{camera}", name)) for name in cameras
+                ]
+            elif value(topic):  # else it lies beside the image and is no camera's own
+                raise RuntimeError(
+                    f"{topic}:={at} is one topic for {len(cameras)} cameras: write {{camera}} "
+                    f"where it has their name, such as {topic}:=/{{camera}}/{such}"
+                )
     # RViz shows the first camera.
     shown, inner = image, ""
     if cameras != [""]:
@@ -376,7 +383,12 @@ def generate_launch_description():
         )
     for name, default, description in (
         ("image", "image", "image topic, without /compressed; {camera} stands for a camera's name"),
-        ("camera_info", "", "its CameraInfo, for the markers; empty: camera_info beside the image"),
+        (
+            "camera_info",
+            "",
+            "its CameraInfo, for the markers; {camera} as in image; empty: camera_info beside the "
+            "image",
+        ),
         ("cameras", "", "names of several cameras that share the engine, such as [front,rear]"),
         ("restarts", "3", "how often the node is started again after a crash"),
         ("namespace", "", "namespace of the node, such as front"),

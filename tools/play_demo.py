@@ -392,7 +392,7 @@ def main() -> int:
         if args.source is None:
             _say("making a video of several people from photographs (scikit-image, matplotlib)")
             args.source = str(demo_video.make(ROOT / "build" / "demo" / "people.mp4"))
-        source = open_source(args.source)
+        source = open_source(args.source, lambda _, error: _say(f"skipped: {error}"))
         out = make_folder(args.out)
         with tempfile.TemporaryDirectory(prefix="ehrnet_demo_") as folder:
             os.environ.update(environment(Path(folder)))

@@ -1,4 +1,4 @@
-"""Writes the generated sections of README.md; with --check only says whether they are current.
+"""Writes the generated sections of the documents; with --check only says whether they are current.
 
 python tools/readme.py [--check]
 """
@@ -95,16 +95,20 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-SECTIONS = {"parameters": parameters, "variants": variants, "weights": weights, "speed": speed}
+SECTIONS = {
+    README: {"variants": variants, "weights": weights, "speed": speed},
+    README.parent / "docs" / "parameters.md": {"parameters": parameters},
+}
 
 
-def filled(text: str) -> str:
-    """The README with every section as it should be."""
-    for name, make in SECTIONS.items():
+def filled(file: Path) -> str:
+    """The text of a document with its generated sections as they should be."""
+    text = file.read_text()
+    for name, make in SECTIONS[file].items():
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
         found = list(re.finditer(pattern, text, flags=re.S))
         if len(found) != 1:
-            raise SystemExit(f"README.md has {len(found)} sections '{name}', expected one.")
+            raise SystemExit(f"{file} has {len(found)} sections '{name}', expected one.")
         start, end = found[0].span()
         text = f"{text[:start]}{make()}\n{text[end:]}"
     return text
@@ -112,14 +116,14 @@ def filled(text: str) -> str:
 
 def main() -> int:
     """Checks or writes."""
-    old = README.read_text()
-    new = filled(old)
-    if "--check" in sys.argv[1:]:
-        if new != old:
-            print("README.md is not current: run `python tools/readme.py`.", file=sys.stderr)
-        return int(new != old)
-    README.write_text(new)
-    return 0
+    check = "--check" in sys.argv[1:]
+    stale = [file for file in SECTIONS if filled(file) != file.read_text()]
+    for file in stale:
+        if check:
+            print(f"{file.name} is not current: run `python tools/readme.py`.", file=sys.stderr)
+        else:
+            file.write_text(filled(file))
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

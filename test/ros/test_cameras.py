@@ -180,7 +180,8 @@ def test_a_remapped_compressed_topic_is_the_one_that_is_reported(start, model, p
 
     peer.until(lambda: any("Idle" in text for text in said()), "a status")
     peer.spin(3.0)  # longer than it waits for an image before it complains
-    assert "Idle" in said()[-1] and "Waiting" not in node.log()
+    assert said()[-1] == "Idle: nobody subscribes to any result."
+    assert "Waiting" not in node.log()
     poses = peer.listen(PoseArray, "packed/poses")
     peer.until(camera.get_subscription_count, "the subscription")
     assert node.interrupt() == 0 and not poses
@@ -191,3 +192,16 @@ def test_names_that_make_no_topics_are_refused(start, names):
     node = start("pose_node", cameras=str(names), remaps=["__node:=misnamed"])
     assert node.wait() == 2
     assert "Parameter cameras cannot be" in node.log() and "Traceback" not in node.log()
+
+
+def test_two_cameras_on_one_topic_are_noticed(start, model):
+    """By a slip in remapping: everybody would be there twice."""
+    node = start(
+        "pose_node",
+        model=model,
+        cameras='["one", "two"]',
+        remaps=["__node:=twice", "one/image:=/same", "two/image:=/same"],
+    )
+    said = "two takes its images from /same, as another camera of this node does"
+    node.wait_for_log(said)
+    assert node.interrupt() == 0, node.log()

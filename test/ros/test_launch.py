@@ -355,6 +355,38 @@ def test_cameras_have_topics_of_their_own(pose_launch):
         pose_launch(cameras="[front,rear]", image="/one")
 
 
+def remapped(entities):
+    return dict(entities[1].kw["remappings"])
+
+
+def test_camera_info_of_several_cameras_is_given_like_their_images(pose_launch):
+    info = "/{camera}/color/camera_info"
+    for image in ("image", "/{camera}/image_raw"):
+        topics = remapped(pose_launch(cameras="[front,rear]", image=image, camera_info=info)[0])
+        assert topics["front/camera_info"] == "/front/color/camera_info"
+        assert topics["rear/camera_info"] == "/rear/color/camera_info"
+        assert ("front/image" in topics) == (image != "image")
+        with pytest.raises(RuntimeError, match="camera_info:=/x/info is one topic for 2 cameras"):
+            pose_launch(cameras="[front,rear]", image=image, camera_info="/x/info")
+    # Beside both images is neither's own: each camera keeps its name.
+    topics = remapped(pose_launch(cameras="[front,rear]", image="/image_{camera}")[0])
+    assert topics == {"front/image": "/image_front", "rear/image": "/image_rear"}
+
+
+def test_one_camera_needs_no_place_for_its_name(pose_launch):
+    assert remapped(pose_launch(camera_info="/x/info")[0])["camera_info"] == "/x/info"
+    topics = remapped(pose_launch(cameras="[front]", camera_info="/x/info")[0])
+    assert topics == {"front/camera_info": "/x/info"}
+    topics = remapped(pose_launch(cameras="[front]", image="/x/image_raw")[0])
+    assert topics == {"front/image": "/x/image_raw", "front/camera_info": "/x/camera_info"}
+
+
+def test_camera_info_lies_beside_a_compressed_image_too(pose_launch):
+    given = {"image": "/camera/image_raw/compressed", "transport": "compressed"}
+    topics = remapped(pose_launch(**given)[0])
+    assert topics == {"image": given["image"], "camera_info": "/camera/camera_info"}
+
+
 @pytest.mark.parametrize(
     ("pushed", "namespace", "image", "prefix"),
     [

@@ -71,13 +71,14 @@ def test_video_loops_at_its_own_rate_until_interrupted(start, peer, tmp_path):
 class Stream(http.server.BaseHTTPRequestHandler):
     """An MJPEG stream, as web cameras send it: each image's brightness is its number."""
 
+    images = 120
     sent = 0
 
     def do_GET(self):
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=image")
         self.end_headers()
-        for Stream.sent in range(1, 121):
+        for Stream.sent in range(1, self.images + 1):
             picture = np.full((48, 64, 3), 2 * Stream.sent, np.uint8)
             data = cv2.imencode(".jpg", picture)[1].tobytes()
             head = f"--image\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -105,6 +106,7 @@ def test_of_a_stream_the_newest_image_is_published(rate, start, peer):
             namespace="stream",
             source=f"http://127.0.0.1:{server.server_port}/",
             rate=rate,
+            loop="false",
             wait_for_subscribers=1,
         )
         peer.until(lambda: process.popen.poll() is not None, "its end", seconds=60, each=look)
@@ -117,6 +119,46 @@ def test_of_a_stream_the_newest_image_is_published(rate, start, peer):
     assert stamps == sorted(set(stamps))
 
 
+class Breaking(Stream):
+    """The same stream, which breaks off after some images."""
+
+    images = 20
+
+
+def test_a_stream_that_breaks_off_is_opened_again(start, peer):
+    images = peer.listen(Image, "/breaks/image", 1000)
+
+    def serve(port=0):
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Breaking)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    def said(words):
+        return process.log().count(f"The source {source} {words}")
+
+    def is_lost():
+        return said("broke off") > said("is back")
+
+    with serve() as server:
+        source = f"http://127.0.0.1:{server.server_port}/"
+        process = start("picture_node", namespace="breaks", source=source)
+        process.wait_for_log("broke off")
+        process.wait_for_log("is back")
+        server.shutdown()
+    peer.until(is_lost, "the next end")
+    backs = said("is back")
+    peer.spin(3.5)  # nobody answers the first two tries
+    assert (said("broke off"), said("is back")) == (backs + 1, backs)
+    images.clear()
+    with serve(server.server_port) as server:
+        peer.until(lambda: said("is back") > backs, "its return")
+        peer.until(lambda: images, "new images")
+        server.shutdown()
+    peer.until(is_lost, "the last end")
+    assert process.interrupt() == 0, process.log()
+    assert "Traceback" not in process.log() and "End of the source" not in process.log()
+
+
 @pytest.mark.parametrize(
     "parameters, sentence",
     [
@@ -126,6 +168,8 @@ def test_of_a_stream_the_newest_image_is_published(rate, start, peer):
         ({"rate": -1}, "Parameter rate cannot be -1: it has to be a number, 0 to 1000.\n"),
         ({"rate": 10, "source": "/nowhere"}, "There is no file or folder /nowhere"),
         ({"loop": 3}, "Parameter loop cannot be 3: it has to be true or false."),
+        ({"width": -5}, "Parameter width cannot be -5: it has to be a whole number, 0 or more.\n"),
+        ({"wait_for_subscribers": -3}, "cannot be -3: it has to be a whole number, 0 or more.\n"),
         ({"sorce": "x.png"}, "There is no parameter sorce (did you mean source?).\n"),
     ],
 )
@@ -135,16 +179,39 @@ def test_wrong_sources_end_with_one_sentence(start, parameters, sentence):
     assert sentence in process.log() and "Traceback" not in process.log()
 
 
-def test_a_picture_that_vanishes_ends_with_one_sentence(start, peer, tmp_path):
-    for i, picture in enumerate(numbered(3)):
+def test_unreadable_pictures_of_a_folder_are_skipped_until_none_is_left(start, peer, tmp_path):
+    for i, picture in enumerate(numbered(4)):
         cv2.imwrite(str(tmp_path / f"{i}.png"), picture)
-    images = peer.listen(Image, "/vanishes/image")
-    process = start("picture_node", namespace="vanishes", source=tmp_path, rate=20.0)
-    peer.until(lambda: images, "a picture")
-    (tmp_path / "1.png").unlink()
+    (tmp_path / "1.png").write_bytes(b"nonsense")
+    images = peer.listen(Image, "/skips/image", 100)
+    process = start("picture_node", namespace="skips", source=tmp_path, rate=20.0)
+
+    def seen():
+        return [int(to_picture(m).array[0, 0, 0]) for m in images]
+
+    peer.until(lambda: len(images) >= 7, "pictures of three rounds")
+    rounds = "10 30 40 " * 10
+    assert " ".join(map(str, seen())) in rounds
+    (tmp_path / "3.png").unlink()
+    process.wait_for_log("3.png cannot be read: No such file")
+    images.clear()
+    peer.until(lambda: len(images) >= 5, "what is left of them")
+    assert set(seen()[1:]) == {10, 30}  # the first may be one from before
+    assert process.log().count("1.png does not decode") == 1
+    assert process.log().count("3.png cannot be read") == 1
+    for name in ("0.png", "2.png"):
+        (tmp_path / name).unlink()
     assert process.wait() == 2, process.log()
-    assert "1.png cannot be read: No such file" in process.log()
+    assert f"No picture of the folder {tmp_path} can be read any more" in process.log()
     assert "Traceback" not in process.log()
+
+
+def test_a_folder_in_which_nothing_decodes_ends_with_one_sentence(start, tmp_path):
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes(b"nonsense")
+    process = start("picture_node", source=tmp_path)
+    assert process.wait() == 2, process.log()
+    assert "0.png does not decode" in process.log() and "Traceback" not in process.log()
 
 
 def test_broken_files_end_with_one_sentence(start, tmp_path):
