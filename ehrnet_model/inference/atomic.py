@@ -57,5 +57,20 @@ def check_target(path: Path) -> None:
         raise EhrnetError(f"{path} cannot be written: there is no folder {path.parent}.")
     if os.path.isdir(path):
         raise EhrnetError(f"{path} cannot be written: it is a folder; name a file in it.")
-    if not os.access(path.parent, os.W_OK):
-        raise EhrnetError(f"{path} cannot be written: {path.parent} is not yours to write to.")
+    try:
+        # Tried, since what the permissions say holds neither in /proc nor on a read-only disk.
+        tempfile.TemporaryFile(dir=str(path.parent)).close()
+    except OSError as error:
+        raise EhrnetError(
+            f"{path} cannot be written: {path.parent} takes no file of yours ({error.strerror})."
+        ) from None
+
+
+def check_source(path: Path) -> None:
+    """Raises EhrnetError where there is no file to read, before work is done for it."""
+    if os.path.isdir(path):
+        raise EhrnetError(f"{path} is a folder: name a file in it.")
+    if not os.path.isfile(path):
+        raise EhrnetError(f"there is no file {path}: check the path.")
+    if not os.access(path, os.R_OK):
+        raise EhrnetError(f"{path} is not yours to read: check its permissions.")
