@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Tuple
 
 from ehrnet_ros.cli.packages import lacking
+from ehrnet_ros.start import ends_at_once
 
 HELP = "fetch published weights that everybody may use, and make a model of them"
 
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         graph, weights = recognise(args.files, what)
     else:
         graph, weights = _fetch(what, cache_folder())
-    from ehrnet_model.network.omz import install
+    with ends_at_once():
+        from ehrnet_model.network.omz import install
 
     print("making a model of it, checking it ...", file=sys.stderr)
     info = install(graph, weights, out, {"source": what.source, "sha384": what.weights.sha384})
