@@ -50,19 +50,25 @@ def save_json(path: Path, value: Any) -> None:
     save_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def check_target(path: Path) -> None:
-    """Raises EhrnetError where no file can be written for sure, before work is done for it."""
+def check_target(path: Path, made: bool = False) -> None:
+    """Raises EhrnetError where no file can be written for sure, before work is done for it.
+
+    With ``made`` its folder need not be there yet.
+    """
     path = Path(path)
-    if not os.path.isdir(path.parent):
-        raise EhrnetError(f"{path} cannot be written: there is no folder {path.parent}.")
+    folder = path.parent
+    while made and not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise EhrnetError(f"{path} cannot be written: there is no folder {folder}.")
     if os.path.isdir(path):
         raise EhrnetError(f"{path} cannot be written: it is a folder; name a file in it.")
     try:
         # Tried, since what the permissions say holds neither in /proc nor on a read-only disk.
-        tempfile.TemporaryFile(dir=str(path.parent)).close()
+        tempfile.TemporaryFile(dir=str(folder)).close()
     except OSError as error:
         raise EhrnetError(
-            f"{path} cannot be written: {path.parent} takes no file of yours ({error.strerror})."
+            f"{path} cannot be written: {folder} takes no file of yours ({error.strerror})."
         ) from None
 
 

@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
     name = "" if args.phi is None else Variant.from_phi(args.phi).name
     if args.out.suffix != ".onnx":
         raise EhrnetError(f"{args.out} should end in .onnx: that is what is written.")
-    if os.path.isdir(args.out.parent) or args.out.parent != user_folder():
-        check_target(args.out)
+    made = not os.path.isdir(args.out.parent) and args.out.parent == user_folder()
+    check_target(args.out, made)
     if args.short_side is not None:
         parse_size("square", args.short_side)
     for size in args.size:  # what an aspect is in pixels may depend on the weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Tuple
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Brings the model; 0 when it is there, also when it was before."""
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.atomic import check_target
     from ehrnet_model.inference.models import user_folder
     from ehrnet_model.published import cache_folder, published, recognise
     from ehrnet_model.variants import Variant
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.replace and _is_there(out, what):
         print(out)
         return 0
+    check_target(out, made=True)
     packages = ("torch", "safetensors", "onnx", "onnxruntime", "tqdm")
     lack = lacking("making a model of published weights", packages, "export")
     if lack:
@@ -76,11 +79,11 @@ def _is_there(out: Path, what: Any) -> bool:
     from ehrnet_model.inference.runtime import model_info
 
     for path in (out, out.with_suffix(".safetensors")):
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise EhrnetError(f"{path} is not a file: remove it, or give another one with -o.")
-    if not out.exists():
+    if not os.path.exists(out):
         beside = out.with_suffix(".safetensors")
-        if beside.exists():
+        if os.path.exists(beside):
             raise EhrnetError(
                 f"there are weights {beside} without the model {out.name}: say --replace to write "
                 "over them, or give another file with -o."
