@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Tuple
 
-from ehrnet_ros.cli.packages import lacking
+from ehrnet_ros.cli.packages import lacking, too_old
 from ehrnet_ros.start import ends_at_once
 
 HELP = "fetch published weights that everybody may use, and make a model of them"
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_target(out, made=True)
     packages = ("torch", "safetensors", "onnx", "onnxruntime", "tqdm")
-    lack = lacking("making a model of published weights", packages, "export")
+    making = "making a model of published weights"
+    lack = too_old(making) or lacking(making, packages, "export")
     if lack:
         raise EhrnetError(
             f"{lack}; or run this on a machine that has them, and bring {out.name} to {out.parent}."
