@@ -505,7 +505,8 @@ def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             ) from error
         except Exception as error:  # torch raises nearly every kind for damaged files
             # Its first sentence; what follows may advise to let the file run code.
-            reason = re.split(r"\.\s|\n", f"{error}\n")[0].rstrip(".") or type(error).__name__
+            said = re.sub(r"^\[enforce fail [^]]*\][ .]*", "", f"{error}\n")
+            reason = re.split(r"\.\s|\n", said)[0] or type(error).__name__
             raise EhrnetError(
                 f"{path} is truncated or damaged ({reason}): fetch it again."
             ) from error

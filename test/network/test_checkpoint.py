@@ -630,14 +630,25 @@ def test_a_torchscript_program_is_named(tmp_path, recwarn):
     assert not recwarn.list
 
 
-def test_of_what_pytorch_says_only_the_first_sentence_is_passed_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("said", "passed_on"),
+    [
+        ("Bad v2.5. Re-running with `weights_only` set to `False` may.", r"Bad v2\.5"),
+        ("[enforce fail at container.cc:180] . no folder in it: a.npy", "no folder in it: a.npy"),
+        ("unexpected EOF.", "unexpected EOF"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_of_what_pytorch_says_only_the_first_sentence_is_passed_on(
+    said, passed_on, tmp_path, monkeypatch
+):
     torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
 
     def load(*given, **more):
-        raise RuntimeError("Bad archive v2.5. Re-running with `weights_only` set to `False` may.")
+        raise RuntimeError(said)
 
     monkeypatch.setattr(torch, "load", load)
-    with pytest.raises(EhrnetError, match=r"damaged \(Bad archive v2\.5\): fetch it again\.$"):
+    with pytest.raises(EhrnetError, match=rf"damaged \({passed_on}\): fetch it again\.$"):
         read_foreign(tmp_path / "x.pth")
 
 
