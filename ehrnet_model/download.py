@@ -31,6 +31,8 @@ _TIMEOUT_S = 30.0
 _CHUNK = 1 << 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)
+# The last two: a proxy's address that is none.
+_IN_VAIN = (socket.gaierror, ssl.SSLCertVerificationError, http.client.InvalidURL, ValueError)
 # Answers after which asking again may help: time out, too many requests, trouble of the server's.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
@@ -102,15 +104,16 @@ def download(
             or another process is fetching the same file.
     """
     target = folder / file.name
-    if target.is_file() and not fault(target, file):
+    if os.path.isfile(target) and not fault(target, file):
         progress(file.size)
         return target
     part = target.with_name(f"{target.name}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = open(part, "ab", buffering=0)
+        opened = open(part, "ab", buffering=0, opener=_no_link)
     except OSError as error:
-        raise EhrnetError(f"{part} cannot be written: {error.strerror}.") from None
+        why = "it is a link, remove it" if error.errno == errno.ELOOP else error.strerror
+        raise EhrnetError(f"{part} cannot be written: {why}.") from None
     with opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,6 +125,20 @@ def download(
             pass
         _complete(file, target, part, opened, progress, pause_s)
     return target
+
+
+def _no_link(path: str, flags: int) -> int:
+    """For open(): what is fetched goes to no place that a link names."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def proxy_of(url: str) -> str:
+    """The proxy that an address is fetched through, without its password; empty without one."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme, "")
+    if urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return proxy.rpartition("//")[2].rpartition("@")[2]
 
 
 def _complete(
@@ -193,21 +210,25 @@ def _fill(part: FileIO, file: RemoteFile, progress: Callable[[int], None], pause
                     f"{file.url} is not to be had: the server answers {error.code} {error.reason}."
                 ) from None
             reason = f"the server answers {error.code} {error.reason}"
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             # Of a refused or unknown host urllib tells the cause inside.
             cause = getattr(error, "reason", error)
             reason = getattr(cause, "strerror", "") or str(cause) or type(cause).__name__
-            if isinstance(cause, (socket.gaierror, ssl.SSLCertVerificationError)) or (
-                getattr(cause, "errno", None) in _NO_WAY
+            if (
+                isinstance(cause, _IN_VAIN)
+                or getattr(cause, "errno", None) in _NO_WAY
+                or re.match(r"Tunnel connection failed: 4", str(cause))
             ):
                 break  # the next attempt would end the same way
     host = urllib.parse.urlsplit(file.url).netloc
+    proxy = proxy_of(file.url)
+    through = f" through the proxy {proxy}" if proxy else ""
     have = os.fstat(part.fileno()).st_size
     kept = (
         f" {have / 1e6:.1f} of {file.size / 1e6:.1f} MB are here, the next call goes on from there."
     )
     raise NoConnection(
-        f"{file.name} could not be fetched from {host} ({reason}).{kept if have else ''}"
+        f"{file.name} could not be fetched from {host}{through} ({reason}).{kept if have else ''}"
     )
 
 

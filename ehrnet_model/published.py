@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Sequence, Tuple
 
-from ehrnet_model.download import NoConnection, RemoteFile, fault
+from ehrnet_model.download import NoConnection, RemoteFile, fault, proxy_of
 from ehrnet_model.errors import EhrnetError
 
 _OMZ = "https://storage.openvinotoolkit.org/repositories/open_model_zoo/2023.0/models_bin/1"
@@ -147,7 +147,8 @@ def how_to_bring(error: NoConnection, what: Published) -> EhrnetError:
     """The same error with what to do on a machine without internet."""
     names = " ".join(file.name for file in what.files)
     addresses = "\n  ".join(file.url for file in what.files)
+    proxy = "Check https_proxy" if proxy_of(what.weights.url) else "Behind a proxy, set https_proxy"
     return EhrnetError(
-        f"{error}\nBehind a proxy, set https_proxy. Without internet, fetch these two elsewhere:\n"
+        f"{error}\n{proxy}. Without internet, fetch these two elsewhere:\n"
         f"  {addresses}\nand bring them here: `ehrnet get-weights --phi {what.phi} --from {names}`."
     )

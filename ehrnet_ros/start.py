@@ -6,18 +6,34 @@ to give back, so the process just ends, of a node by SIGTERM too.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
+from typing import Iterator
+
+
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Around imports that take seconds: Ctrl-C and SIGTERM end the process, not the import.
+
+    An exception amid an import may be caught there, or wait for C, or come out as another one.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda got, _: os._exit(128 + got)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 def ehrnet() -> int:
     """The command ``ehrnet``."""
-    before = signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-    cli = importlib.import_module("ehrnet_ros.cli")
-    signal.signal(signal.SIGINT, before)  # main() knows KeyboardInterrupt
-    code: int = cli.main()
+    with ends_at_once():
+        cli = importlib.import_module("ehrnet_ros.cli")
+    code: int = cli.main()  # which knows KeyboardInterrupt
     return code
 
 

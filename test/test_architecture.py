@@ -249,6 +249,36 @@ def test_all_that_a_verb_lacks_is_told_at_once(words, absent, line, monkeypatch,
     assert f"ehrnet: `ehrnet {words[0]}` needs {absent}, which " in said and line in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "--phi", "-4", "--random", "-o", "m.onnx"],
+        ["plot", "accuracy", "-o", "a.png"],
+        ["benchmark", "--model", "m.safetensors"],
+        ["get-weights", "-o", "m.onnx"],
+    ],
+)
+def test_an_old_python_is_told_by_verbs_that_need_a_later_one(
+    words, monkeypatch, tmp_path, capsys
+) -> None:
+    from ehrnet_ros.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "version_info", (3, 8, 18))
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "needs Python 3.10 or later, and this is 3.8.18" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["bag", "demo", "doctor", "variants", "build-engine"])
+def test_an_old_python_is_enough_on_a_robot(verb, monkeypatch) -> None:
+    from ehrnet_ros.cli import packages
+
+    monkeypatch.setattr(packages, "find_spec", lambda name: name)
+    monkeypatch.setattr(sys, "version_info", (3, 8, 18))
+    assert packages.lacking_for(verb, ["m.onnx"]) == ""
+
+
 def test_no_place_of_one_machine() -> None:
     """No file of the repository names a folder that exists on its author's machine only."""
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home/\w+|Users/\w+|tmp/pytest)/")

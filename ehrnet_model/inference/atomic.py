@@ -50,12 +50,33 @@ def save_json(path: Path, value: Any) -> None:
     save_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def check_target(path: Path) -> None:
-    """Raises EhrnetError where no file can be written for sure, before work is done for it."""
+def check_target(path: Path, made: bool = False) -> None:
+    """Raises EhrnetError where no file can be written for sure, before work is done for it.
+
+    With ``made`` its folder need not be there yet.
+    """
     path = Path(path)
-    if not os.path.isdir(path.parent):
-        raise EhrnetError(f"{path} cannot be written: there is no folder {path.parent}.")
+    folder = path.parent
+    while made and not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise EhrnetError(f"{path} cannot be written: there is no folder {folder}.")
     if os.path.isdir(path):
         raise EhrnetError(f"{path} cannot be written: it is a folder; name a file in it.")
-    if not os.access(path.parent, os.W_OK):
-        raise EhrnetError(f"{path} cannot be written: {path.parent} is not yours to write to.")
+    try:
+        # Tried, since what the permissions say holds neither in /proc nor on a read-only disk.
+        tempfile.TemporaryFile(dir=str(folder)).close()
+    except OSError as error:
+        raise EhrnetError(
+            f"{path} cannot be written: {folder} takes no file of yours ({error.strerror})."
+        ) from None
+
+
+def check_source(path: Path) -> None:
+    """Raises EhrnetError where there is no file to read, before work is done for it."""
+    if os.path.isdir(path):
+        raise EhrnetError(f"{path} is a folder: name a file in it.")
+    if not os.path.isfile(path):
+        raise EhrnetError(f"there is no file {path}: check the path.")
+    if not os.access(path, os.R_OK):
+        raise EhrnetError(f"{path} is not yours to read: check its permissions.")

@@ -248,6 +248,12 @@ class Engine:
     plan: Optional[bytes] = None
 
 
+def check_batch(max_batch: int) -> None:
+    """Raises EhrnetError where no engine can take so many images at once."""
+    if max_batch < 1:
+        raise EhrnetError(f"a batch of {max_batch} is not possible: give 1 or more.")
+
+
 def make_spec(
     onnx: Path, size_hw: Tuple[int, int], max_batch: int, builder: Builder
 ) -> Tuple[EngineSpec, ModelInfo]:
@@ -258,8 +264,7 @@ def make_spec(
             be built here.
     """
     info = model_info(onnx)
-    if max_batch < 1:
-        raise EhrnetError(f"a batch of {max_batch} is not possible: give 1 or more.")
+    check_batch(max_batch)
     spec = EngineSpec(
         onnx_sha256=file_sha256(onnx),
         precision=info.precision,
@@ -356,11 +361,16 @@ def find_engine(
         batch: only engines that take so many images at once; does not hold for an ``.engine``.
 
     Raises:
-        EhrnetError: a file that cannot be read, or an engine without a readable description.
+        EhrnetError: a file that cannot be read, an engine without a readable description, or one
+            by its path where others can write.
     """
     model = Path(model)
     if model.suffix == ENGINE_SUFFIX:
-        return _read_engine(model) if model.is_file() else None
+        if not os.path.isfile(model):
+            return None
+        for place in (model.parent, model.resolve().parent):  # a link's, and where it leads
+            check_private(place)
+        return _read_engine(model)
     sha256 = file_sha256(model)
     fitting = [
         engine
@@ -407,11 +417,12 @@ def read_plan(engine: Engine) -> bytes:
     """The bytes of an engine file, proved to be those its description speaks of.
 
     Raises:
-        EhrnetError: it cannot be read, or it is another or damaged file.
+        EhrnetError: it cannot be read, others can write to it, or it is another or damaged file.
     """
     if engine.plan is not None or engine.path is None:
         return engine.plan or b""
     try:
+        check_private(engine.path)
         plan = engine.path.read_bytes()
     except OSError as error:
         raise EhrnetError(f"the engine {engine.path} cannot be read: {error.strerror}.") from None

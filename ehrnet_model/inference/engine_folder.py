@@ -67,12 +67,15 @@ def make_private(folder: Path) -> None:
     check_private(folder)
 
 
-def check_private(folder: Path) -> None:
-    """Raises EhrnetError where somebody else could put an engine, which is code."""
-    status = folder.stat()
+def check_private(place: Path) -> None:
+    """Raises EhrnetError for a folder or file in which others could put an engine, which is code.
+
+    OSError where there is none.
+    """
+    status = place.stat()
     if status.st_uid not in (os.getuid(), 0) or stat.S_IMODE(status.st_mode) & 0o022:
         raise EhrnetError(
-            f"others can write to {folder}, and engines are code: `chmod go-w` it or use another "
+            f"others can write to {place}, and engines are code: `chmod go-w` it or use another "
             f"folder (--engines, ${FOLDER_VARIABLE})."
         )
 

@@ -15,6 +15,9 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 
 from ehrnet_model import __version__
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.atomic import write_atomically
+from ehrnet_model.inference.atomic import check_source, write_atomically
 from ehrnet_model.inference.runtime import COORDINATES, MAX_SMOOTH
 from ehrnet_model.network.classifier import EfficientNet
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
@@ -175,16 +178,18 @@ def load_checkpoint(
     """
     from safetensors import SafetensorError, safe_open
 
-    path = _existing(path)
+    path = Path(path)
+    check_source(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         if _looks_pickled(path):
+            named = f" --variant {variant}" if variant else ""
             raise EhrnetError(
                 f"{path} is a PyTorch file, not one of ours: convert it with 'ehrnet "
-                f"import-checkpoint {path} --variant {variant or 'H-3'} -o OUT.safetensors'."
+                f"import-checkpoint {path}{named} -o OUT.safetensors'."
             ) from error
         raise EhrnetError(
             f"{path} is truncated or damaged ({error}): fetch or make it again."
@@ -290,15 +295,6 @@ def _compare(
     raise EhrnetError(f"the weights in {origin} do not fit: of their keys {', '.join(faults)}.")
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise EhrnetError(f"there is no file {path}: check the path.")
-    if not os.access(path, os.R_OK):
-        raise EhrnetError(f"{path} is not yours to read: check its permissions.")
-    return path
-
-
 def _looks_pickled(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(9)
@@ -400,22 +396,12 @@ def reference_names(name: str) -> dict[str, str]:
     return _pose_names(row) if name in VARIANTS else _classifier_names(row)
 
 
-def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -> dict[str, Tensor]:
-    """Map the published code's state_dict to ours.
+def _match(
+    state: Mapping[str, Tensor], name: str, origin: str
+) -> tuple[dict[str, str], dict[str, Tensor], dict[str, Tensor]]:
+    """Published keys by ours, our tensors without values, and theirs; values are not looked at.
 
-    Args:
-        state: tensors by the published keys, prefixes removed (``unwrap``). Normalisation counters
-            may be missing. For a pose network the classifier's head is ignored, and of a second
-            heatmap head with tags (34 channels, as two of the published configurations make it)
-            the 17 heatmaps are kept.
-        name: variant, ``H0`` .. for the pose network, ``B0`` .. for the classifier.
-        origin: where the tensors come from, for the error.
-
-    Returns:
-        Float32 tensors for ``build(name).load_state_dict``.
-
-    Raises:
-        EhrnetError: a key is missing, unknown or misshapen, or a value is not finite.
+    Raises EhrnetError where keys or shapes do not fit.
     """
     row = _table_row(name)
     names = reference_names(name)
@@ -441,6 +427,27 @@ def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -
         if key.endswith(_COUNTER) and key not in state:
             state[key] = torch.zeros((), dtype=torch.int64)
     _compare({theirs[key]: tuple(t.shape) for key, t in ours.items()}, state, origin)
+    return theirs, ours, state
+
+
+def from_reference(state: Mapping[str, Tensor], name: str, origin: str = "it") -> dict[str, Tensor]:
+    """Map the published code's state_dict to ours.
+
+    Args:
+        state: tensors by the published keys, prefixes removed (``unwrap``). Normalisation counters
+            may be missing. For a pose network the classifier's head is ignored, and of a second
+            heatmap head with tags (34 channels, as two of the published configurations make it)
+            the 17 heatmaps are kept.
+        name: variant, ``H0`` .. for the pose network, ``B0`` .. for the classifier.
+        origin: where the tensors come from, for the error.
+
+    Returns:
+        Float32 tensors for ``build(name).load_state_dict``.
+
+    Raises:
+        EhrnetError: a key is missing, unknown or misshapen, or a value is not finite.
+    """
+    theirs, ours, state = _match(state, name, origin)
     mapped = {}
     for key, template in ours.items():
         value = state[theirs[key]].detach()
@@ -472,7 +479,8 @@ def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Only tensors and plain containers are unpickled, by a PyTorch that keeps to that; earlier ones
     read safetensors only. Raises EhrnetError.
     """
-    path = _existing(path)
+    path = Path(path)
+    check_source(path)
     content: Any
     if _looks_pickled(path):
         if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
@@ -481,15 +489,24 @@ def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"{torch.__version__}; import it with PyTorch {'.'.join(map(str, _SAFE_TORCH))} or "
                 "later, on any machine."
             )
+        if _is_program(path):
+            raise EhrnetError(
+                f"{path} is a TorchScript program, not weights, and was not opened: ask its maker "
+                "for the bare state_dict."
+            )
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise EhrnetError(
                 f"{path} holds more than tensors, or is damaged, and was not opened, since opening "
                 "it could run code: ask its maker for the bare state_dict."
             ) from error
         except Exception as error:  # torch raises nearly every kind for damaged files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # Its first sentence; what follows may advise to let the file run code.
+            said = re.sub(r"^\[enforce fail [^]]*\][ .]*", "", f"{error}\n")
+            reason = re.split(r"\.\s|\n", said)[0] or type(error).__name__
             raise EhrnetError(
                 f"{path} is truncated or damaged ({reason}): fetch it again."
             ) from error
@@ -506,6 +523,15 @@ def read_foreign(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"{path} is neither a PyTorch nor a safetensors file, or it is damaged ({error})."
             ) from error
     return unwrap(content, str(path))
+
+
+def _is_program(path: Path) -> bool:
+    """Whether this is a network saved as TorchScript."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return False
 
 
 def unwrap(content: object, origin: str = "it") -> dict[str, Tensor]:
@@ -533,11 +559,11 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the one variant whose published state_dict this is, or None."""
+    """Name of the one variant whose published state_dict this is by keys and shapes, or None."""
     names = VARIANTS if any(key.startswith("final_layers.") for key in state) else _BACKBONES
     for name in names:
         try:
-            from_reference(state, name)
+            _match(state, name, "it")
         except EhrnetError:
             continue
         return name

@@ -17,7 +17,7 @@ from torch import nn
 import ehrnet_model
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import Answers, answers_file, write_answers
-from ehrnet_model.inference.atomic import write_atomically
+from ehrnet_model.inference.atomic import check_target, write_atomically
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.parity import DIFFERS, UNCHECKED, check_engine, compare_peaks
@@ -93,8 +93,11 @@ def export_onnx(
         raise EhrnetError(
             f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}."
         )
-    if not path.parent.is_dir():
-        raise EhrnetError(f"cannot write {path}: the folder {path.parent} does not exist.")
+    # Before anything is traced, which takes a while.
+    check_target(path)
+    check_target(answers_file(path))
+    side = info.input_size or parity_shapes(info.input_size)[0][1]
+    sizes_hw = [parse_size(size, side) for size in sizes]
     info = replace(
         info,
         weights_sha256=info.weights_sha256 or weights_sha256(model.state_dict()),
@@ -105,7 +108,6 @@ def export_onnx(
         model, info.coordinates, info.skeleton.num_keypoints, info.smooth
     ).eval()
     try:
-        # Where nothing can be written nothing needs to be traced, which takes a while.
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             tell("tracing the network")
             proto = onnx.load_model_from_string(_trace(deployed))
@@ -117,7 +119,7 @@ def export_onnx(
             tell("checking that the graph is the network")
             _assert_parity(deployed, exact, info, path)
             tell("computing the answers that engines are checked with")
-            answers = _answers(deployed, info, pictures, sizes)
+            answers = _answers(deployed, info, pictures, sizes_hw)
             if precision != "fp32":
                 tell(f"lowering it to {precision}")
             if precision == "fp16":
@@ -131,8 +133,15 @@ def export_onnx(
                 tell(f"checking it in {precision}")
                 _assert_close(file, answers, precision, path)
             # First, so that no file is without; of other weights they are not taken.
-            write_answers(answers_file(path), answers)
-            write_atomically(path, file.read_bytes())
+            beside = answers_file(path)
+            alone = not beside.exists()
+            write_answers(beside, answers)
+            try:
+                write_atomically(path, file.read_bytes())
+            except BaseException:  # an interrupt leaves nothing behind either
+                if alone:
+                    beside.unlink()
+                raise
     except OSError as error:
         raise EhrnetError(
             f"cannot write {path}: {error.strerror or error}; make room, or choose another folder."
@@ -195,13 +204,12 @@ def _answers(
     deployed: DeployedNetwork,
     info: ModelInfo,
     pictures: Sequence[np.ndarray],
-    sizes: Iterable[str],
+    sizes_hw: Sequence[Tuple[int, int]],
 ) -> Answers:
     """What the network itself says to a few inputs of each size and as windows, in float32."""
     by_size = {}
-    side = info.input_size or parity_shapes(info.input_size)[0][1]
     closer = closer_hw(DecodeOptions.from_dict(info.decode))
-    for size_hw in [*(parse_size(size, side) for size in sizes), *([closer] if closer else [])]:
+    for size_hw in [*sizes_hw, *([closer] if closer else [])]:
         if pictures:
             images = np.zeros((min(len(pictures), STORED_INPUTS), *size_hw, 3), np.uint8)
             for image, picture in zip(images, pictures):

@@ -8,13 +8,14 @@ the answer is no, or stdout takes none, 2 wrong use or something missing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import logging
 import os
 import signal
 import sys
-from typing import Any, List, Optional
+from typing import Any, Iterator, List, Optional
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_ros.cli.packages import install, lacking_for
@@ -38,6 +39,9 @@ VERBS = (
     "plot",
 )
 
+# They wait for minutes where Python hears no signal: for TensorRT, or for each other's gradients.
+DIE_BY_SIGTERM = ("build-engine", "train", "train-classifier")
+
 # What to do about a package that is not there, by its import name; of extras see packages.py.
 REMEDIES = {
     "numpy": "pip install numpy",
@@ -58,18 +62,20 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Runs one verb and gives its exit code."""
     if sys.stdout is None:
         return _refuse("stdout is closed (>&-): send it to a file or to /dev/null.", 1)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        try:
-            return _run(sys.argv[1:] if argv is None else argv)
-        finally:
-            sys.stdout.flush()
+        with _sigterm_raises(argv):
+            try:
+                return _run(argv)
+            finally:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader, such as head, has seen enough
         _forget_stdout()
         return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _forget_stdout()
         return _refuse("there is no room left where it writes to: make room there.", 1)
@@ -106,6 +112,20 @@ def _run(argv: List[str]) -> int:
         )
 
 
+@contextlib.contextmanager
+def _sigterm_raises(argv: List[str]) -> Iterator[None]:
+    """SIGTERM removes what was begun, as Ctrl-C does; verbs may take it for themselves."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL or _asked(argv) in DIE_BY_SIGTERM:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _forget_stdout() -> None:
     """What is still in its buffer would fail again when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -132,12 +152,16 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     # Only the verb that was asked for is imported; for the help and for a typo, all of them are.
-    asked = next((word for word in argv if not word.startswith("-")), "")
+    asked = _asked(argv)
     for verb in (asked,) if asked in VERBS else VERBS:
         module = _module(verb)
         verb_parser = verbs.add_parser(verb, help=module.HELP, description=_sentence(module.HELP))
         module.add_arguments(verb_parser)
     return parser
+
+
+def _asked(argv: List[str]) -> str:
+    return next((word for word in argv if not word.startswith("-")), "")
 
 
 def _sentence(text: str) -> str:

@@ -37,18 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
     """Builds; 0 when the engine is there and right. ``builder`` replaces TensorRT's."""
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.inference.engine import find_engine, is_closer
+    from ehrnet_model.inference.engine import check_batch, find_engine, is_closer
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.runtime import model_info
     from ehrnet_model.inference.sizes import parse_size
 
     model = find_model(args.phi, args.model)
     info = model_info(model)
+    size_hw = None if args.size == "auto" else parse_size(args.size, info.input_size)
+    check_batch(args.batch)
     if builder is None:
         from ehrnet_model.inference.tensorrt_builder import TensorRTBuilder
 
         builder = TensorRTBuilder()
-    size_hw = None if args.size == "auto" else parse_size(args.size, info.input_size)
     batch = args.batch
     if args.if_missing:
         there = find_engine(model, size_hw, builder.platform(), args.engines, batch)

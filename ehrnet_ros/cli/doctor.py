@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import platform
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+
+from ehrnet_ros.start import ends_at_once
 
 HELP = "what is here, what is missing, and what to do about it"
 
@@ -70,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _findings(image: Optional[str]) -> Iterator[Finding]:
     """One after the other: some take seconds."""
+    from ehrnet_model.errors import EhrnetError
+
     yield _python()
     here = set()
     for row in PACKAGES:
@@ -80,12 +85,16 @@ def _findings(image: Optional[str]) -> Iterator[Finding]:
         yield Finding(
             "runtime", FAULT, "nothing here can compute a network: pip install onnxruntime"
         )
+    parts: List[Tuple[str, Callable[[], Iterable[Finding]]]] = []
     if {"numpy", "cv2"} <= here:
-        yield from _gpu()
-        yield from _models()
-        yield from _engines()
+        parts += [("gpu", _gpu), ("models", _models), ("engines", _engines)]
     if image:
-        yield _images(image)
+        parts.append((image, lambda: [_images(image)]))
+    for name, findings in parts:
+        try:
+            yield from findings()
+        except EhrnetError as error:  # the others are looked at all the same
+            yield Finding(name, FAULT, str(error))
 
 
 def _images(topic: str) -> Finding:
@@ -109,7 +118,8 @@ def _package(name: str, needed: bool, purpose: str) -> Finding:
     from ehrnet_ros.cli import REMEDIES
 
     try:
-        module = importlib.import_module(name)
+        with ends_at_once():  # what comes of Ctrl-C amid an import is no diagnosis
+            module = importlib.import_module(name)
         if getattr(module, "__file__", None) is None:
             # The repository's own folder ehrnet_msgs/ looks like an empty package from within.
             raise ModuleNotFoundError(name, name=name)
@@ -202,7 +212,10 @@ def _engines() -> Iterator[Finding]:
     from ehrnet_model.inference.parity import DIFFERS, check_engine
     from ehrnet_model.inference.tensorrt_runtime import TensorRTRuntime
 
-    models = {file_sha256(path): path for path in available_models().values()}
+    models: Dict[str, Path] = {}
+    for path in available_models().values():
+        with contextlib.suppress(EhrnetError):  # a model that cannot be read is told of by _models
+            models[file_sha256(path)] = path
     for engine in stored_engines():
         spec, name = engine.info.spec, f"engine {engine.info.model.variant}"
         height, width = spec.size_hw

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 
 from ehrnet_ros.cli.settings import add_decode
+from ehrnet_ros.start import ends_at_once
 
 HELP = "write a model as ONNX, the file every runtime reads"
 
@@ -79,17 +81,23 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.atomic import check_target
     from ehrnet_model.inference.decode import typed_options
     from ehrnet_model.inference.models import user_folder
+    from ehrnet_model.inference.runtime import STRIDE
+    from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
     from ehrnet_model.variants import Variant
 
     decode = typed_options(args.decode)
     name = "" if args.phi is None else Variant.from_phi(args.phi).name
     if args.out.suffix != ".onnx":
         raise EhrnetError(f"{args.out} should end in .onnx: that is what is written.")
-    folder = args.out.parent
-    if not folder.is_dir() and folder != user_folder():
-        raise EhrnetError(f"cannot write {args.out}: the folder {folder} does not exist.")
+    made = not os.path.isdir(args.out.parent) and args.out.parent == user_folder()
+    check_target(args.out, made)
+    if args.short_side is not None:
+        parse_size("square", args.short_side)
+    for size in args.size:  # what an aspect is in pixels may depend on the weights
+        parse_size(size, args.short_side or STRIDE)
     if args.weights is None and not args.random:
         raise EhrnetError(
             "nothing to export: give --weights FILE (a checkpoint made by `ehrnet train` or "
@@ -102,14 +110,14 @@ def run(args: argparse.Namespace) -> int:
             "INT8 needs pictures to measure ranges on: give --images with a folder of pictures of "
             "people."
         )
-    from ehrnet_model.evaluation.tune import tuned_options
-    from ehrnet_model.inference.decode import DecodeOptions
-    from ehrnet_model.inference.runtime import MAX_SMOOTH
-    from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
-    from ehrnet_model.network.export import STORED_INPUTS, export_onnx
-    from ehrnet_model.network.pictures import read_pictures
-    from ehrnet_model.network.precision import CALIBRATION_PICTURES
-    from ehrnet_model.network.torch_runtime import load_weights, random_network
+    with ends_at_once():
+        from ehrnet_model.evaluation.tune import tuned_options
+        from ehrnet_model.inference.decode import DecodeOptions
+        from ehrnet_model.inference.runtime import MAX_SMOOTH
+        from ehrnet_model.network.export import STORED_INPUTS, export_onnx
+        from ehrnet_model.network.pictures import read_pictures
+        from ehrnet_model.network.precision import CALIBRATION_PICTURES
+        from ehrnet_model.network.torch_runtime import load_weights, random_network
 
     if args.random:
         network, info = random_network(args.phi)
@@ -127,7 +135,6 @@ def run(args: argparse.Namespace) -> int:
     info = replace(info, decode={**stored, **decode})
     DecodeOptions.from_dict(info.decode)  # what no program would open is not written
     if args.short_side is not None:
-        parse_size("square", args.short_side)
         info = replace(info, input_size=args.short_side)
     if args.smooth is not None:
         if not 0 <= args.smooth <= MAX_SMOOTH:

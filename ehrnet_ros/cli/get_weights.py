@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Tuple
 
-from ehrnet_ros.cli.packages import lacking
+from ehrnet_ros.cli.packages import lacking, too_old
+from ehrnet_ros.start import ends_at_once
 
 HELP = "fetch published weights that everybody may use, and make a model of them"
 
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Brings the model; 0 when it is there, also when it was before."""
     from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.atomic import check_target
     from ehrnet_model.inference.models import user_folder
     from ehrnet_model.published import cache_folder, published, recognise
     from ehrnet_model.variants import Variant
@@ -46,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.replace and _is_there(out, what):
         print(out)
         return 0
+    check_target(out, made=True)
     packages = ("torch", "safetensors", "onnx", "onnxruntime", "tqdm")
-    lack = lacking("making a model of published weights", packages, "export")
+    making = "making a model of published weights"
+    lack = too_old(making) or lacking(making, packages, "export")
     if lack:
         raise EhrnetError(
             f"{lack}; or run this on a machine that has them, and bring {out.name} to {out.parent}."
@@ -57,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         graph, weights = recognise(args.files, what)
     else:
         graph, weights = _fetch(what, cache_folder())
-    from ehrnet_model.network.omz import install
+    with ends_at_once():
+        from ehrnet_model.network.omz import install
 
     print("making a model of it, checking it ...", file=sys.stderr)
     info = install(graph, weights, out, {"source": what.source, "sha384": what.weights.sha384})
@@ -74,11 +80,11 @@ def _is_there(out: Path, what: Any) -> bool:
     from ehrnet_model.inference.runtime import model_info
 
     for path in (out, out.with_suffix(".safetensors")):
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise EhrnetError(f"{path} is not a file: remove it, or give another one with -o.")
-    if not out.exists():
+    if not os.path.exists(out):
         beside = out.with_suffix(".safetensors")
-        if beside.exists():
+        if os.path.exists(beside):
             raise EhrnetError(
                 f"there are weights {beside} without the model {out.name}: say --replace to write "
                 "over them, or give another file with -o."

@@ -1,4 +1,4 @@
-"""Which packages a verb needs beside the ordinary ones, and the line that brings them."""
+"""Which packages and which Python a verb needs beside the ordinary ones; how to come by them."""
 
 from __future__ import annotations
 
@@ -45,12 +45,27 @@ def lacking(what: str, packages: Sequence[str], *extras: str) -> str:
     return f"{what} needs {', '.join(absent)}, which {are} not here: {install(*extras)}"
 
 
-def lacking_for(verb: str, models: Sequence[object]) -> str:
-    """The same for a verb with these model files."""
-    if verb not in NEEDED:
+def too_old(what: str) -> str:
+    """``what needs Python 3.10 or later ...``; empty where this one is."""
+    if sys.version_info >= (3, 10):
         return ""
+    here = ".".join(map(str, sys.version_info[:3]))
+    return (
+        f"{what} needs Python 3.10 or later, and this is {here}: use a later one, on this machine "
+        "or another; models are the same everywhere"
+    )
+
+
+def lacking_for(verb: str, models: Sequence[object]) -> str:
+    """What of Python and packages a verb with these model files lacks; empty where nothing."""
+    weights = any(str(model).endswith(".safetensors") for model in models)  # not a graph
+    old = ""
+    if weights or (verb in NEEDED and verb != "bag"):
+        old = too_old(f"`ehrnet {verb}`{' of .safetensors' if weights else ''}")
+    if old or verb not in NEEDED:
+        return old
     extra, packages = NEEDED[verb]
     extras = [extra]
-    if any(str(model).endswith(".safetensors") for model in models):  # weights, not a graph
+    if weights:
         extras, packages = [extra, "export"], (*packages, "torch", "safetensors")
     return lacking(f"`ehrnet {verb}`", packages, *extras)

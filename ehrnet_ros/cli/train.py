@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ehrnet_ros.start import ends_at_once
+
 HELP = "train a variant on packs made by 'ehrnet pack'"
 
 
@@ -251,12 +253,14 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.inference.decode import typed_options
     from ehrnet_model.inference.runtime import MAX_SMOOTH, ModelInfo
     from ehrnet_model.inference.sizes import parse_size
-    from ehrnet_model.network.checkpoint import weights_sha256
-    from ehrnet_model.training.hardware import Hardware
-    from ehrnet_model.training.presets import preset
-    from ehrnet_model.training.sides import check_pairs
-    from ehrnet_model.training.trainer import Trainer
     from ehrnet_model.variants import Variant
+
+    with ends_at_once():
+        from ehrnet_model.network.checkpoint import weights_sha256
+        from ehrnet_model.training.hardware import Hardware
+        from ehrnet_model.training.presets import preset
+        from ehrnet_model.training.sides import check_pairs
+        from ehrnet_model.training.trainer import Trainer
 
     cv2.setNumThreads(1)
     if args.backbone and (args.lite0 or args.start):

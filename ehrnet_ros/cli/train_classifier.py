@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ehrnet_ros.cli.settings import name_number
+from ehrnet_ros.start import ends_at_once
 
 HELP = "train a variant's backbone as a classifier on a picture folder or CIFAR-100"
 
@@ -74,15 +75,18 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     import cv2
-    import torch
     from tqdm import tqdm
 
     from ehrnet_model.errors import EhrnetError
-    from ehrnet_model.training.classifier import (
-        AugmentOptions,
-        ClassifierOptions,
-        ClassifierTrainer,
-    )
+
+    with ends_at_once():
+        import torch
+
+        from ehrnet_model.training.classifier import (
+            AugmentOptions,
+            ClassifierOptions,
+            ClassifierTrainer,
+        )
 
     cv2.setNumThreads(1)
     known = [f.name for f in dataclasses.fields(AugmentOptions)]

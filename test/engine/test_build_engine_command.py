@@ -124,12 +124,16 @@ def test_without_tensorrt_it_says_what_to_install(model, monkeypatch) -> None:
         (["--phi", "-2"], "no weights for phi -2"),
         (["--model", "none.onnx"], "no model file none.onnx"),
         (["--size", "100x100"], "multiples of 32"),
+        (["--size", "foo"], "'foo' is not understood"),
         (["--batch", "0"], "batch of 0"),
     ],
 )
-def test_wrong_use(arguments, message, model) -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_wrong_use(arguments, message, there, model, monkeypatch) -> None:
+    """The same with TensorRT and without."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EhrnetError, match=message):
-        run(StandInBuilder(), *arguments)
+        run(StandInBuilder() if there else None, *arguments)
 
 
 def test_a_foreign_onnx_file_is_refused(model, tmp_path) -> None:

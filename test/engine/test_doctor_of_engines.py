@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from stand_in_builder import StandInBuilder
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference import gpu_report
 from ehrnet_model.inference.answers import answers_file
 from ehrnet_model.inference.engine import ensure_engine
@@ -60,6 +64,63 @@ def test_a_model_without_answers_is_unchecked(model, capsys) -> None:
     _, found = report(capsys)
     assert found["model H-4"]["state"] == "ok"
     assert "unchecked: " in found["model H-4"]["text"]
+
+
+def in_process(before: str, *words: str) -> subprocess.CompletedProcess:
+    """Doctor as a process that permissions bind, of the packages that take no time."""
+    command = []
+    if not os.getuid():
+        if shutil.which("setpriv") is None:
+            pytest.skip("permissions do not bind root, and there is no setpriv")
+        least = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={least}", f"--inh-caps={least}"]
+    code = (
+        f"import os, signal, sys\n{before}\nfrom ehrnet_ros.cli import doctor, main\n"
+        "doctor.PACKAGES = doctor.PACKAGES[:4]\n"
+        f"sys.exit(main(['doctor', *{words!r}]))"
+    )
+    return subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_a_model_that_cannot_be_read_is_one_fault_among_the_findings(model) -> None:
+    ensure_engine(model, (384, 384), StandInBuilder("8.6.1"))
+    model.chmod(0)
+    done = in_process("sys.modules['openvino'] = sys.modules['tensorrt'] = None", "--json")
+    assert done.returncode == 1, done.stderr
+    found = {f["name"]: f for f in json.loads(done.stdout)}
+    assert found["model H-4"]["state"] == "fault"
+    assert "Permission denied" in found["model H-4"]["text"]
+    assert "engine H-4" in found  # what comes after it is told, too
+
+
+def test_what_cannot_be_looked_at_hides_nothing_else(model, capsys, monkeypatch) -> None:
+    def lost() -> list:
+        raise EhrnetError("the driver is gone.")
+
+    monkeypatch.setattr(doctor, "PACKAGES", doctor.PACKAGES[:3])
+    monkeypatch.setattr(doctor, "_gpu", lost)
+    code, found = report(capsys)
+    assert code == 1 and found["gpu"] == {
+        "name": "gpu",
+        "state": "fault",
+        "text": "the driver is gone.",
+    }
+    assert found["model H-4"]["state"] == "ok"
+
+
+def test_ctrl_c_amid_an_import_is_no_diagnosis() -> None:
+    """As in C, where the exception that Ctrl-C is by default comes out as another one."""
+    before = (
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'openvino':\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except KeyboardInterrupt: raise ImportError('initialization failed')\n"
+        "sys.meta_path.insert(0, Stop())"
+    )
+    done = in_process(before)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert "cv2" in done.stdout and "openvino" not in done.stdout
 
 
 def test_an_engine_of_another_machine_is_told_with_the_remedy(model, capsys, monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from ehrnet_model.inference.engine import (
     Platform,
     ensure_engine,
     find_engine,
+    read_plan,
     stored_engines,
 )
 
@@ -321,6 +323,29 @@ def test_a_folder_that_others_can_write_to_is_refused(model, tmp_path, caplog) -
     with caplog.at_level(logging.WARNING):
         assert find_engine(model, folder=folder) is None
     assert "others can write to" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["folder", "link", "linked", "file"])
+def test_an_engine_by_its_path_is_refused_where_others_can_write(place, model, tmp_path) -> None:
+    """Forged, with a description that fits: nothing of it gets to TensorRT."""
+    folder = tmp_path / "brought"
+    path = ensure(model, StandInBuilder(), folder=folder).path
+    assert find_engine(path).path == path
+    forged = b"code of somebody else"
+    path.write_bytes(forged)
+    described = path.with_suffix(".engine.json")
+    sidecar = json.loads(described.read_text())
+    described.write_text(json.dumps({**sidecar, "sha256": hashlib.sha256(forged).hexdigest()}))
+    assert read_plan(find_engine(path)) == forged  # in a folder of this user alone
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    link = other / path.name
+    link.symlink_to(path)
+    (other / described.name).symlink_to(described)
+    named = link if "link" in place else path
+    {"folder": folder, "link": other, "linked": folder, "file": path}[place].chmod(0o777)
+    with pytest.raises(EhrnetError, match="others can write to .*, and engines are code"):
+        read_plan(find_engine(named))
 
 
 @contextlib.contextmanager

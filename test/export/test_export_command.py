@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import resource
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.inference.models import find_model  # noqa: E402
 from ehrnet_model.inference.opening import open_runtime  # noqa: E402
 from ehrnet_model.inference.runtime import ModelInfo, model_info  # noqa: E402
+from ehrnet_model.network import export as exporter  # noqa: E402
 from ehrnet_model.network.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from ehrnet_model.network.export import export_onnx, parity_shapes  # noqa: E402
 from ehrnet_ros.cli import export  # noqa: E402
@@ -75,8 +77,39 @@ class NeverTraced(torch.nn.Module):
 
 
 def test_a_folder_that_takes_no_files_is_told_before_the_work() -> None:
-    with pytest.raises(EhrnetError, match="cannot write /proc/m.onnx: .*choose another folder"):
+    with pytest.raises(EhrnetError, match="/proc/m.onnx cannot be written: /proc takes no file"):
         export_onnx(NeverTraced(), Path("/proc/m.onnx"), INFO)
+
+
+def test_targets_and_sizes_are_looked_at_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "d.onnx").mkdir()
+    with pytest.raises(EhrnetError, match="d.onnx cannot be written: it is a folder"):
+        run("--weights", "missing.safetensors", "-o", str(tmp_path / "d.onnx"))
+    with pytest.raises(EhrnetError, match="d.onnx cannot be written: it is a folder"):
+        export_onnx(NeverTraced(), tmp_path / "d.onnx", INFO)
+    (tmp_path / "m.answers.npz").mkdir()
+    with pytest.raises(EhrnetError, match="m.answers.npz cannot be written: it is a folder"):
+        export_onnx(NeverTraced(), tmp_path / "m.onnx", INFO)
+    with pytest.raises(EhrnetError, match="input size 256x25600 is too large"):
+        export_onnx(NeverTraced(), tmp_path / "e.onnx", INFO, sizes=["4:3", "100:1"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.onnx", "m.answers.npz"]
+
+
+@pytest.mark.parametrize("before", [None, b"of an earlier model"])
+def test_answers_do_not_stay_where_the_model_could_not_be_written(
+    before, tmp_path: Path, monkeypatch
+) -> None:
+    if before is not None:
+        (tmp_path / "m.answers.npz").write_bytes(before)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporter, "write_atomically", full)
+    with pytest.raises(EhrnetError, match="No space left on device; make room"):
+        export_onnx(dots.make_dots_network(), tmp_path / "m.onnx", INFO)
+    left = [p.name for p in tmp_path.iterdir()]
+    assert left == ([] if before is None else ["m.answers.npz"])
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
@@ -132,7 +165,7 @@ def test_parity_covers_square_wide_tall_small_and_batches(size: int) -> None:
         (["--random", "-o", "m.onnx"], "Give --phi"),
         (["--phi", "-4", "--random", "-o", "m.pt"], "should end in .onnx"),
         (["--weights", "missing.safetensors", "-o", "m.onnx"], "no file missing.safetensors"),
-        (["--phi", "-4", "--random", "-o", "nowhere/m.onnx"], "nowhere does not exist"),
+        (["--phi", "-4", "--random", "-o", "nowhere/m.onnx"], "there is no folder nowhere"),
         (
             ["--phi", "-4", "--random", "-o", "m.onnx", "--short-side", "100"],
             "100x100 does not work",
@@ -142,6 +175,10 @@ def test_parity_covers_square_wide_tall_small_and_batches(size: int) -> None:
             ["--weights", "missing.safetensors", "--precision", "int8", "-o", "m.onnx"],
             "INT8 needs pictures .* --images",
         ),
+        # Neither are these: the weights are missing, too.
+        (["--weights", "missing.safetensors", "-o", "m.onnx", "--size", "4:3", "7x7"], "7x7 does"),
+        (["--weights", "missing.safetensors", "-o", "/proc/m.onnx"], "/proc takes no file"),
+        (["--weights", "missing.safetensors", "-o", "/dev/null/m.onnx"], "no folder /dev/null"),
         (["--phi", "-4", "--random", "-o", "m.onnx", "--smooth", "9"], "cells from 0 to 4"),
         (["--phi", "-4", "--random", "-o", "m.onnx", "--smooth", "nan"], "cells from 0 to 4"),
     ],
@@ -169,7 +206,7 @@ def test_the_folder_where_models_are_looked_for_is_made(
     mine = tmp_path / "data" / "ehrnet" / "models" / "H-4.onnx"
     run("--weights", str(h4_weights), "-o", str(mine))
     assert find_model(-4) == mine
-    with pytest.raises(EhrnetError, match="folder .*other does not exist"):
+    with pytest.raises(EhrnetError, match="there is no folder .*other"):
         run("--weights", str(h4_weights), "-o", str(tmp_path / "other" / "H-4.onnx"))
 
 

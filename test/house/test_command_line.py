@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,11 +33,14 @@ def test_memory_that_is_not_there_is_one_sentence(monkeypatch, capsys) -> None:
         (["variants"], ">&-", "stdout is closed"),
         (["variants"], ">/dev/full", "there is no room left"),
         (["variants", "--json"], ">/dev/full", "there is no room left"),
+        (["variants"], ">file", "there is no room left"),  # none of any size may be written
     ],
 )
-def test_a_stdout_that_takes_nothing_is_one_sentence(words, stdout, said) -> None:
-    command = ["sh", "-c", f'exec "$@" {stdout}', "sh", sys.executable, "-m", "ehrnet_ros.cli"]
-    done = subprocess.run([*command, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def test_a_stdout_that_takes_nothing_is_one_sentence(words, stdout, said, tmp_path) -> None:
+    shell = f'ulimit -f 0; exec "$@" {stdout}'
+    command = ["sh", "-c", shell, "sh", sys.executable, "-B", "-m", "ehrnet_ros.cli", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"ehrnet: {said}") and len(done.stderr.splitlines()) == 1
 
@@ -73,3 +79,19 @@ def test_ctrl_c_amid_the_imports_leaves_no_traceback(amid) -> None:
     command = [sys.executable, "-c", code, "variants"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_sigterm_removes_what_was_begun(tmp_path) -> None:
+    pytest.importorskip("torch", reason="exporting needs torch")
+    pytest.importorskip("onnx", reason="exporting needs onnx")
+    words = ["export", "--phi", "-4", "--random", "-o", str(tmp_path / "x.onnx")]
+    command = [sys.executable, "-m", "ehrnet_ros.cli", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob(".x.onnx.*")) and time.monotonic() < end:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "Traceback" not in said, said
+    assert list(tmp_path.iterdir()) == []

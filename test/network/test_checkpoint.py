@@ -34,6 +34,7 @@ from ehrnet_model.network.checkpoint import (  # noqa: E402
 )
 from ehrnet_model.variants import VARIANTS  # noqa: E402
 from ehrnet_ros.cli import import_checkpoint as verb  # noqa: E402
+from ehrnet_ros.cli import main  # noqa: E402
 
 ALL = [*VARIANTS, *(variant.backbone_name for variant in VARIANTS.values())]
 
@@ -142,7 +143,7 @@ def test_missing_file_is_named(tmp_path):
     for read in (load_checkpoint, read_foreign):
         with pytest.raises(EhrnetError, match="there is no file"):
             read(tmp_path / "nothing.safetensors")
-        with pytest.raises(EhrnetError, match="there is no file"):
+        with pytest.raises(EhrnetError, match="is a folder: name a file in it"):
             read(tmp_path)
 
 
@@ -521,7 +522,7 @@ def test_full_disk_keeps_the_previous_file(saved, published, tmp_path):
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
         "from ehrnet_ros.cli import main\n"
-        f"sys.exit(main(['import-checkpoint', {str(source)!r}, '-o', {str(path)!r}]))"
+        f"sys.exit(main(['import-checkpoint', {str(source)!r}, '-o', {str(path)!r}, '--replace']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and "cannot write" in done.stderr, done.stderr
@@ -549,3 +550,111 @@ def test_files_without_weights_are_refused(published, saved, tmp_path):
         load_checkpoint(path)
     with pytest.raises(EhrnetError, match="ours already"):
         read_foreign(saved[0])
+
+
+def test_what_is_there_is_not_written_over(reference_state, tmp_path, monkeypatch, capsys):
+    from safetensors.torch import save_file
+
+    source, other = tmp_path / "x.safetensors", tmp_path / "other.safetensors"
+    save_file(reference_state("B-4"), source)
+    before = source.read_bytes()
+    other.write_bytes(b"mine")
+    (tmp_path / "link.safetensors").symlink_to(source)
+
+    def convert(*words):
+        code = main(["import-checkpoint", str(source), *map(str, words)])
+        return code, capsys.readouterr().err
+
+    with monkeypatch.context() as patch:  # none of it needs PyTorch, which takes a while to import
+        patch.setitem(sys.modules, "ehrnet_model.network.checkpoint", None)
+        for out in (source, tmp_path / "link.safetensors"):
+            for more in ([], ["--replace"]):
+                code, said = convert("-o", out, *more)
+                assert code == 2 and "is the file to convert" in said
+        code, said = convert("-o", other)
+        assert code == 2 and f"another file {other}: say --replace" in said
+        code, said = convert("-o", tmp_path / "none" / "x.safetensors")
+        assert code == 2 and "there is no folder" in said
+    assert source.read_bytes() == before and other.read_bytes() == b"mine"
+    assert convert("-o", other, "--replace")[0] == 0
+    assert load_checkpoint(other)[1].variant == "B-4" and source.read_bytes() == before
+
+
+def test_a_file_that_is_none_is_told_before_pytorch_is_imported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ehrnet_model.network.checkpoint", None)
+    for file, said in ((tmp_path / "none.pth", "there is no file"), (tmp_path, "is a folder")):
+        assert main(["import-checkpoint", str(file), "-o", str(tmp_path / "x.safetensors")]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_amid_the_import_of_pytorch_ends_it(tmp_path):
+    """Also where the import swallows the exception that Ctrl-C is by default."""
+    (tmp_path / "x.pth").write_bytes(b"x")
+    code = (
+        "import os, signal, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'ehrnet_model.network.checkpoint':\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except KeyboardInterrupt: pass\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from ehrnet_ros.cli import main\n"
+        "sys.exit(main(['import-checkpoint', 'x.pth', '-o', 'x.safetensors']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_weights_that_are_not_finite_are_told_from_weights_that_do_not_fit(
+    reference_state, tmp_path
+):
+    state = reference_state("B-4")
+    state["features.0.1.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "x.pth")
+    for variant in (None, "B-4"):
+        with pytest.raises(EhrnetError, match="features.0.1.weight in .* that are not finite"):
+            import_checkpoint(tmp_path / "x.pth", variant, tmp_path / "x.safetensors")
+
+
+def test_a_torchscript_program_is_named(tmp_path, recwarn):
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    torch.jit.trace(Network(), torch.zeros(1)).save(str(tmp_path / "x.pt"))
+    recwarn.clear()
+    with pytest.raises(EhrnetError, match="is a TorchScript program, .* bare state_dict"):
+        read_foreign(tmp_path / "x.pt")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("said", "passed_on"),
+    [
+        ("Bad v2.5. Re-running with `weights_only` set to `False` may.", r"Bad v2\.5"),
+        ("[enforce fail at container.cc:180] . no folder in it: a.npy", "no folder in it: a.npy"),
+        ("unexpected EOF.", "unexpected EOF"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_of_what_pytorch_says_only_the_first_sentence_is_passed_on(
+    said, passed_on, tmp_path, monkeypatch
+):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
+
+    def load(*given, **more):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(EhrnetError, match=rf"damaged \({passed_on}\): fetch it again\.$"):
+        read_foreign(tmp_path / "x.pth")
+
+
+def test_no_variant_is_guessed_for_a_pytorch_file(published, tmp_path):
+    torch.save(published, tmp_path / "x.pth")
+    with pytest.raises(EhrnetError, match="import-checkpoint .*x.pth -o OUT"):
+        load_checkpoint(tmp_path / "x.pth")
+    with pytest.raises(EhrnetError, match="x.pth --variant H-4 -o OUT"):
+        load_checkpoint(tmp_path / "x.pth", "H-4")

@@ -251,6 +251,72 @@ def test_the_environments_proxy_is_used(tmp_path: Path) -> None:
     assert (tmp_path / "net.bin").read_bytes() == CONTENT
 
 
+@pytest.fixture
+def https_proxy(monkeypatch):
+    """Sets the environment's proxy, of which urllib otherwise knows what the first request saw."""
+
+    def use(proxy: str, but_not_for: str = "") -> None:
+        monkeypatch.setattr(room.urllib.request, "_opener", None)
+        monkeypatch.setenv("https_proxy", proxy)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, but_not_for)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("proxy", "reason"),
+    [
+        ("http://user:secret@proxy..corp:8080", "label"),
+        ("http://user:secret@proxy.corp:http", "nonnumeric port"),
+        ("http://user:secret@127.0.0.1:9", "Connection refused"),
+    ],
+)
+def test_a_proxy_that_is_of_no_use_is_named_at_once(
+    proxy, reason, tmp_path, monkeypatch, https_proxy
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(room.time, "sleep", pauses.append)
+    https_proxy(proxy)
+    address = proxy.rpartition("@")[2]
+    with pytest.raises(NoConnection, match=f"the proxy {address} .*{reason}") as raised:
+        download(RemoteFile("https://ehrnet.invalid/net.bin", 5, ""), tmp_path)
+    assert "secret" not in str(raised.value)
+    assert not pauses and names(tmp_path) == []
+    https_proxy(proxy, "ehrnet.invalid")
+    with pytest.raises(NoConnection, match=r"fetched from ehrnet.invalid \("):
+        download(RemoteFile("https://ehrnet.invalid/net.bin", 5, ""), tmp_path)
+
+
+@pytest.mark.parametrize(("status", "attempts"), [("407", 1), ("403", 1), ("502", room.ATTEMPTS)])
+def test_a_proxy_that_refuses_is_asked_once(
+    status, attempts, tmp_path, monkeypatch, https_proxy
+) -> None:
+    asked: list[str] = []
+
+    def refuse(self: Handler) -> None:
+        asked.append(self.path)
+        self.send_error(int(status))
+
+    monkeypatch.setattr(Handler, "do_CONNECT", refuse, raising=False)
+    with serving() as server:
+        https_proxy(f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(NoConnection, match=f"the proxy 127.0.0.1:.*failed: {status}"):
+            download(RemoteFile("https://ehrnet.invalid/net.bin", 5, ""), tmp_path, pause_s=0.0)
+    assert asked == ["ehrnet.invalid:443"] * attempts
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"mine")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "net.bin.part").symlink_to(other)
+    with serving() as server, pytest.raises(EhrnetError, match="net.bin.part .*: it is a link"):
+        fetch(server, folder)
+    assert other.read_bytes() == b"mine" and not server.asked
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EhrnetError, match="cannot be written"):

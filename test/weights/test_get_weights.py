@@ -10,8 +10,12 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import os
+import shutil
+import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +41,7 @@ from ehrnet_model.published import PUBLISHED, cache_folder  # noqa: E402
 from ehrnet_ros.cli import main  # noqa: E402
 
 FIRST = PUBLISHED[-2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +178,11 @@ def test_without_internet_it_says_what_to_bring(folder, home, monkeypatch, capsy
     names = [f"human-pose-estimation-0007.{suffix}" for suffix in ("xml", "bin")]
     assert all(f"http://ehrnet.invalid/{name}" in said for name in names)
     assert f"ehrnet get-weights --phi -2 --from {' '.join(names)}" in said
+    assert "Behind a proxy, set https_proxy" in said
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"http": "http://me:secret@p:1"})
+    assert main(["get-weights"]) == 2
+    said = capsys.readouterr().err
+    assert "the proxy p:1 (" in said and "Check https_proxy" in said and "secret" not in said
     assert tree(home) == []
 
 
@@ -206,6 +216,37 @@ def test_another_network_in_the_files_leaves_nothing(
     assert main(["get-weights", "--from", *files]) == 2
     assert "no Swish at layer" in capsys.readouterr().err
     assert tree(home / "share") == []
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("/proc/x.onnx", "/proc takes no file"), ("/dev/null/x.onnx", "no folder /dev/null")],
+)
+def test_a_target_that_takes_nothing_is_told_before_the_fetching(
+    out, said, folder, home, monkeypatch, capsys
+) -> None:
+    publish(monkeypatch, folder, "http://127.0.0.1:9")
+    assert main(["get-weights", "-o", out]) == 2
+    assert f"{out} cannot be written" in (told := capsys.readouterr().err) and said in told
+    assert not cache_folder().exists()
+
+
+@pytest.mark.parametrize("closed", ["share/ehrnet/models", "share/ehrnet", "cache/ehrnet"])
+def test_a_folder_that_is_closed_is_one_sentence(closed, home) -> None:
+    command = []
+    if not os.getuid():
+        if shutil.which("setpriv") is None:
+            pytest.skip("permissions do not bind root, and there is no setpriv")
+        least = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={least}", f"--inh-caps={least}"]
+    (home / closed).mkdir(parents=True)
+    (home / closed).chmod(0)
+    words = [sys.executable, "-m", "ehrnet_ros.cli", "get-weights"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT)
+    (home / closed).chmod(0o700)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ehrnet: {home / closed}") and "Permission denied" in last
 
 
 def test_without_torch_it_says_what_to_install(folder, address, home, monkeypatch, capsys) -> None:
