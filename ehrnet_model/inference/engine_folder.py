@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import grp
 import hashlib
 import logging
 import os
+import pwd
 import stat
 import time
 from pathlib import Path
@@ -73,11 +75,22 @@ def check_private(place: Path) -> None:
     OSError where there is none.
     """
     status = place.stat()
-    if status.st_uid not in (os.getuid(), 0) or stat.S_IMODE(status.st_mode) & 0o022:
+    by_group = status.st_mode & stat.S_IWGRP and not _is_of_user_alone(status.st_gid)
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & stat.S_IWOTH or by_group:
         raise EhrnetError(
             f"others can write to {place}, and engines are code: `chmod go-w` it or use another "
             f"folder (--engines, ${FOLDER_VARIABLE})."
         )
+
+
+def _is_of_user_alone(gid: int) -> bool:
+    """Whether a group has this user alone, as Ubuntu gives each user one and lets it write."""
+    try:
+        user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    mine = user.pw_gid == gid and group.gr_name == user.pw_name
+    return mine and set(group.gr_mem) <= {user.pw_name}
 
 
 def file_sha256(path: Path) -> str:
