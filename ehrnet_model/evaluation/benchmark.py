@@ -48,9 +48,10 @@ class Row:
         size: as it was asked for (``4:3``).
         input: the network input, width x height.
         threads: of a CPU runtime.
-        network_ms, network_p95_ms: the network alone, with its copies: median, 95th percentile.
+        network_ms, network_p95_ms: the network with its copies, and the second looks where the
+            model takes some: median, 95th percentile.
         pipeline_ms, pipeline_p95_ms: letterbox, network and grouping.
-        fps, network_fps: images per second at the median, of the pipeline and the network alone.
+        fps, network_fps: images per second at the median, of the pipeline and of network_ms.
         watts, power_source: mean power meanwhile, and of what; None where nothing measures it.
         fps_per_watt: of the pipeline.
         ap: COCO AP, 0 to 1, at the same size, where an evaluation was given.
@@ -188,12 +189,13 @@ def person_ms(
     xy = low + (high - low) * np.linspace(0, 1, skeleton.num_keypoints)[:, None]
     ones = np.ones((1, skeleton.num_keypoints))
     first = Poses.build(xy[None], ones, ones, np.ones(1))
-    windows = views_of(first.bbox[0], (height, width), options)
+    image_hw = height, width
+    windows = views_of(first.bbox[0], image_hw, options)
     times = []
     for _ in range(WARM_UP + frames):
         begun = time.perf_counter()
         peaks = look(image, False, windows, closer)
-        merge(SecondLook(first, 1.0, windows, peaks, len(windows)), options, skeleton)
+        merge(SecondLook(first, 1.0, image_hw, windows, peaks, len(windows)), options, skeleton)
         times.append((time.perf_counter() - begun) * 1e3)
     return summary(times[WARM_UP:])["median_ms"]
 
