@@ -23,7 +23,7 @@ class Poses:
             prints how many.
         std: (P, J) float32, standard deviation of x and of y in pixels, NaN where unknown: from
             the curvature of the peak, as `std_gain` fits it to the errors of right keypoints.
-        person_score: (P,) float32 in 0..1 too, ranks people: the expected similarity (OKS) to a true
+        person_score: (P,) float32 in 0..1, ranks people: the expected similarity (OKS) to a true
             person, or the mean of the keypoints' scores where the model does not know it.
         bbox: (P, 4) float32, x0 y0 x1 y1 around the present keypoints.
         id: (P,) int32, track identity, -1 when not tracked.
