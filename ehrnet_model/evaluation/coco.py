@@ -75,8 +75,8 @@ def load_annotations(path: Path, truth: bool = False) -> dict[str, Any]:
         kinds.add(type(name))
         if not kinds <= {int} and not kinds <= {str}:
             raise EhrnetError(
-                f"{path}: the id of image {name!r} is no whole number, or text where others are "
-                "numbers: give ids of one kind."
+                f"{path}: the id {name!r} of an image is no whole number or text, or not what the "
+                "others are: give ids of one kind."
             )
         if name in images:
             raise EhrnetError(f"{path} lists image {name} twice: ids must be unique.")
