@@ -21,6 +21,7 @@ import numpy as np
 
 import ehrnet_model
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.evaluation.coco import read_json
 from ehrnet_model.evaluation.power import PowerMeter
 from ehrnet_model.inference import onnx_runtime
 from ehrnet_model.inference.answers import read_answers
@@ -48,9 +49,10 @@ class Row:
         size: as it was asked for (``4:3``).
         input: the network input, width x height.
         threads: of a CPU runtime.
-        network_ms, network_p95_ms: the network alone, with its copies: median, 95th percentile.
+        network_ms, network_p95_ms: the network with its copies, and the second looks where the
+            model takes some: median, 95th percentile.
         pipeline_ms, pipeline_p95_ms: letterbox, network and grouping.
-        fps, network_fps: images per second at the median, of the pipeline and the network alone.
+        fps, network_fps: images per second at the median, of the pipeline and of network_ms.
         watts, power_source: mean power meanwhile, and of what; None where nothing measures it.
         fps_per_watt: of the pipeline.
         ap: COCO AP, 0 to 1, at the same size, where an evaluation was given.
@@ -188,12 +190,13 @@ def person_ms(
     xy = low + (high - low) * np.linspace(0, 1, skeleton.num_keypoints)[:, None]
     ones = np.ones((1, skeleton.num_keypoints))
     first = Poses.build(xy[None], ones, ones, np.ones(1))
-    windows = views_of(first.bbox[0], (height, width), options)
+    image_hw = height, width
+    windows = views_of(first.bbox[0], image_hw, options)
     times = []
     for _ in range(WARM_UP + frames):
         begun = time.perf_counter()
         peaks = look(image, False, windows, closer)
-        merge(SecondLook(first, 1.0, windows, peaks, len(windows)), options, skeleton)
+        merge(SecondLook(first, 1.0, image_hw, windows, peaks, len(windows)), options, skeleton)
         times.append((time.perf_counter() - begun) * 1e3)
     return summary(times[WARM_UP:])["median_ms"]
 
@@ -231,25 +234,57 @@ def known_ap(evaluations: Sequence[Path], info: ModelInfo, size: str) -> Optiona
     Raises:
         EhrnetError: a file is none of these.
     """
+    for file in evaluations:
+        for ap, differences in _compared(file, info, size):
+            if not differences:
+                return round(ap, 4)
+    return None
+
+
+def why_none_fits(evaluations: Sequence[Path], info: ModelInfo, size: str) -> str:
+    """What keeps ``known_ap`` from taking any of these files, in a sentence.
+
+    Of a file with several results the one that differs least is named. Empty where one fits or
+    there is no file; arguments and errors are those of ``known_ap``.
+    """
+    reasons = []
+    for file in evaluations:
+        differences = min((found for _, found in _compared(file, info, size)), key=len)
+        if not differences:
+            return ""
+        reasons.append(f"{file} has {' and '.join(differences)}")
+    return f"no AP, since {'; '.join(reasons)}" if reasons else ""
+
+
+def _compared(file: Path, info: ModelInfo, size: str) -> List[Tuple[float, List[str]]]:
+    """Of each result in a file its AP, and in words what is not the model's; see ``known_ap``."""
     wanted = "{}x{}".format(*parse_size(size, info.input_size))
     defaults, decode = DecodeOptions().to_dict(), DecodeOptions.from_dict(info.decode).to_dict()
-    for file in evaluations:
-        try:
-            read = json.loads(Path(file).read_text())
-            for measures in read or [{}] if isinstance(read, list) else [read]:
-                found = (str(measures["weights_sha256"]), str(measures.get("precision", "fp32")))
-                single = not measures.get("mirror") and measures.get("scales", [1]) == [1]
-                same = measures["input_sizes"] == [wanted] and single
+    read = read_json(file, "results of `ehrnet evaluate --json`")
+    results = []
+    try:
+        for measures in read or [{}] if isinstance(read, list) else [read]:
+            precision, sizes = measures.get("precision", "fp32"), measures["input_sizes"]
+            options = {**defaults, **measures.get("decode", decode)}
+            changed = sorted(name for name in options if options[name] != decode.get(name))
+            ap = measures["AP"]
+            differences = {
+                "other weights": measures["weights_sha256"] != info.weights_sha256,
+                f"precision {precision}, not {info.precision}": precision != info.precision,
+                f"input sizes {', '.join(map(str, sizes))}, not {wanted}": sizes != [wanted],
+                "mirrored passes": bool(measures.get("mirror")),
+                "several scales": measures.get("scales", [1]) != [1],
                 # An option that is younger than the file was at its default.
-                same = same and {**defaults, **measures.get("decode", decode)} == decode
-                ap = measures["AP"]
-                if same and ap is not None and found == (info.weights_sha256, info.precision):
-                    return round(float(ap), 4)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EhrnetError(
-                f"{file} is not a result of `ehrnet evaluate --json` ({error!r}): make it again."
-            ) from None
-    return None
+                f"other decode options ({', '.join(changed)})": bool(changed),
+                "no AP": ap is None,
+            }
+            words = [text for text, differs in differences.items() if differs]
+            results.append((0.0 if ap is None else float(ap), words))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise EhrnetError(
+            f"{file} is not a result of `ehrnet evaluate --json`: make it again."
+        ) from None
+    return results
 
 
 def result_file() -> Path:

@@ -50,6 +50,9 @@ def read_json(path: Path, wanted: str) -> Any:
 def load_annotations(path: Path, truth: bool = False) -> dict[str, Any]:
     """A COCO keypoint annotation file, checked as far as it is used here.
 
+    Annotations of other categories than ``person`` are left out; without named categories, those of
+    another than 1. One that has no ``category_id`` is a person.
+
     Args:
         path: the file, gzipped or not.
         truth: check what evaluation stands on as well: boxes, areas, and that labelled keypoints
@@ -64,14 +67,36 @@ def load_annotations(path: Path, truth: bool = False) -> dict[str, Any]:
     if not isinstance(data.setdefault("annotations", []), list):
         raise EhrnetError(f"{path}: 'annotations' is not a list: give a COCO-style file.")
     images: dict[Any, dict[str, Any]] = {}
+    kinds = set()
     for image in data["images"]:
         if not isinstance(image, dict) or "id" not in image:
             raise EhrnetError(f"{path}: an image has no id: give a COCO-style annotation file.")
-        if image["id"] in images:
-            raise EhrnetError(f"{path} lists image {image['id']} twice: ids must be unique.")
+        name = image["id"]
+        kinds.add(type(name))
+        if not kinds <= {int} and not kinds <= {str}:
+            raise EhrnetError(
+                f"{path}: the id {name!r} of an image is no whole number or text, or not what the "
+                "others are: give ids of one kind."
+            )
+        if name in images:
+            raise EhrnetError(f"{path} lists image {name} twice: ids must be unique.")
         if not isinstance(image.get("file_name"), str):
-            raise EhrnetError(f"{path}: image {image['id']} has no file_name.")
-        images[image["id"]] = image
+            raise EhrnetError(f"{path}: image {name} has no file_name.")
+        for side in ("width", "height"):
+            pixels = image.get(side, 1)
+            if type(pixels) is not int or pixels < 1:
+                raise EhrnetError(
+                    f"{path}: image {name} has the {side} {pixels!r}: give a whole number of "
+                    "pixels, or leave it out."
+                )
+        images[name] = image
+    person = _person_categories(path, data)
+    data["annotations"] = [
+        ann
+        for ann in data["annotations"]
+        # What is no annotation at all is named below.
+        if not isinstance(ann, dict) or ann.get("category_id", person[0]) in person
+    ]
     for ann in data["annotations"]:
         fault = _fault(ann, images, truth)
         if fault:
@@ -80,17 +105,37 @@ def load_annotations(path: Path, truth: bool = False) -> dict[str, Any]:
     return data
 
 
+def _person_categories(path: Path, data: dict[str, Any]) -> list[Any]:
+    """The ids of the category ``person``. Raises EhrnetError where there are only others."""
+    categories = data.get("categories") or []
+    if not isinstance(categories, list) or not all(isinstance(c, dict) for c in categories):
+        raise EhrnetError(f"{path}: 'categories' is not a list of objects: give a COCO-style file.")
+    if not any("name" in category for category in categories):
+        return [1]
+    person = [category.get("id") for category in categories if category.get("name") == "person"]
+    if not person:
+        raise EhrnetError(
+            f"{path} has no category 'person': give annotations of people, or rename theirs."
+        )
+    return person
+
+
 def _fault(ann: Any, images: dict[Any, dict[str, Any]], truth: bool) -> str:
     """What is wrong with an annotation, to follow its name; empty when nothing is."""
-    if not isinstance(ann, dict) or ann.get("image_id") not in images:
+    if not isinstance(ann, dict) or type(ann.get("image_id")) not in (int, str):
+        return "has no image_id"
+    if ann["image_id"] not in images:
         return "is of an image that is not listed"
+    for needed in ("bbox", "area"):
+        if truth and needed not in ann:
+            return f"has no {needed}"
     try:
         values = np.array(ann.get("keypoints") or [0] * _VALUES, float)
         box = np.array(ann["bbox"], float) if truth else np.zeros(4)
         area = float(ann["area"]) if truth else 0.0
         image = images[ann["image_id"]]
         limits = np.array([image.get(side, np.inf) for side in ("width", "height")], float)
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         return f"lacks numbers where they are needed ({error})"
     if values.shape != (_VALUES,):
         return "has not 17 keypoints of 3 numbers"

@@ -57,10 +57,11 @@ class Settings:
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        if self.scales.count(1.0) != 1 or not all(0 < s <= 4 for s in self.scales):
+        once = len(set(self.scales)) == len(self.scales)
+        if 1.0 not in self.scales or not once or not all(0 < s <= 4 for s in self.scales):
             raise EhrnetError(
                 f"scales {' '.join(f'{s:g}' for s in self.scales)} are not possible: give 1 and "
-                "others between 0 and 4, such as 0.5 1 1.5."
+                "others between 0 and 4, each once, such as 0.5 1 1.5."
             )
 
     @property
@@ -160,7 +161,8 @@ def evaluate(
         The measures by name, with the settings they belong to; and the COCO results.
 
     Raises:
-        EhrnetError: a missing or damaged image, a size that is not possible, an engine that fails.
+        EhrnetError: nobody is labelled, a missing or damaged image, a size that is not possible,
+            an engine that fails.
     """
     settings = settings or Settings()
     chosen = annotations["images"][:limit]
@@ -169,6 +171,11 @@ def evaluate(
     ids = {image["id"] for image in chosen}
     anns = [a for a in annotations["annotations"] if a["image_id"] in ids]
     truth = KeypointTruth({**annotations, "images": chosen, "annotations": anns})
+    if not any(p["num_keypoints"] and not p["iscrowd"] for p in truth.people):
+        raise EhrnetError(
+            f"nobody in the {len(chosen)} images is labelled with keypoints, so nothing can be "
+            "right or wrong: give annotations of COCO's kind, person_keypoints_*.json."
+        )
     inhabited = {a["image_id"] for a in anns}
     annotated = bool(annotations["annotations"])
     files.require(image["file_name"] for image in chosen)

@@ -7,7 +7,9 @@ forgotten.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from ehrnet_model.evaluation.sizes import paper_size
 from ehrnet_model.inference import atomic
 from ehrnet_model.inference.draw import draw_poses
 from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.runtime import model_info
 from ehrnet_model.variants import PUBLISHED, VARIANTS
 
 if TYPE_CHECKING:
@@ -27,21 +30,58 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".pdf", ".svg")
 _CELL_INCHES = 3.0
+# A cell's longer side, in units of the other.
+_MOST_OBLONG = 3.0
 # The paper's images are COCO's, most of them of this size.
 _USUAL_HW = (480, 640)
 
 
-def read_measures(path: Path) -> dict[str, Any]:
-    """What ``ehrnet evaluate --json`` wrote. Raises EhrnetError for any other file."""
+def read_measures(path: Path) -> list[dict[str, Any]]:
+    """What ``ehrnet evaluate --json`` wrote, or a list of it as models come with.
+
+    Rows of ``H-4.evaluations.json`` that do not say their variant have that of ``H-4.onnx`` beside.
+
+    Raises:
+        EhrnetError: any other file; what it lacks is named.
+    """
     values = read_json(path, "files written by `ehrnet evaluate --json`")
-    wanted = {"AP": float, "gmacs": float, "variant": str, "input_sizes": list, "mirror": bool}
-    if not isinstance(values, dict) or not all(
-        isinstance(values.get(name), kind) for name, kind in wanted.items()
-    ):
+    rows = values if isinstance(values, list) else [values]
+    if not rows or not all(isinstance(row, dict) for row in rows):
         raise EhrnetError(
-            f"{path} holds no AP with its cost: give files written by `ehrnet evaluate --json`."
+            f"{path} holds no evaluation: give files written by `ehrnet evaluate --json`."
         )
-    return values
+    beside = Path(path).with_name(Path(path).name.replace(".evaluations.json", ".onnx"))
+    if any("variant" not in row for row in rows) and beside != Path(path) and beside.is_file():
+        rows = [{"variant": model_info(beside).variant, **row} for row in rows]
+    for row in rows:
+        for name, right in _WANTED.items():
+            if not right(row.get(name)):
+                raise EhrnetError(
+                    f"{path} has {row.get(name)!r:.40} for {name!r}, which cannot be drawn: give "
+                    "files written by `ehrnet evaluate --json`."
+                )
+    return rows
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+# What a figure needs of an evaluation.
+_WANTED: dict[str, Callable[[Any], bool]] = {
+    "AP": _number,
+    "gmacs": lambda value: _number(value) and value > 0,
+    "variant": lambda value: isinstance(value, str),
+    "input_sizes": lambda value: (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(size, str) and re.fullmatch(r"\d+x\d+", size) for size in value)
+    ),
+    "mirror": lambda value: isinstance(value, bool),
+    "images": lambda value: value is None or type(value) is int,
+    "scales": lambda value: value is None or isinstance(value, list),
+    "second_looks_per_image": lambda value: value is None or _number(value),
+}
 
 
 def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -69,15 +109,20 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.annotate(name, printed[n], (-4, 6), textcoords="offset points", ha="right")
     axes.plot(*printed.T, "o-", color="0.4", label="paper, as printed (val2017)")
     axes.plot(*true.T, "o", color="0.4", fillstyle="none", label="paper, cost of its evaluation")
-    kinds = (("s", "C1", "single pass"), ("^", "C2", "second looks"), ("D", "C0", "with mirror"))
+    kinds = (
+        ("s", "C1", "single pass"),
+        ("^", "C2", "second looks"),
+        ("v", "C3", "multi-scale"),
+        ("D", "C0", "with mirror"),
+    )
     for marker, color, words in kinds:
         ours = [row for row in rows if _kind(row) == words]
         if ours:
             places = np.array([[row["gmacs"], row["AP"]] for row in ours])
             axes.plot(*places.T, marker, color=color, label=f"ours, {words}")
         for row in ours:
-            several = row.get("scales", [1.0]) != [1.0]
-            text = f"{row['variant']}, {_size(row)}" + (", multi-scale" if several else "")
+            text = f"{row['variant']}, {_size(row)}" + (", multi-scale" if _several(row) else "")
+            text += ", second looks" if row.get("second_looks_per_image") else ""
             place = row["gmacs"], row["AP"]
             axes.annotate(text, place, (6, -10), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
@@ -86,10 +131,10 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GMACs per image, all passes")
     axes.set_ylabel("COCO keypoint AP")
-    axes.set_ylim(0, 0.75)
+    axes.set_ylim(0, max([0.75, *(1.05 * row["AP"] for row in rows)]))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    images = sorted({row["images"] for row in rows if "images" in row})
+    images = sorted({row["images"] for row in rows if row.get("images") is not None})
     if images:
         counts = " and ".join(str(n) for n in images)
         axes.set_title(f"ours measured on {counts} images, the paper's on 5000", fontsize=9)
@@ -97,10 +142,16 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """What was done with each image."""
+    """What was done with each image; of several things what comes first here."""
     if row["mirror"]:
         return "with mirror"
+    if _several(row):
+        return "multi-scale"
     return "second looks" if row.get("second_looks_per_image") else "single pass"
+
+
+def _several(row: dict[str, Any]) -> bool:
+    return (row.get("scales") or [1.0]) != [1.0]
 
 
 def _size(row: dict[str, Any]) -> str:
@@ -117,14 +168,17 @@ def sheet_figure(pictures: Sequence[np.ndarray], estimators: Sequence[PoseEstima
     """The same pictures through several models (paper Fig. 3).
 
     Args:
-        pictures: uint8 BGR, one row each.
+        pictures: uint8 BGR, one row each; beyond 3:1 and 1:3 there is room left beside them.
         estimators: one column each; the title says which weights.
     """
     from matplotlib.figure import Figure
 
     if not pictures or not estimators:
         raise EhrnetError("a sheet needs at least one picture and one model.")
-    heights = [p.shape[0] / p.shape[1] * _CELL_INCHES for p in pictures]
+    heights = [
+        min(max(p.shape[0] / p.shape[1], 1 / _MOST_OBLONG), _MOST_OBLONG) * _CELL_INCHES
+        for p in pictures
+    ]
     size = _CELL_INCHES * len(estimators), sum(heights) + 0.5
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(pictures), len(estimators), squeeze=False, height_ratios=heights)

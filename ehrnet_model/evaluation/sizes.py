@@ -29,7 +29,7 @@ def size_for(text: str, image_hw: tuple[int, int], short_side: int) -> tuple[int
         return paper_size(image_hw, short_side)
     if text == "best":
         text = best_named_size(image_hw, short_side)
-    return parse_size(text, short_side)
+    return parse_size(text, short_side, "best, paper, a short side such as 256, ")
 
 
 def sizes_for(
@@ -55,10 +55,15 @@ def sizes_for(
         exact = Fraction(scale).limit_denominator(100)
         h, w = height * exact, width * exact
         if h % STRIDE or w % STRIDE or not h:
+            instead = "use --size paper, which rounds at the smallest scale, or another HxW"
+            if text == "paper":
+                instead = (
+                    "for --size paper the smallest scale must divide evenly, such as 0.5, and the "
+                    "others be multiples of half of it"
+                )
             raise EhrnetError(
                 f"size {height}x{width} at scale {scale:g} would be {float(h):g}x{float(w):g}, no "
-                f"multiple of {STRIDE}: use --size paper, which rounds at the smallest scale, or "
-                "another HxW."
+                f"multiple of {STRIDE}: {instead}."
             )
         sizes.append((int(h), int(w)))
     return sizes

@@ -247,6 +247,11 @@ class Placed(Protocol):
     """How an image, or a part of one, lies in the network's input."""
 
     @property
+    def image_hw(self) -> Tuple[int, int]:
+        """(height, width) of the whole image in pixels."""
+        ...
+
+    @property
     def scale(self) -> float:
         """Input pixels per image pixel."""
         ...
@@ -263,12 +268,12 @@ def decode(
     box: Placed,
     grouping: Optional[Grouping] = None,
 ) -> Poses:
-    """The people of one look, best first, in pixels of the image that ``box`` fitted.
+    """The people of one look, best first, in pixels of the image that ``box`` fitted, and in it.
 
     ``second_look`` and what belongs to it are not its matter, see second_look.py. ``grouping``:
     ``group_all``, or what gives the same.
     """
-    return decode_all([peaks], options, skeleton, [box], grouping)[0]
+    return decode_all([peaks], options, skeleton, [box], grouping)[0].within(box.image_hw)
 
 
 def decode_all(
@@ -278,7 +283,10 @@ def decode_all(
     boxes: Sequence[Placed],
     grouping: Optional[Grouping] = None,
 ) -> List[Poses]:
-    """``decode`` for several looks at once, which takes less time than one after the other."""
+    """``decode`` for several looks at once, which takes less time than one after the other.
+
+    Keypoints may lie outside the image: what is made of the looks together decides.
+    """
     spans = SPANS.get(skeleton.name)
     thresholds = options.keypoint_threshold * (1 + np.arange(options.levels) / 2)
     groups = (grouping or group_all)(

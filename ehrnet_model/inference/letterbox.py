@@ -49,7 +49,11 @@ class Letterbox:
 
     @property
     def scale_xy(self) -> Tuple[float, float]:
-        """Input pixels per image pixel along x and y; they differ by rounding only."""
+        """Input pixels per image pixel along x and y.
+
+        They differ by the rounding of ``inner_hw`` to whole pixels: much where an image is so long
+        that its short side becomes a few pixels, or less than one.
+        """
         return self.inner_hw[1] / self.image_hw[1], self.inner_hw[0] / self.image_hw[0]
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
@@ -18,8 +18,9 @@ class Poses:
 
     Attributes:
         xy: (P, J, 2) float32.
-        score: (P, J) float32, heatmap peak in 0..1. Of keypoints with such a score about as many
-            are right, with the shipped weights; `ehrnet evaluate` prints how many.
+        score: (P, J) float32 in 0..1, heatmap peak; 1 where a network overshoots. Of keypoints
+            with such a score about as many are right, with the shipped weights; `ehrnet evaluate`
+            prints how many.
         std: (P, J) float32, standard deviation of x and of y in pixels, NaN where unknown: from
             the curvature of the peak, as `std_gain` fits it to the errors of right keypoints.
         person_score: (P,) float32 in 0..1, ranks people: the expected similarity (OKS) to a true
@@ -59,6 +60,25 @@ class Poses:
             self.id[index],
         )
 
+    def within(self, image_hw: Tuple[int, int]) -> Poses:
+        """The same with all keypoints in the image; without those who have none there.
+
+        What borders an image in a network's input can have peaks, too. A keypoint within a pixel
+        of the outermost pixels' centres is moved there, one further outside counts as not found.
+
+        Args:
+            image_hw: (height, width) of the image.
+        """
+        last = np.array([image_hw[1] - 1, image_hw[0] - 1], np.float32)
+        inside = np.clip(self.xy, 0, last)
+        if np.array_equal(inside, self.xy, equal_nan=True):
+            return self
+        outside = (np.abs(self.xy - inside) > 1).any(-1)
+        score = np.where(outside, 0, self.score)
+        poses = Poses.build(inside, score, self.std, self.person_score)
+        poses = dataclasses.replace(poses, id=self.id)
+        return poses[(poses.score > 0).any(1) | ~outside.any(1)]
+
     def with_std_gain(self, gain: float) -> Poses:
         """The same with ``std`` times ``gain``."""
         return dataclasses.replace(self, std=self.std * np.float32(gain))
@@ -75,10 +95,12 @@ class Poses:
     ) -> Poses:
         """Poses from (P, J, 2), (P, J), (P, J), (P,): blanks absent keypoints, adds bbox and id.
 
-        A keypoint is absent where its score is not above 0 or its position is not finite.
+        A keypoint is absent where its score is not above 0 or its position is not finite. Scores
+        above 1 become 1.
         """
         xy = np.array(xy, np.float32)
-        score = np.array(score, np.float32)
+        score = np.minimum(np.array(score, np.float32), np.float32(1))
+        person_score = np.minimum(np.array(person_score, np.float32), np.float32(1))
         std = np.array(std, np.float32)
         absent = ~(score > 0) | ~np.isfinite(xy).all(-1)
         xy[absent], score[absent], std[absent] = np.nan, 0, np.nan
@@ -88,7 +110,7 @@ class Poses:
             bbox[:, 2:] = np.where(absent[..., None], -np.inf, xy).max(1)
             bbox[absent.all(1)] = np.nan
         ids = np.full(len(xy), -1, np.int32)
-        return Poses(xy, score, std, np.array(person_score, np.float32), bbox, ids)
+        return Poses(xy, score, std, person_score, bbox, ids)
 
     def to_coco(self, image_id: int, category_id: int = 1) -> List[Dict[str, Any]]:
         """COCO keypoint results; absent keypoints are written as 0 0 0."""

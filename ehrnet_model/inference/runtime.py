@@ -122,6 +122,11 @@ def model_info(path: Path) -> ModelInfo:
         EhrnetError: no such file, not an ONNX file, not one of ours, or a skeleton not known here.
     """
     path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        raise EhrnetError(
+            f"{path} holds weights, which run on `torch` only: export them with `ehrnet export "
+            f"--weights {path} -o FILE.onnx`, and give that."
+        )
     text = read_metadata(path).get(METADATA_KEY)
     if text is None:
         raise EhrnetError(

@@ -159,6 +159,7 @@ class SecondLook:
     Attributes:
         first: whom the first look found, and the coarse one where there was one, best first.
         scale: input pixels of the first look per image pixel.
+        image_hw: (height, width) of the image.
         windows: of the first of them, as many as were looked at again, each one's views together.
         peaks: (W, J, 30, 15) float32, of these windows, see runtime.py.
         views: how many there are of each.
@@ -166,6 +167,7 @@ class SecondLook:
 
     first: Poses
     scale: float
+    image_hw: Tuple[int, int]
     windows: Sequence[Window]
     peaks: np.ndarray
     views: int = 1
@@ -258,7 +260,7 @@ def look_again(
         coarse = decode(peaks, first_options(options), skeleton, whole, grouping)
         first = _found_once(_joined([first, coarse]), skeleton)[: options.max_people]
     windows = windows_for(first, image_hw, options)
-    return SecondLook(first, scale, windows, engine(windows), options.second_look_views)
+    return SecondLook(first, scale, image_hw, windows, engine(windows), options.second_look_views)
 
 
 def _found_once(people: Poses, skeleton: SkeletonInfo) -> Poses:
@@ -341,7 +343,7 @@ def merge(
     skeleton: SkeletonInfo,
     grouping: Optional[Grouping] = None,
 ) -> Poses:
-    """The people of an image after both looks, best first; ``grouping``: see ``decode``.
+    """The people of an image after both looks, best first, in it; ``grouping``: see ``decode``.
 
     Somebody who is not to be seen again, in any view, is taken for a mistake of the first look.
     Others who are whole in somebody's first view, well enough for a second look, count as found,
@@ -363,7 +365,8 @@ def merge(
     order = order[oks_nms(xy[order], score[order] > 0, skeleton, doubles)]
     order = order[_without_sharers(xy[order], score[order] > 0, skeleton, options.shared)]
     order = order[: options.max_people]
-    return Poses.build(xy[order], score[order], std[order], person_score[order])
+    people = Poses.build(xy[order], score[order], std[order], person_score[order])
+    return people.within(seen.image_hw)
 
 
 def candidates(

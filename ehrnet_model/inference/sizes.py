@@ -15,13 +15,14 @@ NAMED_SIZES = ("square", "4:3", "16:9")
 WASTEFUL_BORDER = 0.2
 
 
-def parse_size(text: str, short_side: int) -> Tuple[int, int]:
+def parse_size(text: str, short_side: int, others: str = "") -> Tuple[int, int]:
     """Height and width an engine is asked for.
 
     Args:
         text: ``square``; an aspect ``W:H`` such as ``4:3``, ``16:9`` or ``3:4`` (short side as
             given, long side to the next multiple of 32); or ``HxW`` in pixels such as ``384x512``.
         short_side: the short side in pixels for the named sizes, the variant's input size.
+        others: what the caller takes as well, for the error's list: ``best, ``.
 
     Raises:
         EhrnetError: not such a text, or a size that is not a multiple of 32 from 32 to 4096.
@@ -37,7 +38,8 @@ def parse_size(text: str, short_side: int) -> Tuple[int, int]:
         height, width = (int(part) for part in text.split("x"))
     else:
         raise EhrnetError(
-            f"input size {text!r} is not understood: use square, 4:3, 16:9 or HxW such as 384x512."
+            f"input size {text!r} is not understood: use {others}square, 4:3, 16:9 or HxW such as "
+            "384x512."
         )
     if min(height, width) < STRIDE or height % STRIDE or width % STRIDE:
         raise EhrnetError(

@@ -225,7 +225,7 @@ class PoseTracker:
         found, person = best_pairs(np.where(similarity >= options.track_oks, worth, 0))
         tracks.missed += 1
         tracks.put(found, self._continued(tracks.take(found), poses[person]))
-        begun = self._begun(poses, similarity[found], person)
+        begun = self._begun(poses, person)
         first_new = len(tracks)
         tracks = tracks.joined(_Tracks.begin(poses[begun]))
         owner = np.full(len(poses), -1, np.int64)
@@ -264,14 +264,17 @@ class PoseTracker:
         drift = (_DRIFT * tracks.unseen) ** 2
         return size(tracks.xy)[:, None] ** 2 * (self._variance + drift[:, None])
 
-    def _begun(self, poses: Poses, similarity: np.ndarray, person: np.ndarray) -> np.ndarray:
+    def _begun(self, poses: Poses, person: np.ndarray) -> np.ndarray:
         """Indices of people who start a track.
 
         Args:
             poses: of the image.
-            similarity: (M, P) of the M tracks that were found with all people.
-            person: (M,) who they are.
+            person: (M,) who goes on with one.
         """
+        # Of one image, so that nobody has moved: images far apart make nobody a double.
+        mine = poses.xy[person].astype(np.float64)
+        similarity = oks(mine, size(mine)[:, None] ** 2 * self._variance, poses)
+        similarity *= same_scale(mine, poses)
         new = poses.person_score >= self.options.track_birth_score
         new &= (poses.score > 0).any(1)
         new &= ~(similarity > _DOUBLE).any(0)

@@ -12,9 +12,7 @@ HELP = "measure speed and power of models on this machine"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
-    parser.add_argument(
-        "--phi", type=int, nargs="+", default=[-4], help="which models (default -4)"
-    )
+    parser.add_argument("--phi", type=int, nargs="+", help="which models (default -4)")
     parser.add_argument("--model", type=Path, metavar="FILE", help="an .onnx file instead")
     parser.add_argument(
         "--runtime",
@@ -51,12 +49,16 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
 
     TensorRT's engines are built where there are none; ``builder`` replaces TensorRT's.
     """
+    from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation import benchmark
     from ehrnet_model.inference.atomic import check_target
     from ehrnet_model.variants import Variant
 
     if args.json is not None:
         check_target(args.json)
+    if args.model is not None and args.phi is not None:
+        raise EhrnetError(f"--phi and --model {args.model} name two models: leave one of them out.")
+    args.phi = [-4] if args.phi is None else args.phi
     for phi in args.phi:
         Variant.from_phi(phi)  # one that does not exist is wrong use
     path = args.json or benchmark.result_file()
@@ -111,12 +113,15 @@ def _rows(args: argparse.Namespace, builder: Optional[Any]) -> Iterator[Any]:
             for file in benchmark.model_files(model) if args.all else [model]:
                 for runtime in runtimes:
                     for size in sizes:
-                        known = [*args.evaluation, *benchmark.shipped_evaluation(file)]
-                        ap = benchmark.known_ap(known, model_info(file), size)
+                        info, shipped = model_info(file), benchmark.shipped_evaluation(file)
+                        ap = benchmark.known_ap([*args.evaluation, *shipped], info, size)
+                        unfit = benchmark.why_none_fits(args.evaluation, info, size)
+                        if unfit:
+                            print(f"{file.name} {size}: {unfit}", file=sys.stderr)
                         print(f"{file.name} {runtime} {size} ...", file=sys.stderr)
                         try:
                             if builder and runtime in on_tensorrt and file.suffix == ".onnx":
-                                size_hw = parse_size(size, model_info(file).input_size)
+                                size_hw = parse_size(size, info.input_size)
                                 engines_of(file, size_hw, builder, progress=to_terminal())
                             row = benchmark.measure(
                                 file, runtime, size, threads, image, args.frames, ap

@@ -14,7 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)
     accuracy = figures.add_parser("accuracy", help="AP against MACs: the paper's rows and ours")
     accuracy.add_argument(
-        "measures", type=Path, nargs="*", metavar="JSON", help="written by `ehrnet evaluate --json`"
+        "measures",
+        type=Path,
+        nargs="*",
+        metavar="JSON",
+        help="written by `ehrnet evaluate --json`, or the .evaluations.json beside a model",
     )
     sheet = figures.add_parser("sheet", help="pictures (rows) through models (columns)")
     sheet.add_argument(
@@ -43,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
     plot.check_target(args.out)
     if args.figure == "accuracy":
-        figure = plot.accuracy_figure([plot.read_measures(path) for path in args.measures])
+        figure = plot.accuracy_figure(
+            [row for path in args.measures for row in plot.read_measures(path)]
+        )
     else:
         models = args.model or list(available_models().values())
         if not models:

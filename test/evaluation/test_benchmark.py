@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gzip
 import json
 import shutil
 import time
@@ -16,6 +17,7 @@ from stand_in_builder import StandInBuilder
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation import benchmark
 from ehrnet_model.evaluation.power import PowerMeter
+from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.models import PACKAGE_FOLDER
 from ehrnet_model.inference.runtime import model_info
 from ehrnet_ros.cli import benchmark as command
@@ -218,11 +220,66 @@ def test_the_shipped_model_brings_its_ap() -> None:
     assert benchmark.shipped_evaluation(model.with_name("H0.onnx")) == []
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"AP": 1}'])
+@pytest.mark.parametrize("text", ["{}", "[]", '{"AP": 1}', "[1]"])
 def test_an_evaluation_that_is_none(text, home, tmp_path) -> None:
     (tmp_path / "ap.json").write_text(text)
     with pytest.raises(EhrnetError, match="not a result of `ehrnet evaluate --json`"):
         run("--evaluation", str(tmp_path / "ap.json"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY" + bytes(5000), b"{" * 5000])
+def test_an_evaluation_that_is_no_text_is_not_shown(content, home, tmp_path) -> None:
+    (tmp_path / "ap.json").write_bytes(content)
+    with pytest.raises(EhrnetError, match="ap.json cannot be read as JSON") as refused:
+        run("--evaluation", str(tmp_path / "ap.json"))
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
+
+
+def test_why_no_evaluation_fits(home, tmp_path) -> None:
+    """The first that fits counts, packed too; else one sentence says of each what does not."""
+    model = home / "models" / "H-4.onnx"
+    info = model_info(model)
+    right = {
+        "weights_sha256": info.weights_sha256,
+        "precision": "fp32",
+        "input_sizes": ["384x384"],
+        "AP": 0.5,
+    }
+    changes = {
+        "other weights": {"weights_sha256": "0"},
+        "precision fp16, not fp32": {"precision": "fp16"},
+        "input sizes 384x512, 512x384, not 384x384": {"input_sizes": ["384x512", "512x384"]},
+        "mirrored passes": {"mirror": True},
+        "several scales": {"scales": [1.0, 0.5]},
+        "other decode options (max_people)": {
+            "decode": {**DecodeOptions.from_dict(info.decode).to_dict(), "max_people": 7}
+        },
+        "no AP": {"AP": None},
+    }
+    path = tmp_path / "ap.json.gz"
+
+    def reason(*results: dict) -> str:
+        path.write_bytes(gzip.compress(json.dumps(results).encode()))
+        return benchmark.why_none_fits([path], info, "square")
+
+    for words, change in changes.items():
+        assert reason({**right, **change}) == f"no AP, since {path} has {words}"
+    both = {**right, "mirror": True, "precision": "fp16"}
+    assert reason(both) == f"no AP, since {path} has precision fp16, not fp32 and mirrored passes"
+    assert reason(both, {**right, "AP": None}) == f"no AP, since {path} has no AP"
+    assert reason(both, right) == "" and benchmark.why_none_fits([], info, "square") == ""
+    assert benchmark.known_ap([path], info, "square") == 0.5
+
+
+def test_an_evaluation_that_does_not_fit_is_not_passed_over(home, tmp_path, capsys) -> None:
+    info = model_info(home / "models" / "H-4.onnx")
+    result = {"weights_sha256": info.weights_sha256, "input_sizes": ["96x128"], "AP": 0.5}
+    (tmp_path / "ap.json").write_text(json.dumps(result))
+    run("--size", "96x128", "96x96", "--evaluation", str(tmp_path / "ap.json"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no AP" in line]
+    assert lines == [
+        f"H-4.onnx 96x96: no AP, since {tmp_path}/ap.json has input sizes 96x128, not 96x96"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -234,12 +291,19 @@ def test_an_evaluation_that_is_none(text, home, tmp_path) -> None:
         (["--model", "none.onnx"], "none.onnx"),
         (["--json", "none/x.json"], "there is no folder none"),
         (["--phi", "-4", "1"], "phi 1 does not exist"),
+        (["--phi", "-4", "--model", "x.onnx"], "--phi and --model x.onnx name two models"),
     ],
 )
 def test_wrong_use(arguments, message, home, monkeypatch) -> None:
     monkeypatch.chdir(home)
     with pytest.raises(EhrnetError, match=message):
         run(*arguments)
+
+
+def test_weights_run_on_torch_only(home, tmp_path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(bytes(64))
+    with pytest.raises(EhrnetError, match="w.safetensors holds weights, which run on `torch` only"):
+        run("--model", str(tmp_path / "w.safetensors"))
 
 
 def test_no_frames(home, dots_model) -> None:

@@ -84,6 +84,31 @@ def test_mirrored_passes_need_weights(data_set, dots_model):
         run(data_set, dots_model, "--flip")
     with pytest.raises(EhrnetError, match="scales 0.5"):
         run(data_set, dots_model, "--scales", "0.5")
+    with pytest.raises(EhrnetError, match="scales 0.5 0.5 1 are not possible: .* each once"):
+        run(data_set, dots_model, "--scales", "0.5", "0.5", "1")
+
+
+def test_nobody_to_find_is_said_before_any_work(data_set, tmp_path, dots_model):
+    for change in ({"keypoints": [0] * 51}, {"iscrowd": 1}):
+        data = load_annotations(data_set / "truth.json.gz")
+        data["annotations"] = [{**ann, **change} for ann in data["annotations"]]
+        (tmp_path / "none.json").write_text(json.dumps(data))
+        with pytest.raises(EhrnetError, match="nobody in the 3 images is labelled"):
+            run(data_set, dots_model, "--annotations", tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_weights_are_told_from_a_broken_graph(runtime, data_set, tmp_path):
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"\x10\0\0\0\0\0\0\0{}              ")
+    with pytest.raises(EhrnetError, match="w.safetensors holds weights, which run on `torch` only"):
+        run(data_set, weights, "--runtime", runtime)
+
+
+def test_a_size_that_is_none_brings_the_list_of_all(data_set, dots_model):
+    words = "'auto' is not understood: use best, paper, a short side such as 256, square, 4:3"
+    with pytest.raises(EhrnetError, match=words):
+        run(data_set, dots_model, "--size", "auto")
 
 
 def people_of(heights, image=1):
@@ -204,6 +229,42 @@ def broken(**changes):
     }
 
 
+def shown(*images):
+    return {"images": [{"id": 1, "file_name": "a.png", **image} for image in images]}
+
+
+def of_categories(categories, *ids):
+    """One annotation of each category, none where None."""
+    (annotation,) = people_of([100])
+    return {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": categories,
+        "annotations": [
+            {**annotation, "id": number, **({} if category is None else {"category_id": category})}
+            for number, category in enumerate(ids)
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("categories", "ids", "kept"),
+    [
+        ([{"id": 1, "name": "dog"}, {"id": 7, "name": "person"}], (1, 7, 7, 3), [1, 2]),
+        ([{"id": 7, "name": "person"}], (None, 1), [0]),
+        ([{"id": 1}, {"id": 2}], (1, 2), [0]),
+        ([], (18, 1, None), [1, 2]),
+    ],
+)
+def test_other_categories_are_no_people(categories, ids, kept, tmp_path):
+    path = tmp_path / "truth.json"
+    data = of_categories(categories, *ids)
+    for ann, category in zip(data["annotations"], ids, strict=True):
+        if category == 18:
+            ann["keypoints"] = [1, 2]  # a dog has others
+    path.write_text(json.dumps(data))
+    assert [ann["id"] for ann in load_annotations(path, truth=True)["annotations"]] == kept
+
+
 NOT_A_NUMBER = [float("nan"), 0, 2] * 17
 
 
@@ -222,7 +283,17 @@ NOT_A_NUMBER = [float("nan"), 0, 2] * 17
         (broken(keypoints=[1, 2, 3] * 17), "visibility"),
         (broken(keypoints=[700, 20, 2] * 17), "outside its image"),
         (broken(keypoints=[7, -20, 1] * 17), "outside its image"),
-        (broken(bbox=None), "bbox"),
+        (broken(bbox=None), "annotation 101 has no bbox"),
+        (broken(area=None), "annotation 101 has no area"),
+        (broken(image_id=[1]), "annotation 101 has no image_id"),
+        (shown({"id": [1]}), r"the id \[1\] of an image is no whole number"),
+        (shown({"id": True}), "the id True of an image is no whole number"),
+        (shown({"id": 1}, {"id": "b"}), "the id 'b' of an image is .* or not what the others are"),
+        (shown({"width": None}), "image 1 has the width None: give a whole number"),
+        (shown({"width": "640"}), "image 1 has the width '640': give a whole number"),
+        (shown({"height": 0}), "image 1 has the height 0: give a whole number"),
+        (of_categories([{"id": 1, "name": "dog"}]), "truth.json has no category 'person'"),
+        (of_categories(["person"]), "not a list of objects"),
         (broken(bbox=[1, 2]), "no box"),
         (broken(area=-1.0), "no area"),
     ],
@@ -422,4 +493,6 @@ def test_scales_must_make_sizes_the_network_takes():
     assert sizes_for("square", (480, 640), 384, [1.0, 0.5]) == [(384, 384), (192, 192)]
     with pytest.raises(EhrnetError, match="208x208"):
         sizes_for("square", (480, 640), 416, [1.0, 0.5])
+    with pytest.raises(EhrnetError, match="smallest scale must divide evenly, such as 0.5"):
+        sizes_for("paper", (480, 640), 384, [1.0, 0.75])
     assert Settings(scales=(0.5, 1.0, 1.5)).ordered == (1.0, 0.5, 1.5)

@@ -11,8 +11,13 @@ import pytest
 pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
 
 from ehrnet_model.errors import EhrnetError  # noqa: E402
-from ehrnet_model.evaluation.plot import accuracy_figure, sheet_figure  # noqa: E402
+from ehrnet_model.evaluation.plot import (  # noqa: E402
+    accuracy_figure,
+    read_measures,
+    sheet_figure,
+)
 from ehrnet_model.inference.estimator import PoseEstimator  # noqa: E402
+from ehrnet_model.inference.models import PACKAGE_FOLDER  # noqa: E402
 from ehrnet_ros.cli import plot  # noqa: E402
 
 OURS = {
@@ -56,7 +61,21 @@ def test_the_legend_says_what_was_done_with_an_image():
 
     assert words() == words(second_looks_per_image=0.0) == "ours, single pass"
     assert words(second_looks_per_image=1.5) == "ours, second looks"
+    assert words(scales=[1.0, 0.5]) == "ours, multi-scale"
+    assert words(scales=[1.0, 0.5], second_looks_per_image=1.5) == "ours, multi-scale"
     assert words(mirror=True) == "ours, with mirror"
+
+
+def test_a_point_says_all_that_was_done_with_an_image():
+    rows = [{**OURS, "second_looks_per_image": 1.5, "scales": [1.0, 0.5], "mirror": True}]
+    (axes,) = accuracy_figure(rows).axes
+    assert axes.texts[-1].get_text() == "H-4, short side 192, multi-scale, second looks"
+
+
+@pytest.mark.parametrize(("ap", "top"), [(0.3, 0.75), (0.9, 0.945), (1.0, 1.05)])
+def test_no_point_lies_above_the_axes(ap, top):
+    (axes,) = accuracy_figure([{**OURS, "AP": ap}]).axes
+    assert axes.get_ylim() == pytest.approx((0, top))
 
 
 def _points(axes):
@@ -82,6 +101,51 @@ def test_a_sheet_shows_every_picture_with_every_model_and_its_poses(dots_model):
         sheet_figure([], estimators)
 
 
+@pytest.mark.parametrize(("size_hw", "inches"), [((2100, 20), 9), ((20, 2100), 1), ((64, 64), 3)])
+def test_strips_take_no_more_room_than_three_cells(size_hw, inches, dots_model):
+    figure = sheet_figure([np.zeros((*size_hw, 3), np.uint8)], [PoseEstimator.open(dots_model)])
+    assert figure.get_size_inches() == pytest.approx((3, inches + 0.5))
+
+
+def test_the_evaluations_that_came_with_a_model_are_drawn(tmp_path):
+    path = PACKAGE_FOLDER / "H-4.evaluations.json"
+    rows = read_measures(path)
+    stored = json.loads(path.read_text())
+    assert [row["AP"] for row in rows] == [row["AP"] for row in stored]
+    assert {row["variant"] for row in rows} == {"H-4"}
+    assert command("accuracy", path, "-o", tmp_path / "out.png") == 0
+    # Without the model nobody knows of which variant they are.
+    copy = tmp_path / path.name
+    copy.write_text(json.dumps(stored))
+    with pytest.raises(EhrnetError, match="has None for 'variant'"):
+        read_measures(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_sizes": []},
+        {"input_sizes": ["abc", "d"]},
+        {"input_sizes": [[192, 256]]},
+        {"images": "x"},
+        {"AP": float("nan")},
+        {"AP": None},
+        {"AP": True},
+        {"gmacs": 0},
+        {"gmacs": float("inf")},
+        {"mirror": 1},
+        {"scales": 1.0},
+        {"second_looks_per_image": "x"},
+    ],
+)
+def test_what_cannot_be_drawn_is_named(change, tmp_path):
+    path = tmp_path / "measures.json"
+    path.write_text(json.dumps([OURS, {**OURS, **change}]))
+    (name,) = change
+    with pytest.raises(EhrnetError, match=f"measures.json has .* for '{name}', which cannot"):
+        read_measures(path)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_files_come_out_whole(suffix, dots_model, tmp_path):
     measures, picture = tmp_path / "h4.json", tmp_path / "picture.png"
@@ -104,7 +168,7 @@ def test_wrong_files_are_named(tmp_path, monkeypatch):
     bad.write_text('{"AP": 0.5}')
     out = tmp_path / "out.png"
     for words, arguments in {
-        "no AP with its cost": ["accuracy", bad, "-o", out],
+        "bad.json has None for 'gmacs', which": ["accuracy", bad, "-o", out],
         r"none.json cannot be read as JSON \(No such file or directory\): give files written by "
         "`ehrnet evaluate --json`": ["accuracy", tmp_path / "none.json", "-o", out],
         "should end in": ["accuracy", "-o", tmp_path / "out.bmp"],

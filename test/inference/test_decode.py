@@ -273,6 +273,23 @@ def test_std_is_the_width_of_the_gaussian() -> None:
 # ---------------------------------------------------------------------------- people
 
 
+def test_what_is_seen_in_the_border_is_not_found() -> None:
+    """A picture of 640x360 lies in rows 48 to 335 of an input of 512x384."""
+    box = Letterbox.fit((360, 640), (384, 512))
+    assert box.offset_xy == (0, 48) and box.inner_hw == (288, 512)
+    heights = {0: 40.0, 5: 47.5, 6: 48.0, 11: 335.0, 12: 335.5, 13: 343.0}
+    peaks = [(k, 100.0 + k, y, 0.8, 0.0) for k, y in heights.items()]
+    poses = decode(Peaks.from_output(output(*peaks)), EVERYBODY, COCO_17, box)
+    # An input pixel is 1.25 of the picture: y becomes (y - 47.5) * 1.25 - .5.
+    want = np.full(17, np.nan)
+    want[[5, 6, 11, 12]] = 0.0, 0.125, 358.875, 359.0
+    np.testing.assert_allclose(poses.xy[0, :, 1], want, atol=1e-3)
+    assert np.flatnonzero(poses.score[0]).tolist() == [5, 6, 11, 12]
+    assert poses.person_score[0] == pytest.approx(6 * 0.8 / 17)
+    beyond = [(k, 100.0 + k, 343.0 + k, 0.8, 0.0) for k in range(5)]
+    assert len(decode(Peaks.from_output(output(*beyond)), EVERYBODY, COCO_17, box)) == 0
+
+
 def test_a_person_by_hand() -> None:
     peaks = [(0, 100.0, 50.0, 0.9, 1.0), (5, 120.0, 80.0, 0.6, 1.1), (6, 80.0, 80.0, 0.3, 0.9)]
     poses = decode(Peaks.from_output(output(*peaks)), DecodeOptions(), COCO_17, SAME)

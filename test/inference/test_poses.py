@@ -53,3 +53,23 @@ def test_coco_results() -> None:
     assert all(len(r["keypoints"]) == 51 and r["image_id"] == 42 for r in results)
     assert results[0]["keypoints"][12:15] == [0, 0, 0]
     assert all(np.isfinite(r["keypoints"]).all() for r in results)
+
+
+def test_keypoints_outside_the_image_are_not_found() -> None:
+    """In 100 x 50 pixels: within a pixel they are moved to the outermost ones."""
+    xy = np.array([[(-1, 50), (99.5, 20)], [(-1.1, 20), (40, 30)], [(40, 51), (200, 9)]])
+    poses = Poses.build(xy, np.full((3, 2), 0.9), np.ones((3, 2)), np.array([0.9, 0.8, 0.7]))
+    inside = poses.within((50, 100))
+    np.testing.assert_array_equal(inside.xy[0], [(0, 49), (99, 20)])
+    np.testing.assert_array_equal(inside.xy[1], [(np.nan, np.nan), (40, 30)])
+    assert inside.score[1].tolist() == [0, np.float32(0.9)] and np.isnan(inside.std[1, 0])
+    np.testing.assert_array_equal(inside.bbox, [(0, 20, 99, 49), (40, 30, 40, 30)])
+    assert inside.person_score.tolist() == poses.person_score[:2].tolist()
+    assert len(Poses.empty().within((50, 100))) == 0
+
+
+def test_scores_are_at_most_one() -> None:
+    """Heatmaps are what a network was taught, roughly: peaks may be a little higher."""
+    poses = Poses.build(np.ones((1, 2, 2)), [[1.07, 0.4]], np.ones((1, 2)), [1.01])
+    np.testing.assert_array_equal(poses.score, np.float32([[1, 0.4]]))
+    assert poses.person_score[0] == 1

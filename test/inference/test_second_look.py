@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from peaks import output
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
@@ -399,7 +400,8 @@ def test_somebody_missed_is_found_beside_another_once(runtime: Runtime) -> None:
     seen = estimator.infer([image], [False]).looks[0]
     assert isinstance(seen, SecondLook) and len(seen.first) == len(seen.windows) == 2
     tall = int(np.argmax(seen.first.bbox[:, 3] - seen.first.bbox[:, 1]))
-    alone = SecondLook(seen.first[tall], 1.0, [seen.windows[tall]], seen.peaks[tall : tall + 1])
+    peaks = seen.peaks[tall : tall + 1]
+    alone = SecondLook(seen.first[tall], 1.0, (480, 640), [seen.windows[tall]], peaks)
     found = merge(alone, options, COCO_17)
     assert errors(found, close).max() < 1
     # Seen beside somebody, it counts for less than with a window of its own.
@@ -432,7 +434,8 @@ def test_two_first_finds_of_one_person_become_one(runtime: Runtime) -> None:
         np.concatenate([seen.first.xy, seen.first.xy + 4]),
         *(np.repeat(v, 2, 0) for v in (seen.first.score, seen.first.std, seen.first.person_score)),
     )
-    doubled = SecondLook(both, 1.0, [seen.windows[0]] * 2, np.repeat(seen.peaks, 2, 0))
+    windows, peaks = [seen.windows[0]] * 2, np.repeat(seen.peaks, 2, 0)
+    doubled = SecondLook(both, 1.0, (480, 640), windows, peaks)
     assert errors(merge(doubled, TWICE, COCO_17), person).max() < 1
 
 
@@ -455,10 +458,31 @@ def test_two_people_joined_and_other_views_of_one_are_nobody(runtime: Runtime) -
         )
         with_joined = everybody if other is joined else with_joined
         # The last was not looked at again.
-        found = merge(SecondLook(everybody, 1.0, seen.windows, seen.peaks), TWICE, COCO_17)
+        found = merge(dataclasses.replace(seen, first=everybody), TWICE, COCO_17)
         assert len(found) == count
     loose = dataclasses.replace(TWICE, shared=1.0)
-    assert len(merge(SecondLook(with_joined, 1.0, seen.windows, seen.peaks), loose, COCO_17)) == 3
+    assert len(merge(dataclasses.replace(seen, first=with_joined), loose, COCO_17)) == 3
+
+
+def test_what_is_seen_beyond_the_images_edge_is_not_found() -> None:
+    """Somebody at the left edge: in the window, black from the image's edge on, there are peaks."""
+    first = Poses.build(
+        np.stack([np.linspace(2, 60, 17), np.linspace(100, 200, 17)], 1)[None],
+        np.full((1, 17), 0.8),
+        np.ones((1, 17)),
+        np.ones(1),
+    )
+    (window,) = windows_for(first, (480, 640), TWICE)
+    assert window.corner_xy[0] == 0 and window.box.offset_xy[0] > 8, "it has a black border"
+    xy = first.xy[0].copy()
+    xy[0, 0], xy[1, 0] = -5.0, -0.7
+    places = window.box.project(xy - np.array(window.corner_xy, np.float32))
+    peaks = output(*((k, float(x), float(y), 0.8, 0.0) for k, (x, y) in enumerate(places)))
+    poses = merge(SecondLook(first, 1.0, (480, 640), [window], peaks[None]), TWICE, COCO_17)
+    xy[0], xy[1, 0] = np.nan, 0
+    np.testing.assert_allclose(poses.xy, xy[None], atol=1e-3)
+    assert (poses.score[0] > 0).tolist() == [False] + [True] * 16
+    assert poses.person_score == pytest.approx(0.8)
 
 
 def test_thresholds_hold_after_the_second_look(runtime: Runtime) -> None:

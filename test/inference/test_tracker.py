@@ -183,6 +183,27 @@ def test_tracks_end_where_no_stamp_moves():
     assert ids(tracker, people(0), 0.0) == [1]
 
 
+@pytest.mark.parametrize("rate", [1.0, 1.5, 3.0, 10.0, RATE])
+@pytest.mark.parametrize("heights", [0.35, 0.42, 0.5])
+def test_whoever_joins_close_beside_somebody_gets_a_number(heights, rate):
+    """However far apart the images are: both stand still, and nobody is where the other is."""
+    apart = heights * float(np.ptp(STANDING[:, 1]))
+    tracker = PoseTracker()
+    for i in range(4):
+        ids(tracker, people(0), i / rate)
+    given = [ids(tracker, people(0, apart), i / rate) for i in range(4, 8)]
+    assert given == [[0, -1], [0, -1], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5, 3.0, 10.0, RATE])
+def test_a_double_of_somebody_gets_no_number(rate):
+    tracker = PoseTracker()
+    off = 0.04 * float(np.ptp(STANDING[:, 1]))
+    for i in range(4):
+        ids(tracker, people(0), i / rate)
+    assert [ids(tracker, people(0, off), i / rate) for i in range(4, 12)] == [[0, -1]] * 8
+
+
 def noisy_standing(tracker: PoseTracker, images: int = 600, sigma: float = 3.0):
     rng = np.random.default_rng(0)
     results, measured = [], []
