@@ -171,13 +171,15 @@ def evaluate(
     ids = {image["id"] for image in chosen}
     anns = [a for a in annotations["annotations"] if a["image_id"] in ids]
     truth = KeypointTruth({**annotations, "images": chosen, "annotations": anns})
-    if not any(p["num_keypoints"] and not p["iscrowd"] for p in truth.people):
+    inhabited = {a["image_id"] for a in anns}
+    annotated = bool(annotations["annotations"])
+    labelled = any(p["num_keypoints"] and not p["iscrowd"] for p in truth.people)
+    # Person-free images alone still tell who is found where nobody is.
+    if not labelled and not any(image.get("person_free") for image in chosen):
         raise EhrnetError(
             f"nobody in the {len(chosen)} images is labelled with keypoints, so nothing can be "
             "right or wrong: give annotations of COCO's kind, person_keypoints_*.json."
         )
-    inhabited = {a["image_id"] for a in anns}
-    annotated = bool(annotations["annotations"])
     files.require(image["file_name"] for image in chosen)
     info = runtime.info
     finder = _Finder(runtime, options, settings, closer)

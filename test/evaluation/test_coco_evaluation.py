@@ -88,6 +88,16 @@ def test_mirrored_passes_need_weights(data_set, dots_model):
         run(data_set, dots_model, "--scales", "0.5", "0.5", "1")
 
 
+def test_person_free_images_alone_tell_who_is_found_there(data_set, dots_model, tmp_path):
+    data, out = load_annotations(data_set / "truth.json.gz"), tmp_path / "measures.json"
+    data["images"] = [{**image, "person_free": True} for image in data["images"]]
+    (tmp_path / "free.json").write_text(json.dumps({**data, "annotations": []}))
+    run(data_set, dots_model, "--annotations", tmp_path / "free.json", "--json", out)
+    measures = json.loads(out.read_text())
+    per_image = measures["false_positives_per_person_free_image"]
+    assert measures["AP"] is None and per_image == measures["people_found"] / 3 > 0
+
+
 def test_nobody_to_find_is_said_before_any_work(data_set, tmp_path, dots_model):
     for change in ({"keypoints": [0] * 51}, {"iscrowd": 1}):
         data = load_annotations(data_set / "truth.json.gz")

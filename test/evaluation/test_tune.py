@@ -390,7 +390,7 @@ def test_an_engine_of_one_size_is_tuned_without_second_looks_only(
     data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
     model = dots.with_decode(dots_model, tmp_path / "twice.onnx", second_look=3)
     pinned = functools.partial(open_runtime, size_hw=(384, 512))
-    monkeypatch.setattr("ehrnet_model.inference.runtime.open_runtime", pinned)
+    monkeypatch.setattr("ehrnet_model.inference.opening.open_runtime", pinned)
     with pytest.raises(EhrnetError, match="runs at one size only: give --second-look 0"):
         command("tune", *data, "--model", model, "--held-back", 1)
 
