@@ -117,6 +117,14 @@ def test_after_an_update_the_reason_for_building_again_is_said(model, caplog) ->
     assert len(stored_engines()) == 2, "the old system may be booted again"
 
 
+def test_an_engine_of_another_size_is_no_forerunner(model, caplog) -> None:
+    ensure(model, StandInBuilder(), size_hw=(256, 256))
+    with caplog.at_level(logging.WARNING):
+        ensure(model, StandInBuilder(), size_hw=(384, 512))
+    assert "There is no engine yet for this model at 384x512, fp32." in caplog.text
+    assert "any more" not in caplog.text
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "description", "no description", "foreign"])
 def test_what_does_not_load_is_built_again_once(damage, model, caplog) -> None:
     builder = StandInBuilder()
@@ -312,10 +320,11 @@ def test_the_folder_can_be_moved(model, tmp_path, monkeypatch) -> None:
     assert engine_folder.engine_folder() == tmp_path / "engines"
 
 
-def test_a_folder_that_others_can_write_to_is_refused(model, tmp_path, caplog) -> None:
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
+def test_a_folder_that_others_can_write_to_is_refused(mode, model, tmp_path, caplog) -> None:
     folder = tmp_path / "shared"
     ensure(model, StandInBuilder(), folder=folder)
-    folder.chmod(0o777)
+    folder.chmod(mode)
     with pytest.raises(EhrnetError, match="others can write to .*shared, and engines are code"):
         ensure(model, StandInBuilder(), folder=folder)
     with caplog.at_level(logging.WARNING):
@@ -334,6 +343,21 @@ def not_root():
     finally:
         if not user:
             os.setresuid(0, 0, 0)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder away")
+def test_a_folder_of_another_user_is_refused(model, tmp_path, caplog) -> None:
+    folder = tmp_path / "theirs"
+    ensure(model, StandInBuilder(), folder=folder)
+    os.chown(folder, 65534, -1)
+    with caplog.at_level(logging.WARNING):
+        assert find_engine(model, folder=folder) is None
+    assert "others can write to" in caplog.text
+
+
+def test_a_folder_of_root_is_anybodys_to_use() -> None:
+    with not_root():
+        engine_folder.check_private(Path("/usr"))
 
 
 def test_another_users_memory_folder_is_not_used(places, monkeypatch) -> None:

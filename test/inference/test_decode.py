@@ -414,6 +414,13 @@ def test_refine_gives_a_peak_once_to_the_better_person() -> None:
     assert poses.score[0, 9] > 0 and poses.score[1, 9] == 0
 
 
+@pytest.mark.parametrize(("tag", "taken"), [(0.9, 90.0), (0.0, 110.0)])
+def test_refine_takes_the_better_peak_of_those_whose_tags_fit_alike(tag, taken) -> None:
+    wrists = [(9, 110.0, 150.0, 0.07, tag), (9, 90.0, 150.0, 0.06, 0.0)]
+    poses = decode(Peaks.from_output(output(*TORSO, *wrists)), DecodeOptions(), COCO_17, SAME)
+    assert poses.xy[0, 9, 0] == taken
+
+
 def test_refine_keeps_what_was_there() -> None:
     out, _ = crowd(10, 5, spacing=0.7)
     peaks = Peaks.from_output(out)
@@ -518,11 +525,17 @@ def slow_oks(a: np.ndarray, b: np.ndarray, both: np.ndarray, area: float) -> flo
 def test_doubles_of_a_better_person_go(threshold: float) -> None:
     rng = np.random.default_rng(7)
     gone = 0
-    for _ in range(30):
+    some = np.array([5, 6, 11, 12])
+    for number in range(40):
         people = rng.integers(2, 9)
         xy = rng.uniform(0, 200, (3, 17, 2))[rng.integers(0, 3, people)]
         xy = xy + rng.normal(0, rng.choice([2, 10, 30], (people, 1, 1)), xy.shape)
         present = rng.random((people, 17)) < 0.7
+        if number % 4 == 0:  # hips and shoulders from the side: the boxes of doubles lie apart
+            xy = rng.uniform(0, 0.2, (people, 17, 2)) + np.arange(17)[:, None] * (0, 12)
+            xy[..., 0] += rng.uniform(0, 2, (people, 1))
+            present[:] = np.isin(np.arange(17), some)
+            present[np.arange(people), rng.choice((0, *some), people)] = False
         kept: list[int] = []
         for i in range(people):
             double = False
