@@ -541,5 +541,6 @@ def test_where_no_engine_for_windows_is_to_be_had(
 
 @pytest.mark.parametrize("side", [0, 32, 100, 1024])
 def test_sizes_that_no_network_takes(side: int) -> None:
-    with pytest.raises(EhrnetError, match=f"size = {side} is not possible|size {side}x{side} is not"):
+    said = f"size = {side} is not possible|size {side}x{side} is not possible"
+    with pytest.raises(EhrnetError, match=said):
         DecodeOptions(second_look_size=side)
