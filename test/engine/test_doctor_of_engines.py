@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,6 @@ from ehrnet_model.inference import gpu_report
 from ehrnet_model.inference.answers import answers_file
 from ehrnet_model.inference.engine import ensure_engine
 from ehrnet_ros.cli import doctor
-
-
-@pytest.fixture
-def model(dots_model: Path, tmp_path: Path, monkeypatch) -> Path:
-    """The only model of this user; with its answers."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    folder = tmp_path / "data" / "ehrnet" / "models"
-    folder.mkdir(parents=True)
-    shutil.copy(dots_model, folder / "H-4.onnx")
-    shutil.copy(answers_file(dots_model), folder / "H-4.answers.npz")
-    return folder / "H-4.onnx"
 
 
 def report(capsys) -> tuple[int, dict[str, dict]]:
