@@ -5,7 +5,7 @@ widths are ``ceil(32 * 2**n * 1.2455**phi)`` (the paper's Eq. 5 prints 1.25).
 
 Parameters and multiply-accumulates (MACs) are counted here from the same table, without torch:
 ``Variant.layers`` lists every convolution of the network, ``Variant.cost`` sums them.
-``ehrnet_model.network.complexity`` counts the same on the modules.
+``test/support/complexity.py`` counts the same on the modules.
 """
 
 from __future__ import annotations
@@ -120,7 +120,6 @@ class Variant:
         name: ``H0`` .. ``H-4``, or the name of a related network.
         phi: compound coefficient, 0 .. -4.
         input_size: side of the paper's square input in pixels, 512 + 32 phi.
-        width_mult, depth_mult: 1.1**phi and 1.2**phi, scale the backbone.
         stem_channels, stages, head_channels: the backbone (the head only as a classifier).
         branch_widths: channels of the HRNet branches at 1/4, 1/8, 1/16, 1/32.
         modules: HRNet modules in stages 2, 3, 4.
@@ -135,8 +134,6 @@ class Variant:
     name: str
     phi: int
     input_size: int
-    width_mult: float
-    depth_mult: float
     stem_channels: int
     stages: tuple[BackboneStage, ...]
     head_channels: int
@@ -222,11 +219,10 @@ class Variant:
             yield Layer("deconv", wide, wide, 3, 4 * areas[0])
         yield Layer("final_1", wide, _KEYPOINTS, 1, 4 * areas[0], bias=True, norm=False)
 
-    def classifier_layers(self, classes: int, size: int | None = None) -> Iterator[Layer]:
-        """Every layer of the backbone as a classifier, for a square input (paper Table 2)."""
-        side = size or self.classifier_size
+    def classifier_layers(self, classes: int) -> Iterator[Layer]:
+        """Every layer of the backbone as a classifier, for its square input (paper Table 2)."""
         last = None
-        for last in self._backbone_layers(side, side):
+        for last in self._backbone_layers(self.classifier_size, self.classifier_size):
             yield last
         assert last is not None
         yield Layer("head", last.outputs, self.head_channels, 1, last.area)
@@ -243,9 +239,9 @@ class Variant:
             parts[layer.part] = parts.get(layer.part, Cost()) + layer.cost
         return parts
 
-    def classifier_cost(self, classes: int, size: int | None = None) -> Cost:
+    def classifier_cost(self, classes: int) -> Cost:
         """Parameters and MACs of the classifier; the paper counts these truly."""
-        return sum((layer.cost for layer in self.classifier_layers(classes, size)), Cost())
+        return sum((layer.cost for layer in self.classifier_layers(classes)), Cost())
 
     def _backbone_layers(self, height: int, width: int) -> Iterator[Layer]:
         # With kernel - stride cells of padding a stride of 2 halves and rounds down; sizes that are
@@ -292,8 +288,6 @@ def _make(phi: int) -> Variant:
         name=f"H{phi}",
         phi=phi,
         input_size=512 + 32 * phi,
-        width_mult=width,
-        depth_mult=depth,
         stem_channels=_round_channels(_STEM_CHANNELS, width),
         stages=stages,
         head_channels=_round_channels(_HEAD_CHANNELS, width),

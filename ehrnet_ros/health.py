@@ -33,6 +33,8 @@ OK, WARN, ERROR, STALE = (
 
 _WINDOW = 200  # latencies kept for the percentiles
 _SENTENCES = 100  # remembered as said
+_PATIENCE_S = 10.0  # for the first image that doctor waits for; discovery is part of that
+_COUNT_S = 3.0  # how long doctor counts, from the first image on
 _NO_PICTURES = ("depth", "disparity")  # such images have these words in their topic's name
 DEAD_AFTER = 5  # failures in a row after which the engine counts as dead
 
@@ -291,13 +293,11 @@ def nothing_arrives(topic: str, who: str, what: str) -> str:
     )
 
 
-def look_for_images(topic: str, seconds: float = 3.0, patience_s: float = 10.0) -> Tuple[bool, str]:
+def look_for_images(topic: str) -> Tuple[bool, str]:
     """Whether images arrive on a topic, as a node of its own sees it, and what to do if not.
 
     Args:
         topic: of Image or CompressedImage.
-        seconds: how long to count, from the first image on.
-        patience_s: how long to wait for the first one; discovery is part of that.
 
     """
     import rclpy
@@ -309,7 +309,7 @@ def look_for_images(topic: str, seconds: float = 3.0, patience_s: float = 10.0) 
     node = rclpy.create_node("ehrnet_doctor")
     try:
         topic = node.resolve_topic_name(topic)
-        patient = time.monotonic() + patience_s
+        patient = time.monotonic() + _PATIENCE_S
         while not node.count_publishers(topic) and time.monotonic() < patient:
             rclpy.spin_once(node, timeout_sec=0.1)
         there = [kind for kind in (Image, CompressedImage) if publishes(node, topic, _type(kind))]
@@ -318,7 +318,7 @@ def look_for_images(topic: str, seconds: float = 3.0, patience_s: float = 10.0) 
         node.create_subscription(kind, topic, seen.append, qos_profile_sensor_data)
         while not seen and time.monotonic() < patient:
             rclpy.spin_once(node, timeout_sec=0.1)
-        end = time.monotonic() + seconds
+        end = time.monotonic() + _COUNT_S
         while seen and time.monotonic() < end:
             rclpy.spin_once(node, timeout_sec=0.1)
         if not seen:
@@ -326,7 +326,7 @@ def look_for_images(topic: str, seconds: float = 3.0, patience_s: float = 10.0) 
         last = seen[-1]
         size = f"{last.width}x{last.height} {last.encoding}" if kind is Image else last.format
         return True, (
-            f"{len(seen)} images in {seconds:g} s, the last one {size}, frame_id "
+            f"{len(seen)} images in {_COUNT_S:g} s, the last one {size}, frame_id "
             f"'{last.header.frame_id}'"
         )
     finally:

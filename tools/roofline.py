@@ -161,9 +161,9 @@ def part(kernel: Kernel) -> str:
     return {"enlarge": "deconvolution block"}.get(words[0], "heads")
 
 
-def aligned(variant: Variant, step: int = 8) -> Variant:
-    """The variant with branch widths rounded to the nearest multiple."""
-    a, b, c, d = (max(step, (w + step // 2) // step * step) for w in variant.branch_widths)
+def aligned(variant: Variant) -> Variant:
+    """The variant with branch widths rounded to the nearest multiple of 8."""
+    a, b, c, d = (max(8, (w + 4) // 8 * 8) for w in variant.branch_widths)
     return replace(variant, branch_widths=(a, b, c, d), enlarged_channels=a)
 
 

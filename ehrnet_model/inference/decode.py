@@ -198,14 +198,12 @@ class Peaks:
         score: (J, K) float32, heatmap value; 0 marks an unused place.
         xy: (J, K, 2) float32, sub-pixel position in pixels of the network input.
         tag: (J, K) float32, near for keypoints of one person, far for those of two.
-        cell: (J, K, 2) int32, x and y on the map at half size.
-        patch: (J, K, 3, 3) float32, the heatmap around the cell.
+        patch: (J, K, 3, 3) float32, the heatmap around the peak's cell.
     """
 
     score: np.ndarray
     xy: np.ndarray
     tag: np.ndarray
-    cell: np.ndarray
     patch: np.ndarray
 
     @staticmethod
@@ -232,7 +230,6 @@ class Peaks:
             score=_without_plateaus(output[..., 0], cell),
             xy=output[..., 1:3],
             tag=output[..., 3],
-            cell=cell,
             patch=output[..., 6:15].reshape(output.shape[:2] + (3, 3)),
         )
 

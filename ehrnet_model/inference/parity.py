@@ -39,6 +39,8 @@ _MIN_HEAT = 1e-3
 _FLAT = 1e-3
 # Neighbours this much lower than a top, as a share of it, are as high.
 _PLATEAU = 1e-5
+# Share of the largest score below which two scores are the same.
+_TIE = 1e-4
 
 
 # So many standard deviations above its mean a normal value lies once in a hundred times.
@@ -334,9 +336,7 @@ class PeakDifference:
         )
 
 
-def compare_peaks(
-    one: np.ndarray, two: np.ndarray, min_score: float = 0.0, tie: float = 1e-4
-) -> PeakDifference:
+def compare_peaks(one: np.ndarray, two: np.ndarray) -> PeakDifference:
     """Compares two ``peaks`` (N, J, 30, 15) of the same images by where the candidates are.
 
     Partners are candidates of one keypoint in the same cell. On a top of almost equal cells engines
@@ -345,29 +345,27 @@ def compare_peaks(
     Args:
         one: float32 (N, J, 30, 15).
         two: float32 (N, J, 30, 15).
-        min_score: candidates up to this score are ignored.
-        tie: share of the largest score below which two scores are the same.
     """
     if one.shape != two.shape or one.shape[2:] != (MAX_PEAKS, PEAK_CHANNELS):
         raise ValueError(f"peaks of shapes {one.shape} and {two.shape} cannot be compared")
     largest = np.abs(np.concatenate([one, two])).max((0, 1, 2), initial=1e-30)
     scale_score, scale_tag = float(largest[0]), float(largest[3])
     scale_patch = max(float(largest[6:].max()), 1e-30)
-    equal = tie * scale_score
+    equal = _TIE * scale_score
     pairs: List[np.ndarray] = []
     tied = 0
     missing = 0
     rows = one.reshape(-1, MAX_PEAKS, PEAK_CHANNELS), two.reshape(-1, MAX_PEAKS, PEAK_CHANNELS)
     for a, b in zip(*rows):
         cut_a, cut_b = a[-1, 0] + equal, b[-1, 0] + equal
-        a, b = a[a[:, 0] > min_score], b[b[:, 0] > min_score]
+        a, b = a[a[:, 0] > 0], b[b[:, 0] > 0]
         same = (a[:, None, 4:6] == b[None, :, 4:6]).all(2)
         for i, j in np.argwhere(same):
             pairs.append(np.stack([a[i], b[j]]))
         alone_a, alone_b = a[~same.any(1)], b[~same.any(0)]
         tied += _same_top(alone_a, b, equal).any(1).sum()
-        missing += _missing(alone_a, b, equal, max(cut_b, min_score + equal))
-        missing += _missing(alone_b, a, equal, max(cut_a, min_score + equal))
+        missing += _missing(alone_a, b, equal, max(cut_b, equal))
+        missing += _missing(alone_b, a, equal, max(cut_a, equal))
     if not pairs:
         return PeakDifference(0, missing, 0.0, 0.0, 0.0, 0.0)
     both = np.stack(pairs).astype(np.float64)

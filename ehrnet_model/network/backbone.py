@@ -42,12 +42,6 @@ class Backbone(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
 
-    def set_drop_connect(self, rate: float) -> None:
-        """Set the drop-connect rate, 0 .. 1 exclusive, of every block."""
-        for module in self.modules():
-            if isinstance(module, MBConv):
-                module.drop_connect = rate
-
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images (N, 3, H, W) to four feature maps at 1/4, 1/8, 1/16 and 1/32."""
         x = self.stem(x)

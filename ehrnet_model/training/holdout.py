@@ -30,6 +30,10 @@ from ehrnet_model.training.windows import warp
 _PAIRS = {"knee_sides": (13, 14), "ankle_sides": (15, 16)}
 # Left and right nearer than this share of the root of the person's area are not compared.
 _APART = 0.25
+# People are shown at this many pixels, the longer side of their box at this share of it.
+_SIZE, _FILL = 160, 0.8
+# So many of either kind are measured on, and so many go through the network together.
+_MOST, _BATCH = 240, 16
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,16 @@ class HeldBackPerson:
     area: float
 
 
-def held_back_people(
-    packs: Sequence[Pack], share: float, size: int = 160, fill: float = 0.8, limit: int = 240
-) -> list[HeldBackPerson]:
+def held_back_people(packs: Sequence[Pack], share: float) -> list[HeldBackPerson]:
     """People with 8 or more labelled keypoints, 80 pixels and more, from the images held back."""
     people: list[HeldBackPerson] = []
     for pack, image, person in _labelled(packs, share, 80):
-        if _visible(pack.labels[image], person) >= 8 and len(people) < limit:
-            people.append(_cut_out(pack, image, person, size, fill))
+        if _visible(pack.labels[image], person) >= 8 and len(people) < _MOST:
+            people.append(_cut_out(pack, image, person))
     return people
 
 
-def partly_seen_people(
-    packs: Sequence[Pack], share: float, size: int = 160, fill: float = 0.8, limit: int = 240
-) -> list[HeldBackPerson]:
+def partly_seen_people(packs: Sequence[Pack], share: float) -> list[HeldBackPerson]:
     """People with 3 to 7 labelled keypoints, and the upper or lower half of those with more.
 
     Half of a person is shown as if the picture ended there. 80 pixels and more as a whole, from the
@@ -73,8 +73,8 @@ def partly_seen_people(
             )
             part = below if len(people) % 2 else above
             labels = labels.within(part)
-        if 3 <= _visible(labels, person) and len(people) < limit:
-            people.append(_cut_out(pack, image, person, size, fill, part))
+        if 3 <= _visible(labels, person) and len(people) < _MOST:
+            people.append(_cut_out(pack, image, person, part))
     return people
 
 
@@ -96,15 +96,13 @@ def _cut_out(
     pack: Pack,
     image: int,
     person: int,
-    size: int,
-    fill: float,
     part: tuple[int, int, int, int] | None = None,
 ) -> HeldBackPerson:
-    """A person whose box's longer side is ``fill`` of the window's, of ``part`` of a picture."""
+    """A person whose box's longer side is ``_FILL`` of the window's, of ``part`` of a picture."""
     labels = pack.labels[image]
     x, y, w, h = (labels if part is None else labels.within(part)).boxes[person]
-    matrix = affine((x + w / 2, y + h / 2), max(w, h) / fill, size)
-    scene = warp(pack.picture(image), labels, matrix, size, False, part=part)
+    matrix = affine((x + w / 2, y + h / 2), max(w, h) / _FILL, _SIZE)
+    scene = warp(pack.picture(image), labels, matrix, _SIZE, False, part=part)
     scale = matrix[0, 0]
     low = matrix[:, :2] @ [x, y] + matrix[:, 2]
     box = np.concatenate([low, low + scale * np.array([w, h])])
@@ -115,7 +113,7 @@ def _cut_out(
 
 @torch.no_grad()
 def box_oks(
-    network: torch.nn.Module, people: Sequence[HeldBackPerson], bf16: bool = True, batch: int = 16
+    network: torch.nn.Module, people: Sequence[HeldBackPerson], bf16: bool = True
 ) -> dict[str, float]:
     """BoxOKS, of all and of groups of keypoints, the share of people above 0.5, and sides.
 
@@ -126,8 +124,8 @@ def box_oks(
     var = (2 * np.array(COCO_17.sigmas)) ** 2
     terms = np.full((len(people), 17), np.nan)
     sides: dict[str, list[bool]] = {name: [] for name in _PAIRS}
-    for start in range(0, len(people), batch):
-        part = people[start : start + batch]
+    for start in range(0, len(people), _BATCH):
+        part = people[start : start + _BATCH]
         images = normalise(np.stack([person.picture for person in part])).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             lowres, highres = network(images)

@@ -167,11 +167,6 @@ class Sampler:
         return len(self._people)
 
     @property
-    def num_images(self) -> int:
-        """How many images are not held back."""
-        return len(self._all)
-
-    @property
     def epoch(self) -> int:
         """How many images show people: an epoch of the published trainer."""
         return len(self._peopled)

@@ -57,8 +57,10 @@ from ehrnet_model.variants import VARIANTS, Variant, pose_variant
 log = logging.getLogger(__name__)
 
 
-HABITS = ("save_seconds", "log_steps", "holdout_seconds")
+HABITS = ("save_seconds", "log_steps")
 """Options that change nothing of what a run learns: it may go on with others."""
+# So often the people held back are measured on.
+_HOLDOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class TrainOptions:
             a smaller variant are grown, see ``grow``.
         holdout: share of images never trained on.
         loss, sample: see there.
-        save_seconds, log_steps, holdout_seconds: how often to save, log and measure.
+        save_seconds, log_steps: how often to save and log.
     """
 
     phi: int = -4
@@ -121,7 +123,6 @@ class TrainOptions:
     sample: SampleOptions = field(default_factory=SampleOptions)
     save_seconds: float = 180.0
     log_steps: int = 50
-    holdout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         Variant.from_phi(self.phi)
@@ -130,8 +131,7 @@ class TrainOptions:
             {
                 "above 0": ("lr",) if self.steps or self.epochs else ("lr", "hours"),
                 "of 0 or more": (
-                    *("steps", "epochs", "weight_decay", "warmup_steps", "seed"),
-                    *("save_seconds", "holdout_seconds"),
+                    *("steps", "epochs", "weight_decay", "warmup_steps", "seed", "save_seconds"),
                 ),
                 "of 1 or more": ("log_steps",),
                 "from 0 to 1": ("final", "unfreeze_at"),
@@ -730,7 +730,7 @@ class Trainer:
                         self._log(tell, row, speed, waited / max(1e-9, now - mark))
                     sums, waited, mark, mark_images = Sums(), 0.0, now, self.images
                 now = time.monotonic()
-                if now - measured > o.holdout_seconds and self.rank == 0:
+                if now - measured > _HOLDOUT_S and self.rank == 0:
                     tell(_held_back(self.measure()))
                     measured = time.monotonic()
                 if now - saved > o.save_seconds:

@@ -45,7 +45,7 @@ class Marks:
 
     Attributes:
         keypoints: (P, 17, 3) float64: x and y in pixels of the scene, and the state.
-        ignore, keep: polygons (4, 2) in pixels of the scene, see ``targets.loss_mask``.
+        ignore, keep: polygons (4, 2) in pixels of the scene, see ``targets.loss_plane``.
         unlabelled_channels: keypoint indices that the picture says nothing about.
         frame: polygon (4, 2), the picture's corners.
         mirror: whether the scene is mirrored.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 import time
@@ -14,22 +13,8 @@ import pytest
 from stand_in_builder import StandInBuilder
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.answers import answers_file
 from ehrnet_model.inference.engine import find_engine
 from ehrnet_ros.cli import build_engine
-
-
-@pytest.fixture
-def model(dots_model: Path, tmp_path: Path, monkeypatch) -> Path:
-    """The model as the user's own for phi -4, and folders of this test alone."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    folder = tmp_path / "data" / "ehrnet" / "models"
-    folder.mkdir(parents=True)
-    shutil.copy(dots_model, folder / "H-4.onnx")
-    shutil.copy(answers_file(dots_model), folder / "H-4.answers.npz")
-    return folder / "H-4.onnx"
 
 
 def run(builder: StandInBuilder | None, *arguments: str) -> int:

@@ -20,19 +20,6 @@ from ehrnet_model.inference.engine import ensure_engine
 from ehrnet_ros.cli import doctor
 
 
-@pytest.fixture
-def model(dots_model: Path, tmp_path: Path, monkeypatch) -> Path:
-    """The only model of this user; with its answers."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    folder = tmp_path / "data" / "ehrnet" / "models"
-    folder.mkdir(parents=True)
-    shutil.copy(dots_model, folder / "H-4.onnx")
-    shutil.copy(answers_file(dots_model), folder / "H-4.answers.npz")
-    return folder / "H-4.onnx"
-
-
 def report(capsys) -> tuple[int, dict[str, dict]]:
     parser = argparse.ArgumentParser()
     doctor.add_arguments(parser)

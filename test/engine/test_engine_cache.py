@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import grp
 import hashlib
 import json
 import logging
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -117,6 +119,14 @@ def test_after_an_update_the_reason_for_building_again_is_said(model, caplog) ->
     assert "does not fit this machine any more: TensorRT 10.3.0 instead of 8.6.1." in caplog.text
     assert new.info.spec.platform.tensorrt == "10.3.0"
     assert len(stored_engines()) == 2, "the old system may be booted again"
+
+
+def test_an_engine_of_another_size_is_no_forerunner(model, caplog) -> None:
+    ensure(model, StandInBuilder(), size_hw=(256, 256))
+    with caplog.at_level(logging.WARNING):
+        ensure(model, StandInBuilder(), size_hw=(384, 512))
+    assert "There is no engine yet for this model at 384x512, fp32." in caplog.text
+    assert "any more" not in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "description", "no description", "foreign"])
@@ -314,15 +324,35 @@ def test_the_folder_can_be_moved(model, tmp_path, monkeypatch) -> None:
     assert engine_folder.engine_folder() == tmp_path / "engines"
 
 
-def test_a_folder_that_others_can_write_to_is_refused(model, tmp_path, caplog) -> None:
+@pytest.fixture
+def many(monkeypatch) -> None:
+    """The group of this user has somebody else in it."""
+    group = grp.struct_group(("users", "x", os.getgid(), ["somebody"]))
+    monkeypatch.setattr(engine_folder.grp, "getgrgid", lambda gid: group)
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
+def test_a_folder_that_others_can_write_to_is_refused(mode, many, model, tmp_path, caplog) -> None:
     folder = tmp_path / "shared"
     ensure(model, StandInBuilder(), folder=folder)
-    folder.chmod(0o777)
+    folder.chmod(mode)
     with pytest.raises(EhrnetError, match="others can write to .*shared, and engines are code"):
         ensure(model, StandInBuilder(), folder=folder)
     with caplog.at_level(logging.WARNING):
         assert find_engine(model, folder=folder) is None
     assert "others can write to" in caplog.text
+
+
+def test_a_group_of_the_user_alone_may_write(model, tmp_path, monkeypatch) -> None:
+    """As Ubuntu makes folders: of a group that has the user's name and nobody else in it."""
+    name, gid = pwd.getpwuid(os.getuid()).pw_name, pwd.getpwuid(os.getuid()).pw_gid
+    alone = grp.struct_group((name, "x", gid, []))
+    monkeypatch.setattr(engine_folder.grp, "getgrgid", lambda _: alone)
+    folder = tmp_path / "mine"
+    ensure(model, StandInBuilder(), folder=folder)
+    os.chown(folder, -1, gid)
+    folder.chmod(0o775)
+    assert find_engine(model, folder=folder) is not None
 
 
 @pytest.mark.parametrize("place", ["folder", "link", "linked", "file"])
@@ -359,6 +389,21 @@ def not_root():
     finally:
         if not user:
             os.setresuid(0, 0, 0)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder away")
+def test_a_folder_of_another_user_is_refused(model, tmp_path, caplog) -> None:
+    folder = tmp_path / "theirs"
+    ensure(model, StandInBuilder(), folder=folder)
+    os.chown(folder, 65534, -1)
+    with caplog.at_level(logging.WARNING):
+        assert find_engine(model, folder=folder) is None
+    assert "others can write to" in caplog.text
+
+
+def test_a_folder_of_root_is_anybodys_to_use() -> None:
+    with not_root():
+        engine_folder.check_private(Path("/usr"))
 
 
 def test_another_users_memory_folder_is_not_used(places, monkeypatch) -> None:

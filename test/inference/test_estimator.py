@@ -117,7 +117,8 @@ def test_an_empty_room_and_timings(runtime: Runtime) -> None:
 )
 def test_images_that_are_none(runtime: Runtime, image: np.ndarray) -> None:
     estimator = PoseEstimator(runtime)
-    with pytest.raises(EhrnetError):
+    said = "expected an image of shape|image of 640x0 pixels cannot be fitted"
+    with pytest.raises(EhrnetError, match=said):
         estimator(image)
     assert len(estimator(scene()[0])) == 2
 

@@ -56,8 +56,8 @@ def test_coco_results() -> None:
 
 
 def test_keypoints_outside_the_image_are_not_found() -> None:
-    """In 100 x 50 pixels: within a pixel they are moved to the outermost ones."""
-    xy = np.array([[(-1, 50), (99.5, 20)], [(-1.1, 20), (40, 30)], [(40, 51), (200, 9)]])
+    """In 100 x 50 pixels: within 4 % of the person, of 41.7 pixels, they are moved to the edge."""
+    xy = np.array([[(-1, 50), (99.5, 20)], [(-1.7, 20), (40, 30)], [(40, 60), (200, 9)]])
     poses = Poses.build(xy, np.full((3, 2), 0.9), np.ones((3, 2)), np.array([0.9, 0.8, 0.7]))
     inside = poses.within((50, 100))
     np.testing.assert_array_equal(inside.xy[0], [(0, 49), (99, 20)])
@@ -65,6 +65,11 @@ def test_keypoints_outside_the_image_are_not_found() -> None:
     assert inside.score[1].tolist() == [0, np.float32(0.9)] and np.isnan(inside.std[1, 0])
     np.testing.assert_array_equal(inside.bbox, [(0, 20, 99, 49), (40, 30, 40, 30)])
     assert inside.person_score.tolist() == poses.person_score[:2].tolist()
+    xy[1, 0, 0] = -1.6
+    np.testing.assert_array_equal(
+        Poses.build(xy, poses.score, poses.std, poses.person_score).within((50, 100)).xy[1],
+        [(0, 20), (40, 30)],
+    )
     assert len(Poses.empty().within((50, 100))) == 0
 
 

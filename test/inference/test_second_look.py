@@ -206,6 +206,23 @@ def test_what_one_view_of_two_shows_counts_half(runtime: Runtime) -> None:
     assert poses.person_score[0] == pytest.approx(0.5 * whole.person_score[0], rel=0.04)
 
 
+def test_a_keypoints_width_is_that_of_the_view_that_is_believed(runtime: Runtime) -> None:
+    people = crowd([300])
+    image = dots.draw_people((480, 640), people)
+    options = dataclasses.replace(TWICE, second_look_views=2)
+    seen = PoseEstimator(TwoHanded(runtime), options).infer([image], [False]).looks[0]
+    assert isinstance(seen, SecondLook)
+    # The left wrist, which the mirror shows as a right one.
+    for view, wrist, off, sure, width in ((0, 9, 60, 0.8, 3.0), (1, 10, 0, 1.0, 2.0)):
+        score, x, y, tag = (float(value) for value in seen.peaks[view, wrist, 0, :4])
+        x -= off * seen.windows[view].scale
+        seen.peaks[view, wrist] = output((wrist, x, y, sure * score, tag), width=width)[wrist]
+    poses = merge(seen, options, COCO_17)
+    assert errors(poses, people).max() < 1
+    # 2 cells of two input pixels.
+    assert poses.std[0, 9] == pytest.approx(2 * 2 / seen.windows[1].scale, rel=1e-4)
+
+
 def by(**measures: float) -> tuple[float, ...]:
     """Coefficients of a score after second looks that follows these alone."""
     names = ("before", "agreement")
@@ -547,5 +564,6 @@ def test_where_no_engine_for_windows_is_to_be_had(
 
 @pytest.mark.parametrize("side", [0, 32, 100, 1024])
 def test_sizes_that_no_network_takes(side: int) -> None:
-    with pytest.raises(EhrnetError):
+    said = f"size = {side} is not possible|size {side}x{side} is not possible"
+    with pytest.raises(EhrnetError, match=said):
         DecodeOptions(second_look_size=side)

@@ -4,8 +4,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the network needs torch")
 
+from complexity import count  # noqa: E402
+
 from ehrnet_model.network.checkpoint import build  # noqa: E402
-from ehrnet_model.network.complexity import count  # noqa: E402
 from ehrnet_model.variants import RELATED, VARIANTS, pose_variant  # noqa: E402
 
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="the network needs torch")
 from ehrnet_model.network.backbone import Backbone  # noqa: E402
 from ehrnet_model.network.blocks import ConvNorm, MBConv  # noqa: E402
 from ehrnet_model.network.checkpoint import build  # noqa: E402
+from ehrnet_model.network.efficienthrnet import EfficientHRNet  # noqa: E402
 from ehrnet_model.variants import VARIANTS  # noqa: E402
 
 
@@ -76,17 +77,16 @@ def test_drop_connect_drops_whole_samples_and_keeps_the_mean():
     assert MBConv(8, 16, 3, 1, 6).residual is False
 
 
-def test_drop_connect_can_be_set_for_the_whole_backbone():
-    network = build("H-4")
-    network.backbone.set_drop_connect(0.0)
-    rates = [m.drop_connect for m in network.modules() if isinstance(m, MBConv)]
-    assert rates and not any(rates)
+def test_drop_connect_is_that_of_the_whole_backbone():
+    network = EfficientHRNet(VARIANTS["H-4"], drop_connect=0.1)
+    rates = {m.drop_connect for m in network.modules() if isinstance(m, MBConv)}
+    assert rates == {0.1}
 
 
 def test_every_parameter_learns_in_bfloat16_and_channels_last():
     torch.manual_seed(0)
-    network = build("H-4").to(memory_format=torch.channels_last).train()
-    network.backbone.set_drop_connect(0.0)
+    network = EfficientHRNet(VARIANTS["H-4"], drop_connect=0.0)
+    network.to(memory_format=torch.channels_last).train()
     x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         lowres, highres = network(x)

@@ -95,9 +95,14 @@ def test_between_threads_it_loses_only_what_it_counts():
 
 def test_closed_it_wakes_who_waits_and_gives_nothing_more():
     box = LatestFrames()
-    timer = threading.Timer(0.05, box.close)
-    timer.start()
-    assert box.take() == []
-    timer.join()
+    taken = []
+    taker = threading.Thread(target=lambda: taken.append(box.take()), daemon=True)
+    taker.start()
+    while not box._changed._waiters:
+        assert taker.is_alive()
+        time.sleep(0.001)
+    box.close()
+    taker.join(10)
+    assert taken == [[]]
     box.put("front", 1)
     assert box.closed and box.take() == [] and box.dropped("front") == 0

@@ -330,7 +330,7 @@ def test_engines_are_closed_when_the_first_run_fails(stored, counts) -> None:
 
     counts("broken").value = 1
     file = stored.parent / "engines" / "b3.engine"
-    with pytest.raises(EhrnetError):
+    with pytest.raises(EhrnetError, match="cudaStreamSynchronize failed with error 1 "):
         open_estimator(file, parameters.Settings(batch=3))
 
 

@@ -226,12 +226,20 @@ def test_the_papers_schedule(epoch, rate):
 
 @pytest.mark.parametrize(
     "change",
-    [{"phi": 1}, {"size": 16}, {"epochs": 0}, {"batch": 1}, {"drop_epochs": 0}, {"lr": -1.0}]
-    + [{"lr": np.nan}, {"dropout": 1.0}, {"momentum": 1.0}, {"log_steps": 0}],
+    [{"epochs": 0}, {"batch": 1}, {"drop_epochs": 0}, {"lr": -1.0}, {"lr": np.nan}]
+    + [{"dropout": 1.0}, {"momentum": 1.0}, {"log_steps": 0}],
 )
 def test_impossible_options_are_refused(change):
-    with pytest.raises(EhrnetError):
+    (name,) = change
+    with pytest.raises(EhrnetError, match=f"{name} .* is not possible: give a number"):
         ClassifierOptions("data", **change)
+
+
+def test_a_network_that_does_not_exist_and_too_small_pictures_are_refused():
+    with pytest.raises(EhrnetError, match="phi 1 does not exist"):
+        ClassifierOptions("data", phi=1)
+    with pytest.raises(EhrnetError, match="pictures of 16 pixels are too small"):
+        ClassifierOptions("data", size=16)
 
 
 @pytest.mark.parametrize(

@@ -499,6 +499,16 @@ def test_people_of_whom_little_is_labelled_come_as_often_as_is_said():
     assert weights == [0, 0.6, 0.6, 1.5, 1.5, 1, 1]
 
 
+def test_small_people_come_less_often():
+    keypoints = np.zeros((3, 17, 3), np.float32)
+    keypoints[..., 2] = POSITIVE
+    boxes = np.array([[0, 0, side / 2, side] for side in (80, 40, 20)], np.float32)
+    for human, share in ((True, 1), (False, 0.8)):
+        labels = ImageLabels(keypoints, boxes, np.ones(3), np.full(3, human), boxes[:0])
+        weights = [person_weight(labels, person, 1.5, 0.6) for person in range(3)]
+        assert weights == [share, share / 4, share / 16]
+
+
 def test_columns_move_labels_with_the_picture(pack_file):
     pack = Pack(pack_file)
     whole = warp(pack.picture(0), pack.labels[0], affine((60, 80), 160, 64), 64, False)

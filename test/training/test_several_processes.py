@@ -119,8 +119,15 @@ def test_a_compact_state_is_unpacked_by_one_of_two_processes(pack_file, tmp_path
     late = tmp_path / "late.py"
     late.write_text(
         "import os, sys, time\n"
+        "from torch import distributed\n"
         "from ehrnet_ros.cli import main\n"
-        "time.sleep(8 * int(os.environ['RANK']))\n"
+        "state = sys.argv[-1] + '/state.pt'\n"
+        "join = distributed.init_process_group\n"
+        "def join_and_wait(*arguments):\n"
+        "    join(*arguments)\n"
+        "    while os.environ['RANK'] == '1' and not os.path.exists(state):\n"
+        "        time.sleep(0.05)\n"
+        "distributed.init_process_group = join_and_wait\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     options = dataclasses.replace(
