@@ -619,14 +619,10 @@ def _estimate(
         state.tracker.options = parameters.track_options(settings)
         poses = state.tracker.update(poses, (stamp or time_ns) / 1e9, image_hw)
     output.write(state.outputs["poses"], time_ns, to_pose_array(poses, msg.header, image_hw))
-    lens = Lens.nominal(image_hw, settings.nominal_fov_deg)
-    if state.info is not None:
-        with contextlib.suppress(EhrnetError):
-            lens = Lens.from_camera_info(state.info, image_hw)
     markers = to_markers(
         poses,
         msg.header,
-        lens,
+        Lens.known_or_nominal(state.info, image_hw, settings.nominal_fov_deg),
         model.skeleton,
         depth=settings.marker_depth,
         line_width=settings.marker_line_width,

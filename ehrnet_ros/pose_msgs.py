@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
@@ -174,6 +175,14 @@ class Lens:
         height, width = image_hw
         focal = width / 2 / math.tan(math.radians(fov_deg) / 2)
         return Lens(focal, focal, (width - 1) / 2, (height - 1) / 2)
+
+    @staticmethod
+    def known_or_nominal(info: Any, image_hw: Tuple[int, int], fov_deg: float) -> Lens:
+        """That of a CameraInfo which is there (else None) and of use, else a nominal one."""
+        with contextlib.suppress(EhrnetError):
+            if info is not None:
+                return Lens.from_camera_info(info, image_hw)
+        return Lens.nominal(image_hw, fov_deg)
 
     @staticmethod
     def from_camera_info(info: Any, image_hw: Tuple[int, int]) -> Lens:

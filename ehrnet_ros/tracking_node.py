@@ -11,7 +11,6 @@ that is heard, the keypoints of COCO, which all poses here have, and nothing of 
 from __future__ import annotations
 
 import collections
-import contextlib
 import itertools
 import math
 import sys
@@ -128,14 +127,10 @@ class TrackingNode(SmallNode):
             alone = len(self._trackers) == 1
             if info is not None and not alone and info.header.frame_id != frame_id:
                 info = None  # of another camera
-            lens = Lens.nominal(image_hw, options.nominal_fov_deg)
-            if info is not None:
-                with contextlib.suppress(EhrnetError):  # the pose node has said so
-                    lens = Lens.from_camera_info(info, image_hw)
             markers = to_markers(
                 poses,
                 msg.header,
-                lens,
+                Lens.known_or_nominal(info, image_hw, options.nominal_fov_deg),
                 COCO_17,
                 depth=options.marker_depth,
                 line_width=options.marker_line_width,
