@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from ehrnet_msgs.msg import PoseArray, PoseArray3D
@@ -88,6 +88,10 @@ class DepthNode(SmallNode):
     def outputs(self) -> List[Any]:
         """Poses and markers."""
         return [self._poses, self._markers]
+
+    def values(self) -> Dict[str, str]:
+        """How many poses had no depth image."""
+        return {"poses without a depth image": str(self._matcher.missed)}
 
     def forget(self) -> None:
         """Depth images of long ago belong to nothing that will come."""
@@ -176,6 +180,7 @@ class DepthNode(SmallNode):
         camera = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
         xyz = lift(there, image, camera, self.options(DepthOptions))
         self._poses.publish(to_pose_array_3d(poses, xyz, msg.header, self.age_ms(msg.header)))
+        self.count_published()
         if self._markers.get_subscription_count():
             markers = to_markers_3d(
                 xyz,

@@ -2,7 +2,7 @@
 
 Options are dataclasses as of ehrnet_model/inference/options.py; each field becomes a parameter that
 may change at any time. Input is subscribed to only while somebody listens, and when it does not
-come the log says so, with the line to type.
+come the log and /diagnostics say so, with the line to type.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.options import check_options, option
 from ehrnet_ros import arguments
 from ehrnet_ros.health import (
+    OK,
+    STALE,
+    WARN,
+    Diagnostics,
     Repeated,
     kept_for_late_ones,
     likeliest,
@@ -40,6 +44,7 @@ from ehrnet_ros.spin import spin
 T = TypeVar("T")
 SILENT_S = 2.0  # without a message for so long, say what is missing
 _REPEAT_S = 30.0
+_REFUSED_S = 3.0  # for so long after a message was dropped, the status is about that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +110,15 @@ class SmallNode(Node):
         self._heard: Dict[str, float] = {}
         self._complaint = Repeated(_REPEAT_S)
         self._refused = Repeated(_REPEAT_S)
+        self._received: Dict[str, int] = {}
+        self._published, self._before = 0, (0, time.monotonic())
+        self._dropped, self._dropped_at = 0, -math.inf
+        self._missing = self._last_error = ""
+        self._diagnostics = Diagnostics(self, f"{self.get_fully_qualified_name()}: poses")
         # Wall time, so that a bag that stands still does not stop the watch.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._watch = self.create_timer(0.25, self._on_watch, clock=steady)
+        self._tick = self.create_timer(1.0, self._on_tick, clock=steady)
 
     def inputs(self) -> List[Input]:
         """What to subscribe to."""
@@ -124,8 +135,17 @@ class SmallNode(Node):
         """The options of one kind, as they are now."""
         return self._values[kind]
 
+    def values(self) -> Dict[str, str]:
+        """What else /diagnostics says of this node, beside its counts."""
+        return {}
+
+    def count_published(self) -> None:
+        """To be called for each result that goes out."""
+        self._published += 1
+
     def refuse(self, why: str) -> None:
         """Says that a message was dropped; the same again only after half a minute."""
+        self._dropped, self._dropped_at, self._last_error = self._dropped + 1, time.monotonic(), why
         if self._refused.should_say(why):
             self.get_logger().warning(f"Message dropped: {why}")
 
@@ -187,8 +207,33 @@ class SmallNode(Node):
                 self._subscriptions_now[place] = self._subscribe(item)
             if item.needed:
                 silent.append(item)
+        self._missing = ""
         if silent:  # of several that which nobody sends, since the others may wait for it
             self._complain(min(silent, key=lambda item: len(self._senders(item))))
+
+    def _on_tick(self) -> None:
+        """Publishes how it goes."""
+        (before, since), now = self._before, time.monotonic()
+        self._before = self._published, now
+        values = {
+            **{f"received on {topic}": str(count) for topic, count in self._received.items()},
+            "messages dropped": str(self._dropped),
+            "poses published": str(self._published),
+            "rate out [Hz]": f"{(self._published - before) / max(now - since, 1e-3):.1f}",
+            **self.values(),
+            "last error": self._last_error,
+        }
+        level, text = self._status(now)
+        self._diagnostics.publish(level, text, "", values)
+
+    def _status(self, now: float) -> Tuple[bytes, str]:
+        if not self._subscriptions_now:
+            return OK, "Idle: nobody subscribes to any result."
+        if self._missing:
+            return STALE if self._published else WARN, self._missing
+        if now - self._dropped_at < _REFUSED_S:
+            return WARN, f"Messages are dropped: {self._last_error}"
+        return OK, "Publishing poses." if self._published else "Waiting for poses."
 
     def _subscribe(self, item: Input) -> Any:
         qos = latched_qos() if item.once and self._is_kept(item) else sensor_qos(item.depth)
@@ -199,7 +244,11 @@ class SmallNode(Node):
         return kept_for_late_ones(self, self.resolve_topic_name(item.topic))
 
     def _heard_by(self, item: Input) -> Callable[[Any], None]:
+        topic = self.resolve_topic_name(item.topic)
+        self._received.setdefault(topic, 0)
+
         def heard(msg: Any) -> None:
+            self._received[topic] += 1
             self._heard[item.topic] = math.inf if item.once else time.monotonic()
             item.callback(msg)
 
@@ -215,6 +264,7 @@ class SmallNode(Node):
             there = f"what is published there is {', '.join(kinds)}."
             text += there if kinds else "nobody publishes there."
             text += self._elsewhere(item)
+        self._missing = text
         if self._complaint.should_say(text):
             self.get_logger().warning(text)
 

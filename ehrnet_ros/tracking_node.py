@@ -121,6 +121,7 @@ class TrackingNode(SmallNode):
             self.refuse(str(error))
             return
         self._poses.publish(to_pose_array(poses, msg.header, image_hw, self.age_ms(msg.header)))
+        self.count_published()
         if self._markers.get_subscription_count() and min(image_hw) > 0:
             options = self.options(MarkerOptions)
             info, frame_id = self._camera_info, msg.header.frame_id

@@ -26,12 +26,15 @@ from ehrnet_model.inference.runtime import model_info
 from ehrnet_model.variants import PUBLISHED, VARIANTS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".pdf", ".svg")
 _CELL_INCHES = 3.0
 # A cell's longer side, in units of the other.
 _MOST_OBLONG = 3.0
+# What a line of text takes of the height of Fig. 1.
+_LINE = 0.03
 # The paper's images are COCO's, most of them of this size.
 _USUAL_HW = (480, 640)
 
@@ -120,18 +123,16 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         if ours:
             places = np.array([[row["gmacs"], row["AP"]] for row in ours])
             axes.plot(*places.T, marker, color=color, label=f"ours, {words}")
-        for row in ours:
-            text = f"{row['variant']}, {_size(row)}" + (", multi-scale" if _several(row) else "")
-            text += ", second looks" if row.get("second_looks_per_image") else ""
-            place = row["gmacs"], row["AP"]
-            axes.annotate(text, place, (6, -10), textcoords="offset points", fontsize=8)
+    top = max([0.75, *(1.05 * row["AP"] for row in rows)])
+    for name in sorted({row["variant"] for row in rows}):
+        _label(axes, [row for row in rows if row["variant"] == name], _LINE * top)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100, 200]))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("GMACs per image, all passes")
     axes.set_ylabel("COCO keypoint AP")
-    axes.set_ylim(0, max([0.75, *(1.05 * row["AP"] for row in rows)]))
+    axes.set_ylim(0, top)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     images = sorted({row["images"] for row in rows if row.get("images") is not None})
@@ -141,13 +142,41 @@ def accuracy_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _label(axes: Axes, rows: Sequence[dict[str, Any]], line: float) -> None:
+    """Names the points of one variant in a column beside them, one line of text below the other.
+
+    Of points that would have the same name, such as two precisions, the best has it.
+    """
+    best = {_name(row): row for row in sorted(rows, key=lambda row: row["AP"])}
+    named = sorted(best.items(), key=lambda item: -item[1]["AP"])
+    column = max(row["gmacs"] for row in rows) * 1.15
+    middle = sum(row["AP"] for _, row in named) / len(named)
+    bottom = max(middle - (len(named) - 1) / 2 * line, line)
+    for n, (name, row) in enumerate(reversed(named)):
+        axes.annotate(
+            name,
+            (row["gmacs"], row["AP"]),
+            (column, bottom + n * line),
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.7},
+        )
+
+
+def _name(row: dict[str, Any]) -> str:
+    """Variant, input, and what was done with each image beside what the legend says."""
+    return ", ".join([row["variant"], _size(row), *_done(row)[1:]])
+
+
 def _kind(row: dict[str, Any]) -> str:
-    """What was done with each image; of several things what comes first here."""
-    if row["mirror"]:
-        return "with mirror"
-    if _several(row):
-        return "multi-scale"
-    return "second looks" if row.get("second_looks_per_image") else "single pass"
+    """What was done with each image; of several things what comes first."""
+    return _done(row)[0]
+
+
+def _done(row: dict[str, Any]) -> list[str]:
+    done = ["with mirror"] * row["mirror"] + ["multi-scale"] * _several(row)
+    done += ["second looks"] * bool(row.get("second_looks_per_image"))
+    return done or ["single pass"]
 
 
 def _several(row: dict[str, Any]) -> bool:

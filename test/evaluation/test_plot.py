@@ -1,6 +1,7 @@
 """The two figures: what stands in them, and that files come out whole."""
 
 import argparse
+import itertools
 import json
 
 import cv2
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="figures are drawn with matplotlib")
+
+from matplotlib.text import Text  # noqa: E402
 
 from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.evaluation.plot import (  # noqa: E402
@@ -70,6 +73,24 @@ def test_a_point_says_all_that_was_done_with_an_image():
     rows = [{**OURS, "second_looks_per_image": 1.5, "scales": [1.0, 0.5], "mirror": True}]
     (axes,) = accuracy_figure(rows).axes
     assert axes.texts[-1].get_text() == "H-4, short side 192, multi-scale, second looks"
+
+
+def test_names_of_points_beside_each_other_can_be_read():
+    """As of one model at several sizes and precisions, whose points almost coincide."""
+    sizes = ("192x192", "192x256", "192x352")
+    rows = [
+        {**OURS, "input_sizes": [size], "gmacs": 2.5 + n / 10, "AP": 0.25 + n / 500 + more}
+        for n, size in enumerate(sizes)
+        for more in (0, 0.001)
+    ]
+    figure = accuracy_figure([*rows, {**OURS, "AP": 0.0}])
+    figure.draw_without_rendering()
+    ours = [text for text in figure.axes[0].texts if text.get_text().startswith("H-4, ")]
+    assert {text.get_text() for text in ours} >= {f"H-4, {size}" for size in sizes}
+    assert len(ours) == 4 and min(text.get_position()[1] for text in ours) > 0
+    boxes = [Text.get_window_extent(text) for text in ours]  # without the line to the point
+    for one, two in itertools.combinations(boxes, 2):
+        assert not one.overlaps(two)
 
 
 @pytest.mark.parametrize(("ap", "top"), [(0.3, 0.75), (0.9, 0.945), (1.0, 1.05)])

@@ -13,6 +13,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
 from builtin_interfaces.msg import Time  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from ehrnet_msgs.msg import PoseArray, PoseArray3D  # noqa: E402
 from rclpy.qos import qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
@@ -323,6 +324,15 @@ def test_poses_that_mostly_have_no_depth_are_counted(fed, peer):
     peer.until(lambda: said in node.log(), said, each=send)
     share = float(node.log().split(said)[0].split()[-1])
     assert 60 <= share <= 95
+    heard = peer.listen(DiagnosticArray, "/diagnostics")
+
+    def counted():
+        own = [s for m in heard for s in m.status if s.name == "/slow/depth: poses"]
+        values = [{pair.key: pair.value for pair in s.values} for s in own]
+        return [v for v in values if int(v["poses without a depth image"]) > 0]
+
+    values = peer.until(counted, "counts", each=send)[-1]
+    assert int(values["poses without a depth image"]) < int(values["received on /slow/poses"])
     assert "are both of one camera?" not in node.log()
 
 

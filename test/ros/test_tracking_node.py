@@ -12,6 +12,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
 from builtin_interfaces.msg import Time  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
 from ehrnet_msgs.msg import PoseArray, SkeletonInfo  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
@@ -216,6 +217,41 @@ def test_lazy_and_what_it_waits_for(peer, start):
     assert "Waiting for ehrnet_msgs/msg/PoseArray on /nothing/poses: nobody publishes there" in log
     assert "-r poses:=" in log
     assert node.interrupt() == 0, node.log()
+
+
+def test_how_it_goes_stands_on_diagnostics(peer, start):
+    start("tracking_node", remaps=["__node:=told", "poses:=/told/in"])
+    publisher = peer.publisher(PoseArray, "/told/in")
+    heard = peer.listen(DiagnosticArray, "/diagnostics")
+
+    def told(level, words, **publishing):
+        def found():
+            own = [s for m in heard for s in m.status if s.name == "/told: poses"]
+            return [s for s in own if s.level == level and words in s.message]
+
+        heard.clear()
+        status = peer.until(found, words, **publishing)[-1]
+        return {pair.key: pair.value for pair in status.values}
+
+    assert told(DiagnosticStatus.OK, "Idle")["poses published"] == "0"
+    peer.listen(PoseArray, "told/poses")
+    told(DiagnosticStatus.WARN, "Waiting for ehrnet_msgs/msg/PoseArray on /told/in: /peer")
+    times = itertools.count(1)
+    empty = {"each": lambda: publisher.publish(message(Poses.empty(), next(times) / 10))}
+    told(DiagnosticStatus.OK, "Publishing poses.", **empty)
+    values = told(DiagnosticStatus.OK, "Publishing poses.", **empty)
+    assert float(values["rate out [Hz]"]) > 0 and values["last error"] == ""
+    assert int(values["received on /told/in"]) == int(values["poses published"]) > 0
+    few = message(walkers.crossing(10.0, seed=64)[10].found, 500.0)
+    for person in few.skeletons:
+        person.keypoints = person.keypoints[:5]
+    values = told(
+        DiagnosticStatus.WARN,
+        "Messages are dropped: these people have 5",
+        each=lambda: publisher.publish(few),
+    )
+    assert int(values["messages dropped"]) > 0 and "17" in values["last error"]
+    told(DiagnosticStatus.STALE, "/peer is there but nothing arrives")
 
 
 def test_a_topic_of_another_type_is_named(peer, start):
