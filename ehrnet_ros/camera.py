@@ -80,7 +80,7 @@ class Camera:
         self._complaint = health.Repeated(_REPEAT_S)
         self._same_topic = health.Repeated(_REPEAT_S)
         self._had_images = False
-        self._lens_told = ""
+        self._lens_told = self._nothing_told = ""
         self._lifetime = MarkerLifetime()
         self._camera_info: Optional[CameraInfo] = None
         self._publishers: Tuple[Any, ...] = ()
@@ -328,6 +328,12 @@ class Camera:
             return health.ERROR, f"The engine fails on every image: {snapshot.last_error}"
         if snapshot.bad_now:
             return health.WARN, f"Images are refused: {snapshot.last_error}"
+        nothing = "" if snapshot.people else snapshot.nothing_seen
+        if nothing and nothing != self._nothing_told:
+            self._node.get_logger().warning(nothing)
+        self._nothing_told = nothing
+        if nothing:
+            return health.WARN, nothing
         return health.OK, "Publishing poses."
 
     def _silent(

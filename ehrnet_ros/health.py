@@ -49,6 +49,7 @@ class Snapshot:
     failed: int
     failed_in_a_row: int
     bad_now: bool
+    nothing_seen: str
     rate_in: float
     rate_out: float
     letterbox_ms: Tuple[float, float]
@@ -69,7 +70,7 @@ class Counters:
         self._received = self._published = self._bad = self._failed = self._in_a_row = 0
         self._people = 0
         self._bad_before = 0
-        self._last_error = ""
+        self._last_error = self._nothing_seen = ""
         self._timings: Deque[Timings] = collections.deque(maxlen=_WINDOW)
         self._process: Deque[float] = collections.deque(maxlen=_WINDOW)
         self._age: Deque[float] = collections.deque(maxlen=_WINDOW)
@@ -101,6 +102,11 @@ class Counters:
             self._process.append(process_ms)
             if age_ms == age_ms:
                 self._age.append(age_ms)
+
+    def shown(self, nothing: str) -> None:
+        """An image that is one; ``nothing`` says why nobody can be seen in it, where that is so."""
+        with self._lock:
+            self._nothing_seen = nothing
 
     def bad(self, text: str) -> None:
         """An image that is none."""
@@ -136,6 +142,7 @@ class Counters:
                 failed=self._failed,
                 failed_in_a_row=self._in_a_row,
                 bad_now=bad_now,
+                nothing_seen=self._nothing_seen,
                 rate_in=rates[0],
                 rate_out=rates[1],
                 letterbox_ms=_percentiles([t.letterbox_ms for t in self._timings]),

@@ -39,6 +39,25 @@ class Picture(NamedTuple):
         return self.array if self.order == "bgr" else cv2.cvtColor(self.array, cv2.COLOR_RGB2BGR)
 
 
+_GRID = 64  # a picture is judged by so many of its rows and columns
+_BLACK = 15  # samples up to this show nothing
+_LIT = 0.01  # share of the samples that have to show something
+
+
+def shows_nothing(picture: Picture) -> str:
+    """Why nobody can be seen in a picture, in a sentence; empty where somebody may be."""
+    height, width = picture.array.shape[:2]
+    few = picture.array[:: 1 + (height - 1) // _GRID, :: 1 + (width - 1) // _GRID]
+    if np.count_nonzero(few > _BLACK) < _LIT * few.size:
+        return (
+            f"Images are nearly black: hardly a sample exceeds {_BLACK} of 255. Look at the lens "
+            "cap and the exposure, and of mono16 whether the camera fills all 16 bits."
+        )
+    if np.all(few == few[0, 0]):
+        return "Images are of a single colour: look at the camera, or at its driver's format."
+    return ""
+
+
 # Channel order, channels and bytes per sample of the encodings that are plain interleaved samples.
 _COLOR: Dict[str, Tuple[str, int, int]] = {
     "bgr8": ("bgr", 3, 1),

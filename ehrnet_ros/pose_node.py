@@ -38,7 +38,13 @@ from ehrnet_model.inference.sizes import size_advice
 from ehrnet_ros import arguments, health, parameters
 from ehrnet_ros.camera import SILENT_S, Camera
 from ehrnet_ros.engine import model_name, open_estimator
-from ehrnet_ros.image_msgs import ImageError, Picture, to_picture, to_picture_compressed
+from ehrnet_ros.image_msgs import (
+    ImageError,
+    Picture,
+    shows_nothing,
+    to_picture,
+    to_picture_compressed,
+)
 from ehrnet_ros.live import LiveView
 from ehrnet_ros.pose_msgs import to_skeleton_info
 from ehrnet_ros.spin import spin
@@ -404,6 +410,7 @@ class PoseNode(LifecycleNode):
         ) as error:  # OpenCV's limits; a bad message must not end the engine's thread
             why = f"The image cannot be converted: {type(error).__name__}: {error}"
         else:
+            camera.counters.shown(shows_nothing(picture))
             return [_Seen(camera, taken, picture)]
         camera.counters.bad(why)
         if camera.bad_image.should_say(why):

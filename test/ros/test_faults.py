@@ -35,7 +35,8 @@ from visualization_msgs.msg import MarkerArray  # noqa: E402
 from benchmarks.fuzz import fuzzed_image, fuzzed_info, is_readable  # noqa: E402
 from ehrnet_ros.pose_msgs import from_pose_array  # noqa: E402
 
-BLACK = np.zeros((480, 640, 3), np.uint8)
+# Nobody is there, and it is no picture of which that would be said: a ramp of greys.
+EMPTY = np.broadcast_to(np.linspace(20, 90, 640)[None, :, None], (480, 640, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +72,10 @@ def answers(peer, node):
 
 @pytest.fixture
 def ask(peer, camera, answers, image_of):
-    """Sends a black image until it is answered; what came."""
+    """Sends an empty image until it is answered; what came."""
 
     def ask(frame_id="asked", each=None):
-        msg = image_of(BLACK, frame_id=frame_id)
+        msg = image_of(EMPTY, frame_id=frame_id)
 
         def send():
             camera.publish(msg)
@@ -141,8 +142,8 @@ def test_a_signal_at_any_stage_ends_it_with_0_and_leaves_nothing(
         process.wait_for_log("Ready:")
         publisher = peer.publisher(Image, f"{name}/image", 1)
         answers = peer.listen(PoseArray, f"{name}/poses")
-        peer.until(lambda: answers, "poses", each=lambda: publisher.publish(image_of(BLACK)))
-        publisher.publish(image_of(BLACK))
+        peer.until(lambda: answers, "poses", each=lambda: publisher.publish(image_of(EMPTY)))
+        publisher.publish(image_of(EMPTY))
     files = shared_memory(pid)
     assert files or stage == "importing"
     assert process.interrupt(number) == 0, process.log()
@@ -177,7 +178,7 @@ def test_a_node_that_lost_its_gpu_ends_so_that_it_can_be_started_again(
     camera = peer.publisher(Image, "lost/image", 10)
 
     def ended():
-        camera.publish(image_of(BLACK + 255))
+        camera.publish(image_of(EMPTY + 100))
         return node.popen.poll() is not None
 
     peer.until(ended, "its end")
@@ -197,7 +198,7 @@ def test_a_node_that_was_killed_and_restarted_answers_nothing_old(peer, start, m
     def send(when):
         nonlocal sent
         sent += 1
-        publisher.publish(image_of(BLACK, frame_id=f"{when} {sent}"))
+        publisher.publish(image_of(EMPTY, frame_id=f"{when} {sent}"))
 
     def begin():
         process = start(
@@ -405,7 +406,7 @@ def test_a_storm_of_parameters_while_images_flow(peer, node, camera, ask, image_
             parameters=[Parameter(name, value=value).to_parameter_msg()]
         )
         asked.append((name, value, allowed(value), client.call_async(request)))
-        camera.publish(image_of(BLACK))
+        camera.publish(image_of(EMPTY))
         if number % 10 == 0:
             peer.spin(0.05)
     # DDS keeps ten requests of a client: those that were pushed out are never answered. The last

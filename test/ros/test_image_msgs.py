@@ -1,6 +1,7 @@
 """Encodings, pixel by pixel against OpenCV on plain arrays: padded rows, both byte orders."""
 
 import array
+import re
 import sys
 import types
 
@@ -19,6 +20,8 @@ from std_msgs.msg import Header  # noqa: E402
 from ehrnet_ros.image_msgs import (  # noqa: E402
     KNOWN_ENCODINGS,
     ImageError,
+    Picture,
+    shows_nothing,
     to_image,
     to_picture,
     to_picture_compressed,
@@ -398,3 +401,27 @@ def test_to_image_round_trip_and_header():
     np.testing.assert_array_equal(to_picture(msg).bgr(), picture)
     mono = to_image(picture[..., 0], header, "mono8")
     np.testing.assert_array_equal(to_picture(mono).bgr(), gray(picture[..., 0]))
+
+
+def test_pictures_that_show_nothing():
+    """A night with a lamp shows something; what a camera of 12 bits sends as 16 does not."""
+    rng = np.random.default_rng(1)
+    street = rng.integers(20, 200, (480, 640), np.uint16)
+    for samples, words in (
+        (street * 257, ""),
+        (street * 16, "nearly black.*16 bits"),
+        (np.full((480, 640), 40_000, np.uint16), "single colour"),
+    ):
+        picture = to_picture(message("mono16", samples, 480, 640))
+        assert re.match(f".*{words}", said := shows_nothing(picture)) and bool(said) == bool(words)
+    night = np.zeros((480, 640, 3), np.uint8)
+    assert shows_nothing(Picture(night, "bgr"))
+    night[100:160, 200:280] = 255
+    assert not shows_nothing(Picture(night, "bgr"))
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_pictures_of_any_size_can_be_judged(height, width):
+    lit = np.indices((height, width, 3)).sum(axis=0).astype(np.uint8) | 16
+    assert bool(shows_nothing(Picture(lit, "rgb"))) == bool(np.all(lit == lit[0, 0]))

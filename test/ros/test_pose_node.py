@@ -272,14 +272,13 @@ def statuses(messages):
 
 def test_source_stops_and_comes_back(peer, node, camera, ask, image_of):
     diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
-    black = np.zeros((480, 640, 3), np.uint8)
+    ramp = np.broadcast_to(np.linspace(20, 90, 640)[None, :, None], (480, 640, 3))
+    empty = image_of(ramp.astype(np.uint8))
 
     def level(wanted):
         return lambda: [s for s in statuses(diagnostics) if s.level == wanted]
 
-    status = peer.until(
-        level(DiagnosticStatus.OK), "OK", each=lambda: camera.publish(image_of(black))
-    )[-1]
+    status = peer.until(level(DiagnosticStatus.OK), "OK", each=lambda: camera.publish(empty))[-1]
     values = {pair.key: pair.value for pair in status.values}
     assert values["state"] == "active" and values["model"] == "H-4 dots (preview)"
     assert float(values["processing p50 [ms]"]) > 0
@@ -288,8 +287,38 @@ def test_source_stops_and_comes_back(peer, node, camera, ask, image_of):
     assert "Images stopped" in stale.message and "/image" in stale.message
     assert "/peer (best effort" in stale.message
     diagnostics.clear()
-    peer.until(level(DiagnosticStatus.OK), "OK again", each=lambda: camera.publish(image_of(black)))
+    peer.until(level(DiagnosticStatus.OK), "OK again", each=lambda: camera.publish(empty))
     node.wait_for_log("Images again")
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.full((480, 640, 3), 9, np.uint8), "Images are nearly black"),
+        (np.full((480, 640, 3), (0, 90, 0), np.uint8), "Images are of a single colour"),
+    ],
+)
+def test_pictures_in_which_nobody_can_be_seen_are_named(
+    peer, node, camera, ask, image_of, dots, picture, words
+):
+    diagnostics = peer.listen(DiagnosticArray, "/diagnostics")
+
+    def told(level, text, picture):
+        diagnostics.clear()
+        peer.until(
+            lambda: [
+                s for s in statuses(diagnostics) if s.level == level and s.message.startswith(text)
+            ],
+            text,
+            each=lambda: camera.publish(image_of(picture)),
+        )
+
+    told(DiagnosticStatus.WARN, words, picture)
+    told(DiagnosticStatus.WARN, words, picture)
+    assert node.log().count(words) == 1
+    told(
+        DiagnosticStatus.OK, "Publishing", dots.draw_people((480, 640), two_people(dots, 480, 640))
+    )
 
 
 def test_lifecycle_from_outside(dots, peer, node, camera, ask, image_of, model):
