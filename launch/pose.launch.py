@@ -133,6 +133,44 @@ def _nodes(context):
                 LogInfo(msg=f"phi:=auto: {error}"),
                 EmitEvent(event=Shutdown(reason=str(error))),
             ]
+    given = _given(value, chosen)
+    cameras = [name.strip(" '\"") for name in value("cameras").strip(" []").split(",")]
+    cameras = [] if cameras == [""] else cameras
+    if cameras:
+        given["cameras"] = cameras
+    remappings = _remappings(value, cameras)
+    # If not true it is left to params_file and SetParameter.
+    clock = {"use_sim_time": True} if value("use_sim_time").lower() == "true" else {}
+    profile, said = fast_dds()
+    pose = {
+        "package": "ehrnet_ros",
+        "executable": "pose_node",
+        "name": "pose",
+        "namespace": value("namespace"),
+        "parameters": [_params_file(value), {**given, **clock}],
+        "remappings": remappings,
+        "arguments": ["--ros-args", "--log-level", value("log_level")],
+        "additional_env": {**profile, "EHRNET_ENGINES": value("engines")},
+        "output": "screen",
+        "emulate_tty": True,
+    }
+    in_scope = _scope(context)
+    nodes = _restarting(pose, int(value("restarts")), in_scope)
+    if value("rviz") == "true":
+        pushed = context.launch_configurations.get("ros_namespace", "")  # by PushRosNamespace
+        prefix = posixpath.join("/", pushed, value("namespace")).rstrip("/")
+        nodes.append(_rviz(value("rviz_frame"), prefix, cameras, remappings, clock))
+    started = _after_engine(context, [in_scope(nodes)], chosen)
+    if said:
+        started.insert(0, LogInfo(msg=said))
+    if chosen:
+        words = ", ".join(f"{name} {text}" for name, text in chosen.items())
+        started.insert(0, LogInfo(msg=f"phi:=auto chose {words}"))
+    return started
+
+
+def _given(value, chosen):
+    """Parameters of the node that were given as arguments, or chosen for phi:=auto."""
     given = {}
     for name, (kind, _, _) in PARAMETERS.items():
         text = chosen.get(name, value(name))
@@ -143,100 +181,69 @@ def _nodes(context):
                 raise RuntimeError(f"{name}:={text}: it has to be a whole number") from None
     if "threads" in chosen:
         given["threads"] = int(chosen["threads"])
-    image = value("image")
-    info = value("camera_info")
+    return given
+
+
+def _remappings(value, cameras):
+    """From the node's topics of images and CameraInfo to those that were asked for.
+
+    Raises RuntimeError where several cameras would share one of them.
+    """
+    image, info = value("image"), value("camera_info")
     if not info:  # REP-104: beside the image, whatever transport brings that
         base = image[: -len("/compressed")] if image.endswith("/compressed") else image
         head, slash, _ = base.rpartition("/")
         info = head + slash + "camera_info"
-    cameras = [name.strip(" '\"") for name in value("cameras").strip(" []").split(",")]
-    remappings = [("image", image), ("camera_info", info)]
-    if cameras != [""]:
-        given["cameras"] = cameras
-        remappings = []
-        for topic, at, such in (
-            ("image", image, "image_raw"),
-            ("camera_info", info, "camera_info"),
-        ):
-            if at == topic:
-                continue
-            if "{camera}" in at or len(cameras) == 1:
-                remappings += [
-                    (f"{name}/{topic}", at.replace("{camera}", name)) for name in cameras
-                ]
-            elif value(topic):  # else it lies beside the image and is no camera's own
-                raise RuntimeError(
-                    f"{topic}:={at} is one topic for {len(cameras)} cameras: write {{camera}} "
-                    f"where it has their name, such as {topic}:=/{{camera}}/{such}"
-                )
-    # RViz shows the first camera.
-    shown, inner = image, ""
-    if cameras != [""]:
-        shown, inner = (
-            dict(remappings).get(f"{cameras[0]}/image", f"{cameras[0]}/image"),
-            f"{cameras[0]}/",
-        )
-    # If not true it is left to params_file and SetParameter.
-    clock = {"use_sim_time": True} if value("use_sim_time").lower() == "true" else {}
-    namespace = value("namespace")
-    pushed = context.launch_configurations.get("ros_namespace", "")  # by PushRosNamespace
-    prefix = posixpath.join("/", pushed, namespace).rstrip("/")
-    file = _params_file(value)
-    parameters = [file, {**given, **clock}]
-    log_level = value("log_level")
-    profile, said = fast_dds()
-    environment = {**profile, "EHRNET_ENGINES": value("engines")}
-    in_scope = _scope(context)
+    if not cameras:
+        return [("image", image), ("camera_info", info)]
+    found = []
+    for topic, at, such in (("image", image, "image_raw"), ("camera_info", info, "camera_info")):
+        if at == topic:
+            continue
+        if "{camera}" in at or len(cameras) == 1:
+            found += [(f"{name}/{topic}", at.replace("{camera}", name)) for name in cameras]
+        elif value(topic):  # else it lies beside the image and is no camera's own
+            raise RuntimeError(
+                f"{topic}:={at} is one topic for {len(cameras)} cameras: write {{camera}} "
+                f"where it has their name, such as {topic}:=/{{camera}}/{such}"
+            )
+    return found
 
-    def pose(starts_left):
-        node = Node(
-            package="ehrnet_ros",
-            executable="pose_node",
-            name="pose",
-            namespace=namespace,
-            parameters=parameters,
-            remappings=remappings,
-            arguments=["--ros-args", "--log-level", log_level],
-            additional_env=environment,
-            output="screen",
-            emulate_tty=True,
-        )
 
-        def when_ended(event, context):
-            # 0: it was asked to end; 2: it cannot start like this and has said why.
-            if event.returncode in (0, 2) or context.is_shutdown:
-                return []
-            if starts_left == 0:
-                return [LogInfo(msg=f"The pose node ended with {event.returncode} once too often.")]
-            text = f"The pose node ended with {event.returncode}: starting it again."
-            return [LogInfo(msg=text), in_scope(pose(starts_left - 1))]
+def _restarting(pose, starts_left, in_scope):
+    """The node of these arguments, and what starts it again when it crashes, so many times."""
+    node = Node(**pose)
 
-        return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=when_ended)), node]
+    def when_ended(event, context):
+        # 0: it was asked to end; 2: it cannot start like this and has said why.
+        if event.returncode in (0, 2) or context.is_shutdown:
+            return []
+        if starts_left == 0:
+            return [LogInfo(msg=f"The pose node ended with {event.returncode} once too often.")]
+        text = f"The pose node ended with {event.returncode}: starting it again."
+        return [LogInfo(msg=text), in_scope(_restarting(pose, starts_left - 1, in_scope))]
 
-    nodes = pose(int(value("restarts")))
-    if value("rviz") == "true" and not has_resource("packages", "rviz2"):
+    return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=when_ended)), node]
+
+
+def _rviz(frame, prefix, cameras, remappings, clock):
+    """RViz with the first camera, below the namespace prefix; words where it is not installed."""
+    if not has_resource("packages", "rviz2"):
         package = f"ros-{os.environ.get('ROS_DISTRO', 'DISTRO')}-rviz2"
-        nodes.append(LogInfo(msg=f"No RViz, it is not installed: sudo apt install {package}"))
-    elif value("rviz") == "true":
-        rviz = Node(
-            package="rviz2",
-            executable="rviz2",
-            parameters=[clock] if clock else [],
-            arguments=["-d", str(CONFIG / "pose.rviz"), "-f", value("rviz_frame")],
-            remappings=[
-                ("/image", shown if shown.startswith("/") else f"{prefix}/{shown}"),
-                ("/pose/markers", f"{prefix}/pose/{inner}markers"),
-                ("/pose/overlay", f"{prefix}/pose/{inner}overlay"),
-            ],
-        )
-        nodes.append(rviz)
-    started = _after_engine(context, [in_scope(nodes)], chosen)
-    if said:
-        started.insert(0, LogInfo(msg=said))
-    if chosen:
-        words = ", ".join(f"{name} {text}" for name, text in chosen.items())
-        started.insert(0, LogInfo(msg=f"phi:=auto chose {words}"))
-    return started
+        return LogInfo(msg=f"No RViz, it is not installed: sudo apt install {package}")
+    inner = f"{cameras[0]}/" if cameras else ""
+    image = dict(remappings).get(f"{inner}image", f"{inner}image")
+    return Node(
+        package="rviz2",
+        executable="rviz2",
+        parameters=[clock] if clock else [],
+        arguments=["-d", str(CONFIG / "pose.rviz"), "-f", frame],
+        remappings=[
+            ("/image", image if image.startswith("/") else f"{prefix}/{image}"),
+            ("/pose/markers", f"{prefix}/pose/{inner}markers"),
+            ("/pose/overlay", f"{prefix}/pose/{inner}overlay"),
+        ],
+    )
 
 
 def _scope(context):
