@@ -171,6 +171,12 @@ def _on_cpu(value: Any) -> Any:
     return [_on_cpu(v) for v in value] if isinstance(value, list) else value
 
 
+def _plain(options: TrainOptions) -> dict[str, Any]:
+    """Options as config.json and state.pt hold them: dictionaries, lists and values."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(options)))
+    return plain
+
+
 def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration with the options that came later at their defaults."""
     out = {**defaults, "optimiser": "adamw", **config}  # AdamW was all there was
@@ -290,7 +296,7 @@ class Trainer:
         )
         if not self.sampler.num_people:
             raise EhrnetError("the packs hold no person to train on.")
-        config = json.loads(json.dumps(asdict(options)))
+        config = _plain(options)
         config["pack_sha256"] = [pack.sha256 for pack, _ in self.packs]
         self.step = self.images = 0
         self.seconds = 0.0
@@ -300,74 +306,109 @@ class Trainer:
         self.network = EfficientHRNet(
             Variant.from_phi(options.phi), drop_connect=options.drop_connect
         )
-        state = None
-        state_file = self.folder / "state.pt"
-        if unpack is not None:
-            self._unpack(unpack, state_file)
-        if os.path.exists(state_file):  # False, too, where the folder may not be looked into
-            state = _pose_state(state_file)
-            stored = _completed(state["config"], json.loads(json.dumps(asdict(TrainOptions()))))
-            if stored["phi"] != options.phi:
-                raise EhrnetError(
-                    f"{folder} holds a run of {Variant.from_phi(stored['phi']).name}, which cannot "
-                    f"go on as {self.network.variant.name}: choose another folder."
-                )
-            different = _differences(config, stored)
-            if different and not change:
-                if different == ["pack_sha256"]:
-                    raise EhrnetError(
-                        f"{folder} holds a run on other packs, by their hashes: give those, or say "
-                        "--change to continue with these."
-                    )
-                raise EhrnetError(
-                    f"{folder} holds a run with other options ({', '.join(different)}): choose "
-                    "another folder, or say --change to continue with the new ones."
-                )
-            config["started_from"] = stored.get("started_from")
+        state = self._stored(config, change, unpack)
+        if state is None:
+            self._begin()
+        else:
             self.network.load_state_dict(state["network"])
             self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
-        elif options.start:
-            self._start(Path(options.start))
-        elif options.backbone:
-            init_from_classifier(self.network, Path(options.backbone))
-        elif options.lite0:
-            init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
         if config.get("started_from") is None:
             config["started_from"] = _history(Path(options.start)) if options.start else {}
         self.network.to(self.device, memory_format=torch.channels_last)
         if options.shared_norm and self.world > 1:
             share_norms(self.network, self.device)
         self.optimiser = self._optimiser()
-        if state is None:
-            self.average = Average(self.network, options.ema)
-        else:
-            self.average = Average(
-                self.network, options.ema, state["average"], state["average_count"]
-            )
-            if stored["optimiser"] == options.optimiser:
-                decays = [group["weight_decay"] for group in self.optimiser.param_groups]
-                self.optimiser.load_state_dict(state["optimiser"])
-                for group, decay in zip(self.optimiser.param_groups, decays, strict=True):
-                    group["weight_decay"] = decay  # as asked for now, not as stored
+        self.average = self._averaged(state)
         self.bf16 = options.bf16 and has_bfloat16(self.device)
         if self.device.type == "cpu":
             quicken(self.network)
+        self.painter, self.workers = self._who_makes_windows()
+        self.config = config
+        self.records = Records(self.folder)
+        if self.rank == 0:
+            save_json(self.folder / "config.json", self._note())
+            for part in self.folder.glob(".state.pt.*.tmp"):  # of a process that was killed
+                part.unlink()
+        packs = [pack for pack, _ in self.packs]
+        self.held_back = held_back_people(packs, options.holdout)
+        self.partly_seen = partly_seen_people(packs, options.holdout)
+        if self.world > 1:
+            self._check_alike()
+
+    def _stored(
+        self, config: dict[str, Any], change: bool, unpack: Path | None
+    ) -> dict[str, Any] | None:
+        """The state of the run that is in the folder, if there is one; adds what it came from.
+
+        Raises EhrnetError where that is a run of something else, or of other options unless
+        ``change``.
+        """
+        state_file = self.folder / "state.pt"
+        if unpack is not None:
+            self._unpack(unpack, state_file)
+        if not os.path.exists(state_file):  # so, too, where the folder may not be looked into
+            return None
+        state = _pose_state(state_file)
+        stored = _completed(state["config"], _plain(TrainOptions()))
+        if stored["phi"] != self.options.phi:
+            raise EhrnetError(
+                f"{self.folder} holds a run of {Variant.from_phi(stored['phi']).name}, which "
+                f"cannot go on as {self.network.variant.name}: choose another folder."
+            )
+        different = _differences(config, stored)
+        if different == ["pack_sha256"] and not change:
+            raise EhrnetError(
+                f"{self.folder} holds a run on other packs, by their hashes: give those, or say "
+                "--change to continue with these."
+            )
+        if different and not change:
+            raise EhrnetError(
+                f"{self.folder} holds a run with other options ({', '.join(different)}): choose "
+                "another folder, or say --change to continue with the new ones."
+            )
+        config["started_from"] = stored.get("started_from")
+        return {**state, "config": stored}
+
+    def _begin(self) -> None:
+        """The weights that a run begins with, where they are not random."""
+        options = self.options
+        if options.start:
+            self._start(Path(options.start))
+        elif options.backbone:
+            init_from_classifier(self.network, Path(options.backbone))
+        elif options.lite0:
+            init_from_lite0(self.network, Path(options.lite0), self._pictures(96))
+
+    def _averaged(self, state: dict[str, Any] | None) -> Average:
+        """The weights' average; from a stored run, that goes on, and the optimiser does, too."""
+        if state is None:
+            return Average(self.network, self.options.ema)
+        if state["config"]["optimiser"] == self.options.optimiser:
+            decays = [group["weight_decay"] for group in self.optimiser.param_groups]
+            self.optimiser.load_state_dict(state["optimiser"])
+            for group, decay in zip(self.optimiser.param_groups, decays, strict=True):
+                group["weight_decay"] = decay  # as asked for now, not as stored
+        return Average(self.network, self.options.ema, state["average"], state["average_count"])
+
+    def _who_makes_windows(self) -> tuple[Painter | None, int]:
+        """What draws windows on the device, if anything does, and how many processes otherwise."""
         where = self.hardware.windows_on
         if where not in ("auto", "device", "host"):
             raise EhrnetError(f"windows are made on 'device' or on 'host', not on '{where}'.")
         gpu = self.device.type == "cuda"
-        packs = [pack for pack, _ in self.packs]
         on_device = where == "device" or (where == "auto" and gpu)
-        self.painter = Painter(packs, self.device) if on_device else None
-        self.workers = self.hardware.workers
-        if self.workers < 0:
+        painter = Painter([pack for pack, _ in self.packs], self.device) if on_device else None
+        workers = self.hardware.workers
+        if workers < 0:
             share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            self.workers = max(1, min(8, share - 1)) if gpu else 0
-        if self.painter is None and self.workers:
-            self.workers = self._fitting(self.workers)
-        self.config = config
-        note = {
-            **config,
+            workers = max(1, min(8, share - 1)) if gpu else 0
+        return painter, self._fitting(workers) if painter is None and workers else workers
+
+    def _note(self) -> dict[str, Any]:
+        """What config.json says of the run."""
+        gpu = self.device.type == "cuda"
+        return {
+            **self.config,
             "versions": {
                 "torch": torch.__version__,
                 "numpy": np.__version__,
@@ -377,21 +418,11 @@ class Trainer:
                 **asdict(self.hardware),
                 "bf16": self.bf16,
                 "name": torch.cuda.get_device_name(self.device)
-                if self.device.type == "cuda"
+                if gpu
                 else platform.processor() or platform.machine(),
             },
             "command": sys.argv,
         }
-        self.records = Records(self.folder)
-        if self.rank == 0:
-            save_json(self.folder / "config.json", note)
-            for part in self.folder.glob(".state.pt.*.tmp"):  # of a process that was killed
-                part.unlink()
-        packs = [pack for pack, _ in self.packs]
-        self.held_back = held_back_people(packs, options.holdout)
-        self.partly_seen = partly_seen_people(packs, options.holdout)
-        if self.world > 1:
-            self._check_alike()
 
     def _fitting(self, workers: int) -> int:
         """As many of these as can send whole windows; raises EhrnetError if they were asked for."""
