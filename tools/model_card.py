@@ -32,15 +32,20 @@ Trained on photographs with people, in research use:
   Extended (Johnson and Everingham, CVPR 2011; research, citation asked);
 * 1,355 images without labels (Flickr8k, EyeCrowd, OSIE, street photographs, rooms seen by a robot,
   COCO images without people), and the people in COCO images whom nobody labelled: labels by a
-  teacher, RTMDet-nano and PicoDet-S with PP-TinyPose (Apache-2.0);
-* 3,563 sharper images with the teacher's labels, in H-3's last run: pedestrians and people in rooms
-  (LS-chen/Pedestrian-behavior-detection-and-prediction), frames of fixed cameras
-  (Mouso00/Human-Detection-Dataset-), people with masks (VikramShenoy97/Human-Segmentation-Dataset),
-  which state no licence, and Clothing Co-Parsing (bearpaw/clothing-co-parsing; research).
+  teacher, RTMDet-nano and PicoDet-S with PP-TinyPose (Apache-2.0){more}.
 
 The backbone began as slices of EfficientNet-Lite0 trained on ImageNet (Apache-2.0). No image and no
 label is part of this package. The images used for the figures below were never trained on.
 """
+
+# What the last run of a variant was shown beside that.
+MORE_DATA = {
+    "H-3": """;
+* 3,563 sharper images with the teacher's labels, in the last run: pedestrians and people in rooms
+  (LS-chen/Pedestrian-behavior-detection-and-prediction), frames of fixed cameras
+  (Mouso00/Human-Detection-Dataset-), people with masks (VikramShenoy97/Human-Segmentation-Dataset),
+  which state no licence, and Clothing Co-Parsing (bearpaw/clothing-co-parsing; research)"""
+}
 
 
 def load(path: Path, info: ModelInfo) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def card(
         "",
         "## Data",
         "",
-        DATA,
+        DATA.format(more=MORE_DATA.get(info.variant, "")),
         "## Measured",
         "",
         "COCO keypoint AP by pycocotools. One pass over the image, and one over every view of each "

@@ -31,8 +31,9 @@ SAME, DIFFERS, UNCHECKED = "same", "differs", "unchecked"
 # A keypoint further away than this sits on another maximum: the grouping changed. Maxima are at
 # least three cells of two pixels apart.
 SAME_PEAK_PX = 6.0
-# A kind of keypoint seen at least so often must be right in half of the cases.
-_OFTEN = 4
+# A kind of keypoint must be right in half of the cases, unless so few were seen that chance alone
+# does that more often than this.
+_CHANCE, _FEW = 0.01, 4
 # As in the graph (network/deploy.py): the logarithm of less than this is not looked at.
 _MIN_HEAT = 1e-3
 # Curvature of the logarithm under which rounding moves the top by a hundredth of a pixel and more.
@@ -271,10 +272,10 @@ class _Tally:
             np.bincount(np.array(found, int), minlength=kinds)
             for found in (self.changed[kind], self.kept[kind])
         )
-        lost = np.flatnonzero((wrong + right >= _OFTEN) & (wrong > right))
+        lost = [k for k in range(kinds) if _is_lost(int(wrong[k]), int(right[k]), limits.changed)]
         most = _most_changed(limits.changed, compared)
         good = (
-            not len(lost)
+            not lost
             and numbers["xy_p95_px"] <= limits.xy_px
             and numbers["score_p95"] <= limits.score
             and changed <= most
@@ -286,9 +287,20 @@ class _Tally:
             f"(limit {limits.xy_px:g}) and {numbers['score_p95']:.3f} in score (limit "
             f"{limits.score:g}), furthest {numbers['xy_max_px']:.2f} px"
         )
-        reason += f"; keypoint {lost[0]} is mostly wrong." if len(lost) else "."
+        reason += f"; keypoint {lost[0]} is mostly wrong." if lost else "."
         state = SAME if good else DIFFERS
         return Verdict(state, reason, self.people, compared, changed, **numbers, sizes=sizes)  # type: ignore[arg-type]
+
+
+def _is_lost(wrong: int, right: int, share: float) -> bool:
+    """Whether a kind of keypoint is mostly wrong, and not by chance where ``share`` is allowed."""
+    seen = wrong + right
+    if seen < _FEW or wrong <= right:
+        return False
+    by_chance = (
+        math.comb(seen, n) * share**n * (1 - share) ** (seen - n) for n in range(wrong, seen + 1)
+    )
+    return sum(by_chance) < _CHANCE
 
 
 def _most_changed(share: float, compared: int) -> int:

@@ -16,7 +16,7 @@ import scipy.stats
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.answers import Answers, answers_file, read_answers, write_answers
 from ehrnet_model.inference.opening import open_runtime
-from ehrnet_model.inference.parity import LIMITS, Verdict, _most_changed, check_engine
+from ehrnet_model.inference.parity import LIMITS, Verdict, _is_lost, _most_changed, check_engine
 from ehrnet_model.inference.runtime import model_info
 
 
@@ -140,6 +140,20 @@ def test_people_of_the_wrong_keypoints_are_counted(model, answers) -> None:
     assert (verdict.state, verdict.changed) == ("differs", 4)
     assert "4 changed hands" in verdict.reason
     assert "keypoint 15 is mostly wrong" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "lost_in"),
+    [
+        (3, 0, []),  # too few to say anything
+        (3, 1, ["fp32", "fp16"]),  # int8, a quarter allowed: 4 * 0.25**3 * 0.75 + 0.25**4 = .051
+        (4, 0, ["fp32", "fp16", "int8"]),  # 0.25**4 = .0039
+        (4, 4, []),
+        (5, 1, ["fp32", "fp16", "int8"]),  # 6 * 0.25**5 * 0.75 + 0.25**6 = .0046
+    ],
+)
+def test_a_keypoint_is_lost_where_it_is_mostly_wrong_and_not_by_chance(wrong, right, lost_in):
+    assert [p for p, limit in LIMITS.items() if _is_lost(wrong, right, limit.changed)] == lost_in
 
 
 @pytest.mark.parametrize(("pixels", "changed"), [(5, 0), (12, 3)])
