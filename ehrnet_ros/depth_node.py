@@ -137,21 +137,22 @@ class DepthNode(SmallNode):
         if missed <= paired:
             return
         if self._matcher.late_ns:
-            self.refuse(
+            why = (
                 f"Poses come {self._matcher.late_ns / 1e9:.2g} s after the last depth image that "
                 "is still kept: give the parameter depth_images a larger number."
             )
         elif paired:
-            self.refuse(
+            why = (
                 f"{100 * missed / (missed + paired):.0f} % of the poses have no depth image of "
                 "their stamp: depth images come too seldom or are lost. The parameter "
                 "stamp_slop_s allows stamps that differ."
             )
         else:
-            self.refuse(
+            why = (
                 "No depth image has the stamp of these poses: are both of one camera? The "
                 "parameter stamp_slop_s allows stamps that differ."
             )
+        self.refuse(why, missed)
 
     def _lift(self, msg: PoseArray, depth: Image) -> None:
         info = self._camera_info

@@ -143,9 +143,10 @@ class SmallNode(Node):
         """To be called for each result that goes out."""
         self._published += 1
 
-    def refuse(self, why: str) -> None:
-        """Says that a message was dropped; the same again only after half a minute."""
-        self._dropped, self._dropped_at, self._last_error = self._dropped + 1, time.monotonic(), why
+    def refuse(self, why: str, count: int = 1) -> None:
+        """Says that messages were dropped; the same again only after half a minute."""
+        self._dropped, self._dropped_at = self._dropped + count, time.monotonic()
+        self._last_error = why
         if self._refused.should_say(why):
             self.get_logger().warning(f"Message dropped: {why}")
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from permissions import bound
 from stand_in_builder import StandInBuilder
 
 from ehrnet_model.errors import EhrnetError
@@ -55,18 +54,12 @@ def test_a_model_without_answers_is_unchecked(model, capsys) -> None:
 
 def in_process(before: str, *words: str) -> subprocess.CompletedProcess:
     """Doctor as a process that permissions bind, of the packages that take no time."""
-    command = []
-    if not os.getuid():
-        if shutil.which("setpriv") is None:
-            pytest.skip("permissions do not bind root, and there is no setpriv")
-        least = "-dac_override,-dac_read_search"
-        command = ["setpriv", f"--bounding-set={least}", f"--inh-caps={least}"]
     code = (
         f"import os, signal, sys\n{before}\nfrom ehrnet_ros.cli import doctor, main\n"
         "doctor.PACKAGES = doctor.PACKAGES[:4]\n"
         f"sys.exit(main(['doctor', *{words!r}]))"
     )
-    return subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([*bound(), sys.executable, "-c", code], capture_output=True, text=True)
 
 
 def test_a_model_that_cannot_be_read_is_one_fault_among_the_findings(model) -> None:

@@ -10,8 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import http.server
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +24,7 @@ pytest.importorskip("onnx", reason="making a model needs onnx")
 pytest.importorskip("tqdm", reason="the progress bar needs tqdm")
 
 from omz_files import write_pair  # noqa: E402
+from permissions import bound  # noqa: E402
 
 from ehrnet_model import published as table  # noqa: E402
 from ehrnet_model.download import RemoteFile  # noqa: E402
@@ -233,12 +232,7 @@ def test_a_target_that_takes_nothing_is_told_before_the_fetching(
 
 @pytest.mark.parametrize("closed", ["share/ehrnet/models", "share/ehrnet", "cache/ehrnet"])
 def test_a_folder_that_is_closed_is_one_sentence(closed, home) -> None:
-    command = []
-    if not os.getuid():
-        if shutil.which("setpriv") is None:
-            pytest.skip("permissions do not bind root, and there is no setpriv")
-        least = "-dac_override,-dac_read_search"
-        command = ["setpriv", f"--bounding-set={least}", f"--inh-caps={least}"]
+    command = bound()
     (home / closed).mkdir(parents=True)
     (home / closed).chmod(0)
     words = [sys.executable, "-m", "ehrnet_ros.cli", "get-weights"]
