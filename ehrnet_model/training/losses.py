@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -165,20 +166,48 @@ def tag_loss(
     return pull, 0.5 * push.sum() / images
 
 
+class Predicted(NamedTuple):
+    """What a network makes of N images of R pixels, as it comes, in bfloat16 perhaps.
+
+    Attributes:
+        features: (N, C, R/4, R/4), what the low-resolution head reads.
+        low: (N, 2 J, R/4, R/4), J heatmaps, then J tags.
+        high: (N, J, R/2, R/2) heatmaps.
+    """
+
+    features: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+
+def predict(
+    network: EfficientHRNet, images: torch.Tensor, bf16: bool, cache: bool = True
+) -> Predicted:
+    """Runs the network, its convolutions in bfloat16 if asked for.
+
+    ``cache``: weights in bfloat16 may be those that autocast made for an earlier call.
+    """
+    device = images.device.type
+    with (
+        torch.autocast(device, torch.bfloat16, cache_enabled=cache)
+        if bf16
+        else contextlib.nullcontext()
+    ):
+        features = network.features(images)
+        return Predicted(features, *network.heads(features))
+
+
 def compute_losses(
-    network: EfficientHRNet, batch: Batch, options: LossOptions, bf16: bool
+    predicted: Predicted, batch: Batch, options: LossOptions
 ) -> dict[str, torch.Tensor]:
     """The weighted sum under ``loss`` and its parts.
 
     ``rel4`` and ``rel2`` are the squared errors without weights, divided by those of empty maps.
     """
     joints = batch.low.shape[1]
-    device = batch.images.device.type
-    with torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext():
-        features = network.features(batch.images)
-        low_all, high = network.heads(features)
-    low, tags = low_all[:, :joints].float(), low_all[:, joints:]
-    high = high.float()
+    features = predicted.features
+    low, tags = predicted.low[:, :joints].float(), predicted.low[:, joints:]
+    high = predicted.high.float()
     low_loss = heatmap_loss(low, batch.low, batch.low_mask, options.peak_weight)
     high_loss = heatmap_loss(high, batch.high, batch.high_mask, options.peak_weight)
     pull, push = tag_loss(tags, batch.tag_index, batch.tag_person, batch.image_of_person)

@@ -97,23 +97,27 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             if group["orthogonal"]:
                 kernels = [p for p in group["params"] if p.grad is not None]
-                for kernel, update in zip(kernels, self._updates(kernels), strict=True):
-                    kernel.mul_(1 - group["lr"] * group["weight_decay"])
-                    kernel.add_(update, alpha=-group["lr"])
+                if kernels:
+                    updates = self._updates(kernels)
+                    torch._foreach_mul_(updates, group["lr"])
+                    torch._foreach_mul_(kernels, 1 - group["lr"] * group["weight_decay"])
+                    torch._foreach_sub_(kernels, updates)
+                for kernel in kernels:
                     kernel.grad = None  # AdamW leaves alone what has none
         super().step()
 
     def _updates(self, kernels: list[Tensor]) -> list[Tensor]:
         """The updates, one in the shape of each kernel."""
-        averaged = []
         for kernel in kernels:
             state = self.state[kernel]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(kernel)
                 state["step"] = torch.zeros(())  # AdamW expects every state to have one
             state["step"] += 1
-            state["momentum"].lerp_(kernel.grad, 1 - _MOMENTUM)
-            averaged.append(kernel.grad.lerp(state["momentum"], _MOMENTUM).flatten(1))
+        gradients = [kernel.grad for kernel in kernels]
+        momenta = [self.state[kernel]["momentum"] for kernel in kernels]
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        averaged = [m.flatten(1) for m in torch._foreach_lerp(gradients, momenta, _MOMENTUM)]
         world = distributed.get_world_size() if distributed.is_initialized() else 1
         owner = _shared_out([matrix.shape for matrix in averaged], world)
         rank = distributed.get_rank() if world > 1 else 0

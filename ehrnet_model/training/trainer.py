@@ -37,13 +37,14 @@ from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.averages import Average, Sums
 from ehrnet_model.training.batches import Batch, batch_bytes, collate, normalise
 from ehrnet_model.training.feed import Job, feed, workers_that_fit
+from ehrnet_model.training.graphs import CudaRecorder, Recorder, StepGraphs
 from ehrnet_model.training.grow import grow
 from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, quicken
 from ehrnet_model.training.holdout import box_oks, held_back_people, partly_seen_people
 from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.limits import check_numbers
-from ehrnet_model.training.losses import LossOptions, compute_losses
+from ehrnet_model.training.losses import LossOptions, compute_losses, predict
 from ehrnet_model.training.muon import Muon, kernels_for_muon
 from ehrnet_model.training.norms import share_norms
 from ehrnet_model.training.pack import Pack
@@ -320,6 +321,7 @@ class Trainer:
         self.optimiser = self._optimiser()
         self.average = self._averaged(state)
         self.bf16 = options.bf16 and has_bfloat16(self.device)
+        self.graphs: StepGraphs | None = None
         if self.device.type == "cpu":
             quicken(self.network)
         self.painter, self.workers = self._who_makes_windows()
@@ -574,6 +576,24 @@ class Trainer:
         finally:
             items.close()
 
+    def record(self, recorder: Callable[[], Recorder] = CudaRecorder) -> None:
+        """Makes graphs of what every step does, where that can be; see ``graphs``.
+
+        Several processes exchange in the middle of a step, and what is frozen or left out by chance
+        changes between steps: those go without.
+        """
+        o = self.options
+        if self.world > 1 or o.freeze or o.drop_connect:
+            return
+        self._train_mode()
+        shapes = {(batch, 3, side, side): None for side, batch, share in o.windows if share}
+        try:
+            self.graphs = StepGraphs(
+                self.network, self.optimiser, list(shapes), self.bf16, recorder
+            )
+        except RuntimeError as error:
+            log.warning("Steps cannot be recorded as CUDA graphs, they are slower so: %s", error)
+
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One update; returns the parts of the loss, of this process, on the device."""
         # What is random inside the network depends on step and process alone, like the windows.
@@ -582,15 +602,27 @@ class Trainer:
         rate = self._rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        parts = compute_losses(self.network, batch, self.options.loss, self.bf16)
-        self.optimiser.zero_grad(set_to_none=True)
-        parts["loss"].backward()
+        graphs = self.graphs
+        passes = graphs.passes.get(tuple(batch.images.shape)) if graphs else None
+        if passes:
+            predicted = passes.forward(batch.images)
+            parts = compute_losses(predicted, batch, self.options.loss)
+            parts["loss"].backward()
+            passes.backward(predicted)
+        else:
+            predicted = predict(self.network, batch.images, self.bf16)
+            parts = compute_losses(predicted, batch, self.options.loss)
+            self.optimiser.zero_grad(set_to_none=True)
+            parts["loss"].backward()
         now = time.monotonic()
         self.seconds += now - self._clock
         self._clock = now
         if self.world > 1:
             self._share()
-        self.optimiser.step()
+        if graphs and passes:
+            graphs.update.step(rate)
+        else:
+            self.optimiser.step()
         self.average.update()
         self.step += 1
         self.images += len(batch.images) * self.world
@@ -739,6 +771,8 @@ class Trainer:
         o = self.options
         if o.bf16 and not self.bf16 and self.rank == 0:
             tell(f"this {self.device.type.upper()} has no bfloat16 instructions: in float32.")
+        if self.device.type == "cuda" and self.graphs is None:
+            self.record()
         clock = self._clock = time.monotonic()
         saved = measured = clock
         sums, waited = Sums(), 0.0

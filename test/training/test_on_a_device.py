@@ -19,7 +19,7 @@ from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.batches import collate
 from ehrnet_model.training.feed import Job
 from ehrnet_model.training.hardware import Hardware, open_device
-from ehrnet_model.training.losses import LossOptions, compute_losses
+from ehrnet_model.training.losses import LossOptions, compute_losses, predict
 from ehrnet_model.training.pack import Pack, write_pack
 from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.sampler import SampleOptions
@@ -197,7 +197,8 @@ def test_losses_are_computed_where_the_batch_is(pack_file, tmp_path):
     batch = collate([trainer.sampler.sample(i, 64, options) for i in range(2)])
     meta = torch.device("meta")
     network = EfficientHRNet(Variant.from_phi(-4), drop_connect=0.2).to(meta).train()
-    parts = compute_losses(network, batch.to(meta), LossOptions(sides=0.02), False)
+    batch = batch.to(meta)
+    parts = compute_losses(predict(network, batch.images, False), batch, LossOptions(sides=0.02))
     assert {p.device for p in parts.values()} == {meta}
     parts["loss"].backward()
     assert all(p.grad.device == meta for p in network.parameters() if p.grad is not None)
@@ -214,7 +215,8 @@ def test_a_step_copies_nothing_to_the_device(pack_file, tmp_path):
     options = LossOptions(sides=0.02)
 
     def step():
-        compute_losses(network, painter(batch), options, False)["loss"].backward()
+        drawn = painter(batch)
+        compute_losses(predict(network, drawn.images, False), drawn, options)["loss"].backward()
 
     step()  # constants are brought there in the first
     with Copies() as copies, Made() as made:
