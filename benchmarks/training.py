@@ -72,6 +72,8 @@ def milliseconds(work: Callable[[], Any], device: torch.device, times: int) -> f
 def measure(options: TrainOptions, hardware: Hardware, folder: Path, steps: int) -> dict[str, Any]:
     """One row: a run of some steps, and its stages alone."""
     trainer = Trainer(options, folder, hardware=hardware)
+    if trainer.device.type == "cuda":
+        trainer.record()
     device, (side, count, _) = trainer.device, options.windows[0]
     sample, sampler, painter = options.sample, trainer.sampler, trainer.painter
     plans = [sampler.plan(i, side, sample) for i in range(count)]

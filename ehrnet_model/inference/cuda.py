@@ -2,7 +2,8 @@
 
 Every JetPack brings libcudart; the functions used here exist unchanged from CUDA 11.4 to 13.
 Without a driver the library loads and answers error 35, which is what tests see; so does one that
-is newer than the driver. The calls have never run on a GPU in this project's tests.
+is newer than the driver. Tests see no GPU; by hand everything but engines ran on an H200 once
+(libcudart 13: buffers, copies, a captured graph, memory that does not suffice).
 """
 
 from __future__ import annotations

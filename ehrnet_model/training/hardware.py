@@ -24,7 +24,8 @@ class Hardware:
     Attributes:
         device: ``cpu``, ``cuda`` or ``auto`` (CUDA where there is a GPU).
         windows_on: ``device`` (see ``painter``), ``host`` or ``auto`` (device if it is a GPU).
-        workers: processes that prepare windows; 0: a thread; -1: 0 for a CPU, up to 8 for a GPU.
+        workers: processes that prepare windows; 0: a thread; -1: 0 for a CPU, for a GPU
+            one a core but one.
     """
 
     device: str = "cpu"

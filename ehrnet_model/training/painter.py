@@ -171,7 +171,7 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
             places.append(marks.places(stride))
         states.append(marks.keypoints[..., 2])
         owner += [s] * len(marks.keypoints)
-        if marks.ignore or marks.keep is not None or marks.published:
+        if len(marks.ignore) or marks.keep is not None or marks.published:
             for stride, plane in planes.items():
                 h, w, x, y = (v // stride for v in (part.size, wide, left, top))
                 plane[n, y : y + h, x : x + w] = marks.plane(stride, (h, w))

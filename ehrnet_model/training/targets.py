@@ -76,25 +76,25 @@ def heatmaps(cells: np.ndarray, present: np.ndarray, size_hw: tuple[int, int]) -
 
 
 def loss_plane(
-    ignore: list[np.ndarray],
-    keep: list[np.ndarray] | None,
+    ignore: np.ndarray,
+    keep: np.ndarray | None,
     frame: np.ndarray | None,
     size_hw: tuple[int, int],
 ) -> np.ndarray:
     """What the regions leave of the loss: (H, W) uint8.
 
     Args:
-        ignore: polygons (4, 2) in cells without loss.
+        ignore: polygons (B, 4, 2) in cells without loss.
         keep: where given, loss only inside these polygons.
         frame: where given, no loss outside this polygon.
         size_hw: height and width of the map.
     """
     import cv2
 
-    def fill(polygons: list[np.ndarray], value: int, plane: np.ndarray) -> None:
-        for polygon in polygons:
-            if np.abs(polygon).max() < 30000:
-                cv2.fillConvexPoly(plane, np.round(polygon).astype(np.int32), value)
+    def fill(polygons: np.ndarray, value: int, plane: np.ndarray) -> None:
+        near = polygons[np.abs(polygons).max((1, 2), initial=0) < 30000]
+        for polygon in np.round(near).astype(np.int32):
+            cv2.fillConvexPoly(plane, polygon, value)
 
     plane = np.ones(size_hw, np.uint8)
     if keep is not None:
@@ -103,7 +103,7 @@ def loss_plane(
     fill(ignore, 0, plane)
     if frame is not None:
         inside = np.zeros(size_hw, np.uint8)
-        fill([frame], 1, inside)
+        fill(frame[None], 1, inside)
         plane &= inside
     return plane
 

@@ -403,7 +403,7 @@ class Trainer:
         workers = self.hardware.workers
         if workers < 0:
             share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            workers = max(1, min(8, share - 1)) if gpu else 0
+            workers = max(1, share - 1) if gpu else 0
         return painter, self._fitting(workers) if painter is None and workers else workers
 
     def _note(self) -> dict[str, Any]:

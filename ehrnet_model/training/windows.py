@@ -45,7 +45,7 @@ class Marks:
 
     Attributes:
         keypoints: (P, 17, 3) float64: x and y in pixels of the scene, and the state.
-        ignore, keep: polygons (4, 2) in pixels of the scene, see ``targets.loss_plane``.
+        ignore, keep: polygons (B, 4, 2) in pixels of the scene, see ``targets.loss_plane``.
         unlabelled_channels: keypoint indices that the picture says nothing about.
         frame: polygon (4, 2), the picture's corners.
         mirror: whether the scene is mirrored.
@@ -53,8 +53,8 @@ class Marks:
     """
 
     keypoints: np.ndarray
-    ignore: list[np.ndarray]
-    keep: list[np.ndarray] | None
+    ignore: np.ndarray
+    keep: np.ndarray | None
     unlabelled_channels: list[int]
     frame: np.ndarray
     mirror: bool = False
@@ -73,8 +73,8 @@ class Marks:
     def plane(self, stride: int, size_hw: tuple[int, int]) -> np.ndarray:
         """(H, W) uint8: where the regions leave loss on a map of this size."""
         return loss_plane(
-            [self._cells(polygon, stride) for polygon in self.ignore],
-            None if self.keep is None else [self._cells(p, stride) for p in self.keep],
+            self._cells(self.ignore, stride),
+            None if self.keep is None else self._cells(self.keep, stride),
             self._cells(self.frame, stride) if self.published else None,
             size_hw,
         )
@@ -87,8 +87,8 @@ class Marks:
         return replace(
             self,
             keypoints=keypoints,
-            ignore=[polygon - shift for polygon in self.ignore],
-            keep=None if self.keep is None else [polygon - shift for polygon in self.keep],
+            ignore=self.ignore - shift,
+            keep=None if self.keep is None else self.keep - shift,
             frame=self.frame - shift,
         )
 
@@ -118,18 +118,14 @@ def move(
     def moved(xy: np.ndarray) -> np.ndarray:
         return xy @ matrix[:, :2].T + matrix[:, 2]
 
-    def corners(boxes: np.ndarray, grow: float = 0.0) -> list[np.ndarray]:
-        out = []
-        for x, y, w, h in boxes:
-            gx, gy = w * grow, h * grow
-            square = [
-                [x - gx, y - gy],
-                [x + w + gx, y - gy],
-                [x + w + gx, y + h + gy],
-                [x - gx, y + h + gy],
-            ]
-            out.append(moved(np.array(square)))
-        return out
+    def corners(boxes: np.ndarray, grow: float = 0.0) -> np.ndarray:
+        room = boxes[:, 2:] * grow
+        (left, top), (right, bottom) = (
+            (boxes[:, :2] - room).T,
+            (boxes[:, :2] + boxes[:, 2:] + room).T,
+        )
+        x, y = (left, right, right, left), (top, top, bottom, bottom)
+        return moved(np.stack([np.stack(x, 1), np.stack(y, 1)], 2))
 
     keypoints = labels.keypoints.astype(np.float64).copy()
     keypoints[..., :2] = moved(keypoints[..., :2])

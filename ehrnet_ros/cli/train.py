@@ -160,7 +160,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=-1,
         metavar="N",
-        help="processes that prepare windows; 0: a thread (default: 0 on a CPU, up to 8 on a GPU)",
+        help="processes that prepare windows; 0: a thread (default: 0 on a CPU; on a GPU all "
+        "cores but one)",
     )
     parser.add_argument(
         "--shared-norm",

@@ -241,16 +241,17 @@ def test_mask_leaves_out_what_is_unknown_and_keeps_what_is_known():
     cells = np.array([[[10.0, 10], [20, 10], [25, 25]]])
     states = np.array([[1, -1, 0]])
     box = np.array([[8.0, 8], [30, 8], [30, 30], [8, 30]])
-    mask = loss_mask(cells, states, loss_plane([], None, None, (32, 32)), [2])
+    none = np.empty((0, 4, 2))
+    mask = loss_mask(cells, states, loss_plane(none, None, None, (32, 32)), [2])
     assert mask[0].all()
     assert mask[1, 10, 20] == 0 and mask[1, 10, 5] == 1
     assert not mask[2].any()
-    mask = loss_mask(cells, states, loss_plane([box], None, None, (32, 32)), [])
+    mask = loss_mask(cells, states, loss_plane(box[None], None, None, (32, 32)), [])
     assert mask[0, 10, 10] == 1 and mask[0, 28, 28] == 0 and mask[0, 2, 2] == 1
-    mask = loss_mask(cells, states, loss_plane([], [box], None, (32, 32)), [])
+    mask = loss_mask(cells, states, loss_plane(none, box[None], None, (32, 32)), [])
     assert mask[2, 20, 20] == 1 and mask[2, 2, 2] == 0
-    assert not loss_plane([], None, box - 100, (32, 32)).any()
-    frame = loss_plane([box + 5], None, box, (32, 32))
+    assert not loss_plane(none, None, box - 100, (32, 32)).any()
+    frame = loss_plane(box[None] + 5, None, box, (32, 32))
     assert frame[10, 10] == 1 and frame[2, 2] == 0 and frame[20, 20] == 0
 
 
