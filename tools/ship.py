@@ -59,15 +59,6 @@ def rows(val: int, plus: int) -> list[Measured]:
         Measured(f"{plus} at 512 pixels, for AP", plus=True, for_ap=True),
         Measured(f"the same {plus}, as shipped", plus=True),
         Measured(
-            f"the first {val}, for AP, six views", decode=("second_look_views=6",), for_ap=True
-        ),
-        Measured(
-            f"the {plus}, for AP, six views",
-            plus=True,
-            decode=("second_look_views=6",),
-            for_ap=True,
-        ),
-        Measured(
             f"the first {val}, for AP, one view", decode=("second_look_views=1",), for_ap=True
         ),
         Measured(f"the first {val}, for AP, one look", decode=("second_look=0",), for_ap=True),
