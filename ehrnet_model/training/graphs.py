@@ -82,13 +82,15 @@ class Passes:
             self._wanted = [torch.zeros_like(part) for part in self._predicted]
             self._run_backward()
 
-        for _ in range(_WARM_UP):
-            recorder.warm_up(once)
-        self._replay_forward = recorder.record(self._run_forward)
-        self._replay_backward = recorder.record(self._run_backward)
-        with torch.no_grad():
-            for buffer, value in zip(network.buffers(), statistics, strict=True):
-                buffer.copy_(value)
+        try:
+            for _ in range(_WARM_UP):
+                recorder.warm_up(once)
+            self._replay_forward = recorder.record(self._run_forward)
+            self._replay_backward = recorder.record(self._run_backward)
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(network.buffers(), statistics, strict=True):
+                    buffer.copy_(value)
 
     def forward(self, images: Tensor) -> Predicted:
         """What the network predicts, as leaves whose gradients ``backward`` takes.
@@ -133,13 +135,15 @@ class Update:
         self._rate = torch.zeros((), device=next(iter(self._gradients)).device)
         kept = {p: p.detach().clone() for p in self._gradients}
         state = {p: {k: v.clone() for k, v in optimiser.state[p].items()} for p in kept}
-        recorder.warm_up(self._run)
-        with torch.no_grad():
-            for parameter, value in kept.items():
-                parameter.copy_(value)
-                for key, moment in optimiser.state[parameter].items():
-                    before = state[parameter].get(key)
-                    moment.zero_() if before is None else moment.copy_(before)
+        try:
+            recorder.warm_up(self._run)
+        finally:
+            with torch.no_grad():
+                for parameter, value in kept.items():
+                    parameter.copy_(value)
+                    for key, moment in optimiser.state[parameter].items():
+                        before = state[parameter].get(key)
+                        moment.zero_() if before is None else moment.copy_(before)
         self._replay = recorder.record(self._run)
 
     def step(self, rate: float) -> None:
