@@ -200,6 +200,24 @@ def compared(person: dict[str, Any], result: dict[str, Any]) -> Compared:
     return Compared(joints, off_xy, found[joints, 2], right)
 
 
+def mostly_inside(
+    xy: np.ndarray, present: np.ndarray, boxes: Sequence[Sequence[float] | np.ndarray]
+) -> np.ndarray:
+    """(P,) bool: most of a person's keypoints lie in one of the boxes.
+
+    Args:
+        xy: (P, J, 2 or more), x and y first, pixels.
+        present: (P, J) bool, keypoints that were found.
+        boxes: x, y, width, height each.
+    """
+    inside = np.zeros(len(xy), bool)
+    for x, y, width, height in boxes:
+        place = xy[..., :2]
+        within = ((place >= [x, y]) & (place <= [x + width, y + height])).all(2)
+        inside |= (within & present).sum(1) > 0.5 * present.sum(1)
+    return inside
+
+
 class KeypointTruth:
     """Ground truth that COCO keypoint results are held against, as often as wanted.
 
@@ -474,6 +492,29 @@ class KeypointTruth:
                 elif not ignored:
                     strays.append(result)
         return pairs, strays
+
+    def judged(self, results: Sequence[dict[str, Any]], oks: float) -> list[dict[str, Any]]:
+        """The results of which it is known whether they are somebody.
+
+        Left out is who is nobody labelled, where that says nothing: in images whose
+        ``all_people_labelled`` is false, with most keypoints outside each labelled person's box.
+
+        Args:
+            results: COCO keypoint results.
+            oks: least similarity to be somebody.
+        """
+        partly = {i["id"] for i in self.images if not i.get("all_people_labelled", True)}
+        boxes: dict[Any, list[Sequence[float]]] = {}
+        for person in self.people:
+            boxes.setdefault(person["image_id"], []).append(person["bbox"])
+        unknown = set()
+        for result in self.matches(results, oks)[1]:
+            image = result["image_id"]
+            found = np.array(result["keypoints"], float).reshape(1, -1, 3)
+            present = found[..., 2] > 0
+            if image in partly and not mostly_inside(found, present, boxes.get(image, []))[0]:
+                unknown.add(id(result))
+        return [result for result in results if id(result) not in unknown]
 
     def _load(self, results: Sequence[dict[str, Any]]) -> Any:
         # loadRes writes into what it is given, and numbers it from 1.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.evaluation.coco import KeypointTruth
+from ehrnet_model.evaluation.coco import KeypointTruth, mostly_inside
 from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import DecodeOptions
@@ -117,9 +117,10 @@ class _Teacher:
         """Those of ``poses`` of which it is known whether they are somebody; ``rows``: of all."""
         people = self._known.get(image_id, [])
         similarity = _similarity(poses, people, self._skeleton)
-        excused = _inside(poses, self._unlabelled.get(image_id, []))
+        present = poses.score > 0
+        excused = mostly_inside(poses.xy, present, self._unlabelled.get(image_id, []))
         if image_id in self._partly:
-            excused |= ~_inside(poses, [person.box for person in people])
+            excused |= ~mostly_inside(poses.xy, present, [person.box for person in people])
         kept = (similarity >= _SOMEBODY) | ~excused
         return _Examples(rows[kept], similarity[kept])
 
@@ -270,13 +271,3 @@ def _similarity(poses: Poses, people: list[_Person], skeleton: SkeletonInfo) -> 
         squared = ((xy - person.keypoints[:, :2]) ** 2).sum(2) / (2 * variance * person.area)
         best = np.maximum(best, np.exp(-squared)[:, labelled].mean(1))
     return best
-
-
-def _inside(poses: Poses, boxes: list[np.ndarray]) -> np.ndarray:
-    """(P,) bool: most of the keypoints lie in one of the boxes (x, y, width, height)."""
-    inside = np.zeros(len(poses), bool)
-    present = poses.score > 0
-    for x, y, width, height in boxes:
-        within = (poses.xy >= [x, y]) & (poses.xy <= [x + width, y + height])
-        inside |= (within.all(2) & present).sum(1) > 0.5 * present.sum(1)
-    return inside

@@ -423,3 +423,39 @@ def test_the_person_threshold_is_where_keypoints_are_right():
     # Nothing is gained above somebody who is wrong and surer than the one who is right.
     assert clear(truth, found((right, 0.5), (wrong, 0.8)), 0.1) == pytest.approx(0.1)
     assert clear(truth, [], 0.25) == 0.25
+
+
+def test_a_lower_threshold_that_is_as_good_is_chosen():
+    """Beside 200 true people one wrong one below them cannot be told from none; five can."""
+    people = [annotation(n, dots.figure((150, 240), 260), image=n) for n in range(1, 201)]
+    truth = KeypointTruth({"images": [{"id": n} for n in range(1, 201)], "annotations": people})
+    sure = [result(dots.figure((150, 240), 260), 0.9, image=n) for n in range(1, 201)]
+
+    def ghosts(count):
+        far = dots.figure((900, 900), 260)
+        return [result(far, 0.31, image=n) for n in range(1, count + 1)]
+
+    # F1 with them is 400 / 401 = .9975 and 400 / 405 = .988.
+    assert clear(truth, sure + ghosts(1), 0.1) == pytest.approx(0.1)
+    assert clear(truth, sure + ghosts(5), 0.1) == pytest.approx(0.32)
+
+
+def test_who_may_be_somebody_unlabelled_is_not_judged():
+    """Of five found, two are somebody labelled, and two are wrong wherever people are labelled."""
+    labelled, stranger = dots.figure((150, 240), 260), dots.figure((470, 230), 300)
+    shifted = labelled + [0, 60]  # most of it still inside the box
+    for partly in (True, False):
+        images = [{"id": 1, "all_people_labelled": not partly}, {"id": 2}]
+        people = [annotation(1, labelled), annotation(2, labelled, image=2)]
+        truth = KeypointTruth({"images": images, "annotations": people})
+        true = [result(labelled, 0.9), result(labelled, 0.9, image=2)]
+        double, elsewhere = result(shifted, 0.8), result(stranger, 0.7)
+        complete = result(stranger, 0.7, image=2)
+        found = [*true, double, elsewhere, complete]
+        wanted = [*true, double, complete] if partly else found
+        assert truth.judged(found, 0.3) == wanted
+        # Each of the people of 17 keypoints; nothing found is lost by what is not judged.
+        measures = keypoint_f1(truth, truth.judged(found, 0.3))
+        assert measures["keypoint_recall"] == 1
+        assert measures["keypoint_precision"] == pytest.approx(2 / len(wanted))
+    assert truth.judged([], 0.3) == []
