@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,19 @@ _T = TypeVar("_T", bound="Tensors")
 
 
 class Tensors:
-    """A dataclass of tensors and plain values that moves as a whole."""
+    """A dataclass of tensors, others like it, tuples of such and plain values that moves as one."""
 
     def each(self: _T, change: Callable[[torch.Tensor], torch.Tensor]) -> _T:
         """The same with every tensor changed."""
-        values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
-        return type(self)(*(change(v) if isinstance(v, torch.Tensor) else v for v in values))
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return change(value)
+            if isinstance(value, Tensors):
+                return value.each(change)
+            return tuple(map(changed, value)) if isinstance(value, tuple) else value
+
+        return type(self)(*map(changed, values_of(self)))
 
     def to(self: _T, device: torch.device) -> _T:
         """On a device, copied without waiting where the memory is pinned."""
@@ -49,6 +56,30 @@ class Tensors:
                 f"no shared memory is left for windows ({error}): give /dev/shm more "
                 "(docker run --shm-size 8g), or take fewer --workers (0: none is needed)."
             ) from None
+
+
+def values_of(item: Tensors) -> list[Any]:
+    """The values of its fields in order."""
+    return [getattr(item, field.name) for field in fields(item)]  # type: ignore[arg-type]
+
+
+class Small(Tensors):
+    """One that goes to another process as bytes: of shared memory containers may have 64 MB."""
+
+    def to_send(self: _T) -> _T:
+        """Ready for another process as it is."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays, which are pickled as bytes: tensors would go through shared memory.
+        values = values_of(self)
+        arrays = (v.numpy() if isinstance(v, torch.Tensor) else v for v in values)
+        return _rebuilt, (type(self), *arrays)
+
+
+def _rebuilt(kind: Callable[..., Any], *values: Any) -> Any:
+    """What was pickled."""
+    return kind(*(torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values))
 
 
 def batch_bytes(side: int, count: int) -> int:

@@ -7,9 +7,10 @@ import queue
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +30,14 @@ class Job:
     first: int
 
 
+class Made(NamedTuple):
+    """What was made of one job, and the seconds it took: by the clock, and of a processor."""
+
+    item: Any
+    seconds: float
+    cpu_seconds: float
+
+
 def workers_that_fit(size: int) -> int:
     """How many processes can send items of ``size`` bytes through shared memory.
 
@@ -44,7 +53,7 @@ def workers_that_fit(size: int) -> int:
 
 def feed(
     make: Callable[[Job], Any], jobs: Iterator[Job], workers: int, pin: bool
-) -> Generator[Any, None, None]:
+) -> Generator[Made, None, None]:
     """What ``make`` makes of each job, in the order of the jobs.
 
     Args:
@@ -57,17 +66,24 @@ def feed(
     return _processes(make, jobs, workers, pin) if workers else _thread(make, jobs, pin)
 
 
+def _timed(make: Callable[[Job], Any], job: Job) -> Made:
+    clock, processor = time.perf_counter(), time.thread_time()
+    item = make(job)
+    return Made(item, time.perf_counter() - clock, time.thread_time() - processor)
+
+
 def _thread(
     make: Callable[[Job], Any], jobs: Iterator[Job], pin: bool
-) -> Generator[Any, None, None]:
+) -> Generator[Made, None, None]:
     ready: queue.Queue[Any] = queue.Queue(maxsize=2)
     stop = threading.Event()
 
     def work() -> None:
         while not stop.is_set():
+            item: Made | BaseException
             try:
-                item = make(next(jobs))
-                item = item.pin_memory() if pin else item
+                item = _timed(make, next(jobs))
+                item = item._replace(item=item.item.pin_memory()) if pin else item
             except BaseException as error:  # handed to the thread that takes, which raises it
                 item = error
             while not stop.is_set():
@@ -100,7 +116,8 @@ class _Made(torch.utils.data.Dataset):
 
     def __getitem__(self, job: Job) -> Any:
         try:
-            return self.make(job).to_send()
+            made = _timed(self.make, job)
+            return made._replace(item=made.item.to_send())
         except EhrnetError as error:  # raised by who takes it; torch would add to its sentence
             return error
 
@@ -111,7 +128,7 @@ def _same(item: Any) -> Any:
 
 def _processes(
     make: Callable[[Job], Any], jobs: Iterator[Job], workers: int, pin: bool
-) -> Generator[Any, None, None]:
+) -> Generator[Made, None, None]:
     import cv2
 
     # A forked process inherits OpenCV's pool without its threads and would wait for them for ever.

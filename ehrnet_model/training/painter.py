@@ -13,15 +13,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.skeleton import COCO_17
-from ehrnet_model.training.batches import MEAN, STD, Batch, Tensors
+from ehrnet_model.training.batches import MEAN, STD, Batch, Small
 from ehrnet_model.training.labels import POSITIVE, WEAK
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import SMALLEST, WindowPlan, halve, reduced_part, reduction
@@ -72,7 +71,7 @@ class Directory:
 
 
 @dataclass(frozen=True)
-class PlanBatch(Tensors):
+class PlanBatch(Small):
     """Everything about a batch of windows but the pixels.
 
     Attributes:
@@ -85,8 +84,10 @@ class PlanBatch(Tensors):
         grey: (S,) bool.
         tiles: (N, 2, 2) int64, scene that each quarter of a window shows.
         origin: (N, 2, 2, 2) float32, x and y in the scene of each quarter's first pixel.
-        area: (S, 5) int64: window, left, top, width, height in pixels of the window.
+        area: (S, 6) int64: window; left, top, width, height in pixels of the window; first column
+            of the scene that is shown.
         silent: (S, J) bool, keypoints that the picture says nothing about.
+        unbounded: (S,) bool, whether the picture has loss everywhere.
         low_plane, high_plane: (N, R/4, R/4) and (N, R/2, R/2) uint8, see ``targets.loss_plane``.
         low_cells, high_cells: (P, J, 2) float64, places in the maps of what is shown of the scene.
         state: (P, J) int8.
@@ -105,6 +106,7 @@ class PlanBatch(Tensors):
     origin: torch.Tensor
     area: torch.Tensor
     silent: torch.Tensor
+    unbounded: torch.Tensor
     low_plane: torch.Tensor
     high_plane: torch.Tensor
     low_cells: torch.Tensor
@@ -114,21 +116,6 @@ class PlanBatch(Tensors):
     tag_index: torch.Tensor
     tag_person: torch.Tensor
     image_of_person: torch.Tensor
-
-    def to_send(self) -> PlanBatch:
-        """Ready for another process as it is: small enough to be sent as bytes, see below."""
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As arrays, which are pickled as bytes: tensors would go through shared memory, of which
-        # containers have little (Docker: 64 MB).
-        values = (getattr(self, field.name) for field in fields(self))
-        return _rebuilt, tuple(v.numpy() if isinstance(v, torch.Tensor) else v for v in values)
-
-
-def _rebuilt(*values: Any) -> PlanBatch:
-    """What was pickled."""
-    return PlanBatch(*(torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values))
 
 
 def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Directory) -> PlanBatch:
@@ -142,8 +129,9 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
     limits = np.empty((scenes, 4), np.int64)
     tiles = np.empty((len(plans), 2, 2), np.int64)
     origin = np.empty((len(plans), 2, 2, 2), np.float32)
-    area = np.empty((scenes, 5), np.int64)
+    area = np.empty((scenes, 6), np.int64)
     silent = np.zeros((scenes, _JOINTS), bool)
+    unbounded = np.ones(scenes, bool)
     planes = {s: np.ones((len(plans), size // s, size // s), np.uint8) for s in (4, 2)}
     cells: dict[int, list[np.ndarray]] = {s: [np.empty((0, _JOINTS, 2))] for s in (4, 2)}
     states, owner = [np.empty((0, _JOINTS))], []
@@ -160,7 +148,7 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
         back = np.linalg.inv(matrix[:, :2])
         inverse[s] = np.column_stack([back, -back @ matrix[:, 2]])
         (first, wide), (left, top) = part.columns, part.place
-        area[s] = n, left, top, wide, part.size
+        area[s] = n, left, top, wide, part.size, first
         for row in range(top // half, (top + part.size) // half):
             for column in range(left // half, (left + wide) // half):
                 tiles[n, row, column] = s
@@ -172,14 +160,14 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
         states.append(marks.keypoints[..., 2])
         owner += [s] * len(marks.keypoints)
         if len(marks.ignore) or marks.keep is not None or marks.published:
+            unbounded[s] = False
             for stride, plane in planes.items():
                 h, w, x, y = (v // stride for v in (part.size, wide, left, top))
                 plane[n, y : y + h, x : x + w] = marks.plane(stride, (h, w))
     low, high = (np.concatenate(cells[stride]) for stride in (4, 2))
     state = np.concatenate(states).round().astype(np.int8)
     scene = np.array(owner, np.int64)
-    index, person = _tags(low, state == POSITIVE, area[scene], size)
-    names, numbers = np.unique(person, return_inverse=True)
+    tags = place_tags(low, state == POSITIVE, area, scene, size)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
@@ -196,37 +184,47 @@ def gather(plans: Sequence[WindowPlan], packs: Sequence[Pack], directory: Direct
         tensor(origin),
         tensor(area),
         tensor(silent),
+        tensor(unbounded),
         tensor(planes[4]),
         tensor(planes[2]),
         tensor(low),
         tensor(high),
         tensor(state),
         tensor(scene),
-        tensor(index),
-        tensor(numbers.astype(np.int64)),
-        tensor(area[scene[names], 0]),
+        *map(tensor, tags),
     )
 
 
-def _tags(
-    low: np.ndarray, present: np.ndarray, area: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def place_tags(
+    low: np.ndarray, present: np.ndarray, area: np.ndarray, scene: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Flat places in the low maps of all windows, and whose they are; as ``targets.tag_places``.
 
     Args:
         low: (P, J, 2) cells of what is shown of the scene.
         present: (P, J) bool.
-        area: (P, 5) of each person's scene.
+        area: (S, 6) of each scene.
+        scene: (P,) of each person.
         size: of the windows.
+
+    Returns:
+        ``tag_index``, ``tag_person`` and ``image_of_person``, see ``Batch``.
     """
-    side = size // 4
+    side, where = size // 4, area[scene]
     cells = nearest_cells(low)
-    room = area[:, None, 3:5] // 4
+    room = where[:, None, 3:5] // 4
     inside = present & (cells >= 0).all(-1) & (cells < room).all(-1)
     person, joint = np.nonzero(inside)
-    place = cells[person, joint] + area[person, 1:3] // 4
-    flat = ((area[person, 0] * _JOINTS + joint) * side + place[:, 1]) * side + place[:, 0]
-    return flat, person
+    place = cells[person, joint] + where[person, 1:3] // 4
+    flat = ((where[person, 0] * _JOINTS + joint) * side + place[:, 1]) * side + place[:, 0]
+    names, numbers = np.unique(person, return_inverse=True)
+    return flat, numbers.astype(np.int64), where[names, 0]
+
+
+def spread(quarters: torch.Tensor, side: int) -> torch.Tensor:
+    """(N, 2, 2, ...) for each quarter of a window to (N, side, side, ...)."""
+    rows = quarters.repeat_interleave(side // 2, 1, output_size=side)
+    return rows.repeat_interleave(side // 2, 2, output_size=side)
 
 
 class Painter:
@@ -340,12 +338,8 @@ class Painter:
         """(N, J, R/stride, R/stride) uint8, channels last; see ``targets.loss_mask``."""
         n, side, device = len(plans.tiles), plans.size // stride, plans.tiles.device
 
-        def spread(quarters: torch.Tensor) -> torch.Tensor:
-            rows = quarters.repeat_interleave(side // 2, 1, output_size=side)
-            return rows.repeat_interleave(side // 2, 2, output_size=side)
-
         plane = plans.high_plane if stride == 2 else plans.low_plane
-        mask = plane[..., None] * ~spread(plans.silent[plans.tiles])
+        mask = plane[..., None] * ~spread(plans.silent[plans.tiles], side)
         # One place more: where everything that falls outside goes.
         flat = torch.cat([mask.view(-1), torch.zeros(1, dtype=torch.uint8, device=device)])
         area = plans.area[plans.scene]

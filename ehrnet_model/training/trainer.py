@@ -36,7 +36,8 @@ from ehrnet_model.network.checkpoint import CheckpointMeta, load_checkpoint, sav
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.averages import Average, Sums
 from ehrnet_model.training.batches import Batch, batch_bytes, collate, normalise
-from ehrnet_model.training.feed import Job, feed, workers_that_fit
+from ehrnet_model.training.echo import Echoes, change, oldest, order
+from ehrnet_model.training.feed import Job, Made, feed, workers_that_fit
 from ehrnet_model.training.graphs import CudaRecorder, Recorder, StepGraphs
 from ehrnet_model.training.grow import grow
 from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, quicken
@@ -48,7 +49,7 @@ from ehrnet_model.training.losses import LossOptions, compute_losses, predict
 from ehrnet_model.training.muon import Muon, kernels_for_muon
 from ehrnet_model.training.norms import share_norms
 from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.painter import Painter, PlanBatch
+from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.sides import widen
@@ -75,6 +76,8 @@ class TrainOptions:
         steps: in steps, where above 0, or
         epochs: in images, where above 0: so many times the images with people.
         windows: (side in pixels, batch, share of the steps) of the windows.
+        echo: how often each batch of windows is shown, changed a little each time, see ``echo``;
+            above 1 they have to be drawn on the device.
         optimiser: ``muon``, for the kernels that mix channels, beside AdamW; or ``adamw`` alone.
         lr, weight_decay: of both; the decay acts on kernels only.
         warmup_steps: the rate rises linearly over these.
@@ -103,6 +106,7 @@ class TrainOptions:
     steps: int = 0
     epochs: int = 0
     windows: tuple[tuple[int, int, float], ...] = ((128, 16, 1.0),)
+    echo: int = 1
     optimiser: str = "muon"
     lr: float = 4e-3
     weight_decay: float = 1e-2
@@ -134,7 +138,7 @@ class TrainOptions:
                 "of 0 or more": (
                     *("steps", "epochs", "weight_decay", "warmup_steps", "seed", "save_seconds"),
                 ),
-                "of 1 or more": ("log_steps",),
+                "of 1 or more": ("log_steps", "echo"),
                 "from 0 to 1": ("final", "unfreeze_at"),
                 "from 0 to below 1": ("ema", "drop_connect", "holdout"),
             },
@@ -143,6 +147,8 @@ class TrainOptions:
             raise EhrnetError(f"an optimiser is 'muon' or 'adamw', not '{self.optimiser}'.")
         if self.schedule not in ("cosine", "steps"):
             raise EhrnetError(f"a schedule is 'cosine' or 'steps', not '{self.schedule}'.")
+        if self.echo > 1 and self.sample.published:
+            raise EhrnetError("the paper's preset shows each window once: leave --echo out.")
         if not 0 <= self.freeze <= 7:
             raise EhrnetError(f"the backbone has 7 stages, {self.freeze} cannot be frozen.")
         for name, weight in self.packs:
@@ -302,6 +308,7 @@ class Trainer:
         self.step = self.images = 0
         self.seconds = 0.0
         self._clock = time.monotonic()
+        self._making = np.zeros(2)  # seconds that the making of windows took
 
         torch.manual_seed(options.seed)
         self.network = EfficientHRNet(
@@ -399,6 +406,11 @@ class Trainer:
             raise EhrnetError(f"windows are made on 'device' or on 'host', not on '{where}'.")
         gpu = self.device.type == "cuda"
         on_device = where == "device" or (where == "auto" and gpu)
+        if self.options.echo > 1 and not on_device:
+            raise EhrnetError(
+                "windows are shown again where the device draws them: with --echo say "
+                "--windows-on device."
+            )
         painter = Painter([pack for pack, _ in self.packs], self.device) if on_device else None
         workers = self.hardware.workers
         if workers < 0:
@@ -547,21 +559,33 @@ class Trainer:
                 part.train(not frozen)
 
     def _jobs(self) -> Iterator[Job]:
-        """This process's part of every step from the current position on."""
+        """This process's part of every step's windows that are new, from here on."""
         # A run that goes on from another sees other windows than that one did.
-        images = self.images + self.config["started_from"].get("images_seen", 0)
-        for step in itertools.count(self.step):
-            side, count = self._plan(step)
-            yield Job(side, count, images + self.rank * count)
-            images += count * self.world
+        seen = self.config["started_from"].get("images_seen", 0)
+        echo = self.options.echo
+        if echo == 1:
+            images = self.images + seen
+            for step in itertools.count(self.step):
+                side, count = self._plan(step)
+                yield Job(side, count, images + self.rank * count)
+                images += count * self.world
+        most = max(count for _, count, _ in self.options.windows)
+        for batch in itertools.count(oldest(self.step, echo)):
+            side, count = self._plan(batch)
+            yield Job(side, count, seen + (batch * self.world + self.rank) * most)
 
-    def _make(self, job: Job) -> Batch | PlanBatch:
+    def _make(self, job: Job) -> Batch | Echoes:
         """Windows, or what the device needs to draw them."""
         numbers = range(job.first, job.first + job.count)
+        sample = self.options.sample
         if self.painter is None:
-            return collate([self.sampler.sample(i, job.side, self.options.sample) for i in numbers])
-        plans = [self.sampler.plan(i, job.side, self.options.sample) for i in numbers]
-        return self.painter.gather(plans)
+            return collate([self.sampler.sample(i, job.side, sample) for i in numbers])
+        plans = self.painter.gather([self.sampler.plan(i, job.side, sample) for i in numbers])
+        changes = (
+            change(plans, sample, np.random.default_rng([self.options.seed, job.first, time]))
+            for time in range(1, self.options.echo)
+        )
+        return Echoes(plans, tuple(changes))
 
     def batches(self) -> Generator[Batch, None, None]:
         """Batches on the device, from the current position on, prepared ahead."""
@@ -570,11 +594,31 @@ class Trainer:
                 pack.open()  # else each process would decode all JPEGs for itself
         items = feed(self._make, self._jobs(), self.workers, self.device.type == "cuda")
         try:
-            for item in items:
-                on_device = item.to(self.device)
-                yield on_device if self.painter is None else self.painter(on_device)
+            if self.painter is None:
+                for made in items:
+                    yield self._noted(made).to(self.device)
+            else:
+                yield from self._drawn(items, self.painter)
         finally:
             items.close()
+
+    def _drawn(self, items: Iterator[Made], painter: Painter) -> Generator[Batch, None, None]:
+        """Batches drawn on the device, each as often as it is to be shown."""
+        echo = self.options.echo
+        kept: dict[int, Echoes] = {}
+        new = oldest(self.step, echo)
+        for step, (number, showing) in enumerate(order(self.step, echo), self.step):
+            while new <= step // echo:
+                kept[new] = self._noted(next(items)).to(self.device)
+                new += 1
+            yield painter(kept[number].shown(showing))
+            for gone in range(min(kept), oldest(step + 1, echo)):
+                del kept[gone]
+
+    def _noted(self, made: Made) -> Any:
+        """The item, once the time that it took to make is added up."""
+        self._making += np.array([made.seconds, made.cpu_seconds])
+        return made.item
 
     def record(self, recorder: Callable[[], Recorder] = CudaRecorder) -> None:
         """Makes graphs of what every step does, where that can be; see ``graphs``.
@@ -695,6 +739,7 @@ class Trainer:
             "weight_decay",
             "ema",
             "windows",
+            "echo",
             "sample",
             "loss",
             "seed",
@@ -792,8 +837,10 @@ class Trainer:
                     now = time.monotonic()
                     if self.rank == 0:
                         speed = (self.images - mark_images) / max(1e-9, now - mark)
-                        self._log(tell, row, speed, waited / max(1e-9, now - mark))
+                        making = 1e3 * self.world * self._making / (self.images - mark_images)
+                        self._log(tell, row, speed, waited / max(1e-9, now - mark), making)
                     sums, waited, mark, mark_images = Sums(), 0.0, now, self.images
+                    self._making[:] = 0
                 now = time.monotonic()
                 if now - measured > _HOLDOUT_S and self.rank == 0:
                     tell(_held_back(self.measure()))
@@ -820,8 +867,14 @@ class Trainer:
         return means
 
     def _log(
-        self, tell: Callable[[str], None], row: dict[str, float], speed: float, waiting: float
+        self,
+        tell: Callable[[str], None],
+        row: dict[str, float],
+        speed: float,
+        waiting: float,
+        making: np.ndarray,
     ) -> None:
+        """``making``: milliseconds a window, by the clock and of a processor."""
         self.records.add(
             "log",
             {
@@ -832,6 +885,8 @@ class Trainer:
                 **row,
                 "images_per_s": speed,
                 "waiting": waiting,
+                "making_ms": float(making[0]),
+                "making_cpu_ms": float(making[1]),
             },
         )
         tell(

@@ -85,6 +85,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of the steps (128:16)",
     )
     parser.add_argument(
+        "--echo",
+        type=int,
+        metavar="N",
+        help="show each batch N times, moved, mirrored and coloured anew: for GPUs that learn "
+        "windows faster than they are made (1)",
+    )
+    parser.add_argument(
         "--optimiser", choices=("muon", "adamw"), help="of the kernels that mix channels (muon)"
     )
     parser.add_argument("--lr", type=float, help="learning rate (0.004)")

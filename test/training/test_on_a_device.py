@@ -120,10 +120,12 @@ def test_a_step_waits_for_nothing(pack_file, tmp_path, bf16):
 
 def test_drawing_windows_waits_for_nothing(pack_file, tmp_path):
     trainer = Trainer(small(pack_file), tmp_path, hardware=Hardware(windows_on="device"))
-    plans = trainer._make(Job(64, 3, 0))
-    with Waits() as waits:
-        trainer.painter(plans)
-    assert waits.seen == []
+    trainer.options = dataclasses.replace(trainer.options, echo=2)
+    echoes = trainer._make(Job(64, 3, 0))
+    for showing in range(2):
+        with Waits() as waits:
+            trainer.painter(echoes.shown(showing))
+        assert waits.seen == []
 
 
 @pytest.mark.parametrize(
