@@ -1,11 +1,12 @@
 """From weights with chosen options to the shipped files: graph, answers, evaluations and card.
 
 python tools/ship.py WEIGHTS.safetensors --tuned T.json --val A.json.gz IMAGES
-    --plus B.json.gz IMAGES --work DIR [--note TEXT]
+    --plus B.json.gz IMAGES --work DIR [--calibrate FOLDER] [--note TEXT]
 
 ``--val``: images of COCO val2017, some of them person-free; ``--plus``: more of them, at another
 size. What is measured, and in which words, is below; files of an earlier call that are in DIR are
-made anew. The graphs of lower precision are measured, not shipped.
+made anew. The graphs of lower precision are measured, not shipped; ``--calibrate``: pictures for
+INT8, else the demo's photographs.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def main() -> int:
     parser.add_argument("--val", nargs=2, required=True, metavar=("JSON", "IMAGES"))
     parser.add_argument("--plus", nargs=2, required=True, metavar=("JSON", "IMAGES"))
     parser.add_argument("--work", type=Path, required=True, help="folder for what is not shipped")
+    parser.add_argument("--calibrate", type=Path, default=PHOTOS, metavar="FOLDER")
     parser.add_argument("--note", default="", help="a sentence for the card")
     args = parser.parse_args()
     try:
@@ -101,7 +103,8 @@ def ship(args: argparse.Namespace) -> None:
     work.mkdir(parents=True, exist_ok=True)
     models = {p: work / (f"{name}.onnx" if p == "fp32" else f"{name}.{p}.onnx") for p in PRECISIONS}
     for precision, model in models.items():
-        how = ("--precision", precision, "--images", PHOTOS, "-o", model)
+        pictures = args.calibrate if precision == "int8" else PHOTOS
+        how = ("--precision", precision, "--images", pictures, "-o", model)
         run("export", "--weights", args.weights, *how)
     counts = [len(load_annotations(Path(where))["images"]) for where, _ in (args.val, args.plus)]
     measured = rows(counts[0], counts[1])
