@@ -23,9 +23,10 @@ import torch
 from benchmarks.report import machine, print_table, write_json
 from ehrnet_model.training.batches import collate
 from ehrnet_model.training.hardware import Hardware
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import write_pack
 from ehrnet_model.training.sampler import SampleOptions
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.trainer import Trainer
 
 WARM_UP = 3
 

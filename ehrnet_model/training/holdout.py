@@ -166,3 +166,21 @@ def _own_side(maps: np.ndarray, keypoints: np.ndarray, left: int) -> bool:
         for column, row in zip(x, y, strict=True)
     ]
     return bool(near[0][0] + near[1][1] > near[0][1] + near[1][0])
+
+
+def told(measured: dict[str, float]) -> str:
+    """A line about what ``box_oks`` measured."""
+    if not measured:
+        return "held back: nobody to measure on"
+    parts = ", ".join(f"{name} {measured[name]:.3f}" for name in ("face", "arms", "legs"))
+    share = 100 * measured["p50"]
+    partly = ""
+    if "partly_seen" in measured:
+        partly = f"; of people partly seen {measured['partly_seen']:.3f}"
+    sides = ", ".join(
+        f"{name} {100 * measured[f'{name}_sides']:.0f} %" for name in ("knee", "ankle")
+    )
+    return (
+        f"held back: boxOKS {measured['box_oks']:.3f} ({parts}), {share:.0f} % of people above .5, "
+        f"sides right: {sides}{partly}"
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.training.losses import LossOptions
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.sampler import SampleOptions
-from ehrnet_model.training.trainer import TrainOptions
 from ehrnet_model.variants import Variant
 
 PRESETS = ("ours", "paper")

@@ -13,7 +13,6 @@ weights, their moving average, optimiser, clock and the position in the data.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,132 +40,34 @@ from ehrnet_model.training.feed import Job, Made, feed, workers_that_fit
 from ehrnet_model.training.graphs import CudaRecorder, Recorder, StepGraphs
 from ehrnet_model.training.grow import grow
 from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, quicken
-from ehrnet_model.training.holdout import box_oks, held_back_people, partly_seen_people
+from ehrnet_model.training.holdout import box_oks, held_back_people, partly_seen_people, told
 from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
-from ehrnet_model.training.limits import check_numbers
-from ehrnet_model.training.losses import LossOptions, compute_losses, predict
+from ehrnet_model.training.losses import compute_losses, predict
 from ehrnet_model.training.muon import Muon, kernels_for_muon
 from ehrnet_model.training.norms import share_norms
+from ehrnet_model.training.options import (
+    TrainOptions,
+    backbone_of,
+    completed,
+    differences,
+    history,
+    plain,
+    pose_state,
+)
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.records import Records
-from ehrnet_model.training.sampler import SampleOptions, Sampler
+from ehrnet_model.training.sampler import Sampler
 from ehrnet_model.training.sides import widen
-from ehrnet_model.training.states import load_state, read_compact, save_state, write_compact
+from ehrnet_model.training.states import read_compact, save_state, write_compact
 from ehrnet_model.variants import VARIANTS, Variant, pose_variant
 
 log = logging.getLogger(__name__)
 
 
-HABITS = ("save_seconds", "log_steps")
-"""Options that change nothing of what a run learns: it may go on with others."""
 # So often the people held back are measured on.
 _HOLDOUT_S = 600.0
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Everything that decides what a run does.
-
-    Attributes:
-        phi: the variant.
-        packs: (file, weight of its people).
-        hours: length of the schedule in hours of training, or
-        steps: in steps, where above 0, or
-        epochs: in images, where above 0: so many times the images with people.
-        windows: (side in pixels, batch, share of the steps) of the windows.
-        echo: how often each batch of windows is shown, changed a little each time, see ``echo``;
-            above 1 they have to be drawn on the device.
-        optimiser: ``muon``, for the kernels that mix channels, beside AdamW; or ``adamw`` alone.
-        lr, weight_decay: of both; the decay acts on kernels only.
-        warmup_steps: the rate rises linearly over these.
-        schedule: ``cosine``, or ``steps``: a tenth after 200 / 300 and again after 260 / 300.
-        final: share of ``lr`` at the end of the cosine.
-        ema: decay of the moving average of the weights.
-        drop_connect: rate in the backbone.
-        freeze: so many stages of the backbone, and the stem, keep their weights and statistics;
-            0: none.
-        unfreeze_at: share of the schedule after which they are trained as well.
-        seed: of weights and samples.
-        shared_norm: with several processes, normalise over the batches of all of them.
-        bf16: convolutions in bfloat16 where the device has instructions for it.
-        lite0: npz file that starts the backbone, see ``init_lite0``.
-        backbone: classifier checkpoint that starts the backbone, see ``init_classifier``.
-        start: state.pt or weights of another run, whose averaged weights start this one; those of
-            a smaller variant are grown, see ``grow``.
-        holdout: share of images never trained on.
-        loss, sample: see there.
-        save_seconds, log_steps: how often to save and log.
-    """
-
-    phi: int = -4
-    packs: tuple[tuple[str, float], ...] = ()
-    hours: float = 1.0
-    steps: int = 0
-    epochs: int = 0
-    windows: tuple[tuple[int, int, float], ...] = ((128, 16, 1.0),)
-    echo: int = 1
-    optimiser: str = "muon"
-    lr: float = 4e-3
-    weight_decay: float = 1e-2
-    warmup_steps: int = 100
-    schedule: str = "cosine"
-    final: float = 0.01
-    ema: float = 0.999
-    drop_connect: float = 0.0
-    freeze: int = 0
-    unfreeze_at: float = 1.0
-    seed: int = 0
-    shared_norm: bool = False
-    bf16: bool = True
-    lite0: str = ""
-    backbone: str = ""
-    start: str = ""
-    holdout: float = 0.03
-    loss: LossOptions = field(default_factory=LossOptions)
-    sample: SampleOptions = field(default_factory=SampleOptions)
-    save_seconds: float = 180.0
-    log_steps: int = 50
-
-    def __post_init__(self) -> None:
-        Variant.from_phi(self.phi)
-        check_numbers(
-            self,
-            {
-                "above 0": ("lr",) if self.steps or self.epochs else ("lr", "hours"),
-                "of 0 or more": (
-                    *("steps", "epochs", "weight_decay", "warmup_steps", "seed", "save_seconds"),
-                ),
-                "of 1 or more": ("log_steps", "echo"),
-                "from 0 to 1": ("final", "unfreeze_at"),
-                "from 0 to below 1": ("ema", "drop_connect", "holdout"),
-            },
-        )
-        if self.optimiser not in ("muon", "adamw"):
-            raise EhrnetError(f"an optimiser is 'muon' or 'adamw', not '{self.optimiser}'.")
-        if self.schedule not in ("cosine", "steps"):
-            raise EhrnetError(f"a schedule is 'cosine' or 'steps', not '{self.schedule}'.")
-        if self.echo > 1 and self.sample.published:
-            raise EhrnetError("the paper's preset shows each window once: leave --echo out.")
-        if not 0 <= self.freeze <= 7:
-            raise EhrnetError(f"the backbone has 7 stages, {self.freeze} cannot be frozen.")
-        for name, weight in self.packs:
-            if not 0 <= weight < math.inf:
-                raise EhrnetError(f"{name} has the weight {weight:g}: give a number of 0 or more.")
-        for side, batch, share in self.windows:
-            if side % 32 or side < 64 or batch < 1:
-                raise EhrnetError(
-                    f"a window of {side} pixels, batch {batch}: sides are multiples of 32 from 64, "
-                    "batches 1 or more."
-                )
-            if not 0 <= share < math.inf:
-                raise EhrnetError(
-                    f"windows of {side} pixels have the share {share:g}: give a number of 0 or "
-                    "more."
-                )
-        if not sum(share for _, _, share in self.windows):
-            raise EhrnetError("no window has a share of the steps: give one a share above 0.")
 
 
 def _on_cpu(value: Any) -> Any:
@@ -176,85 +77,6 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _on_cpu(v) for k, v in value.items()}
     return [_on_cpu(v) for v in value] if isinstance(value, list) else value
-
-
-def _plain(options: TrainOptions) -> dict[str, Any]:
-    """Options as config.json and state.pt hold them: dictionaries, lists and values."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(options)))
-    return plain
-
-
-def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the options that came later at their defaults."""
-    out = {**defaults, "optimiser": "adamw", **config}  # AdamW was all there was
-    for key, value in defaults.items():
-        if isinstance(value, dict) and isinstance(config.get(key), dict):
-            out[key] = {**value, **config[key]}
-    return out
-
-
-def _held_back(measured: dict[str, float]) -> str:
-    """A line about what ``box_oks`` measured."""
-    if not measured:
-        return "held back: nobody to measure on"
-    parts = ", ".join(f"{name} {measured[name]:.3f}" for name in ("face", "arms", "legs"))
-    share = 100 * measured["p50"]
-    partly = ""
-    if "partly_seen" in measured:
-        partly = f"; of people partly seen {measured['partly_seen']:.3f}"
-    sides = ", ".join(
-        f"{name} {100 * measured[f'{name}_sides']:.0f} %" for name in ("knee", "ankle")
-    )
-    return (
-        f"held back: boxOKS {measured['box_oks']:.3f} ({parts}), {share:.0f} % of people above .5, "
-        f"sides right: {sides}{partly}"
-    )
-
-
-def _pose_state(path: Path) -> dict[str, Any]:
-    """A state.pt of a ``Trainer``. Raises EhrnetError for any other, such as a classifier's."""
-    state = load_state(path)
-    if "average" not in state:
-        raise EhrnetError(
-            f"{path} is not the state of a pose network's run: give another, or a classifier's "
-            "weights to --backbone."
-        )
-    return state
-
-
-def _history(start: Path) -> dict[str, Any]:
-    """How the weights that a run starts from were made, themselves started from others perhaps."""
-    if start.suffix == ".safetensors":
-        meta = load_checkpoint(start)[1]
-        kept = ("images_seen", "hours", "backbone")
-        return {
-            "weights_name": meta.weights_name,
-            **{key: meta.recipe[key] for key in kept if key in meta.recipe},
-        }
-    state = _pose_state(start)
-    past = state["config"].get("started_from") or {"backbone": _backbone(state["config"])}
-    return {
-        "weights_name": start.name,
-        "images_seen": state["images"] + past.get("images_seen", 0),
-        "hours": round(state["seconds"] / 3600 + past.get("hours", 0), 2),
-        "backbone": past.get("backbone", "random"),
-    }
-
-
-def _backbone(config: dict[str, Any]) -> str:
-    if config["backbone"]:
-        return f"classifier {Path(config['backbone']).name}"
-    return "slices of EfficientNet-Lite0 (ImageNet)" if config["lite0"] else "random"
-
-
-def _differences(config: dict[str, Any], stored: dict[str, Any]) -> list[str]:
-    """Options of a stored run that are not these; packs are known by their hashes, not by place."""
-
-    def value(of: dict[str, Any], key: str) -> Any:
-        return [weight for _, weight in of["packs"]] if key == "packs" else of.get(key)
-
-    free = (*HABITS, "started_from")
-    return [k for k in config if k not in free and value(config, k) != value(stored, k)]
 
 
 class Trainer:
@@ -303,7 +125,7 @@ class Trainer:
         )
         if not self.sampler.num_people:
             raise EhrnetError("the packs hold no person to train on.")
-        config = _plain(options)
+        config = plain(options)
         config["pack_sha256"] = [pack.sha256 for pack, _ in self.packs]
         self.step = self.images = 0
         self.seconds = 0.0
@@ -321,7 +143,7 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
         if config.get("started_from") is None:
-            config["started_from"] = _history(Path(options.start)) if options.start else {}
+            config["started_from"] = history(Path(options.start)) if options.start else {}
         self.network.to(self.device, memory_format=torch.channels_last)
         if options.shared_norm and self.world > 1:
             share_norms(self.network, self.device)
@@ -357,14 +179,14 @@ class Trainer:
             self._unpack(unpack, state_file)
         if not os.path.exists(state_file):  # so, too, where the folder may not be looked into
             return None
-        state = _pose_state(state_file)
-        stored = _completed(state["config"], _plain(TrainOptions()))
+        state = pose_state(state_file)
+        stored = completed(state["config"], plain(TrainOptions()))
         if stored["phi"] != self.options.phi:
             raise EhrnetError(
                 f"{self.folder} holds a run of {Variant.from_phi(stored['phi']).name}, which "
                 f"cannot go on as {self.network.variant.name}: choose another folder."
             )
-        different = _differences(config, stored)
+        different = differences(config, stored)
         if different == ["pack_sha256"] and not change:
             raise EhrnetError(
                 f"{self.folder} holds a run on other packs, by their hashes: give those, or say "
@@ -508,7 +330,7 @@ class Trainer:
             weights, meta = load_checkpoint(path)
             theirs = pose_variant(meta.variant)
         else:
-            state = _pose_state(path)
+            state = pose_state(path)
             weights, theirs = state["average"], Variant.from_phi(state["config"]["phi"])
         if theirs.name == mine.name:
             self.network.load_state_dict(weights)
@@ -750,7 +572,7 @@ class Trainer:
         recipe = {
             "images_seen": images,
             "hours": round(self.seconds / 3600 + past.get("hours", 0), 2),
-            "backbone": past.get("backbone", "random") if past else _backbone(self.config),
+            "backbone": past.get("backbone", "random") if past else backbone_of(self.config),
             "last_run": {
                 "started_from": past.get("weights_name", ""),
                 "images_seen": self.images,
@@ -843,7 +665,7 @@ class Trainer:
                     self._making[:] = 0
                 now = time.monotonic()
                 if now - measured > _HOLDOUT_S and self.rank == 0:
-                    tell(_held_back(self.measure()))
+                    tell(told(self.measure()))
                     measured = time.monotonic()
                 if now - saved > o.save_seconds:
                     self._means(sums)
@@ -854,7 +676,7 @@ class Trainer:
         self._means(sums)
         self.save()
         if self.progress() >= 1 and self.rank == 0:
-            tell(_held_back(self.measure()))
+            tell(told(self.measure()))
 
     def _means(self, sums: Sums, world: int = 1) -> dict[str, float]:
         """Means of the parts; refuses to go on, and so to save, where they are not numbers."""

@@ -6,9 +6,12 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ehrnet_ros.start import ends_at_once
+
+if TYPE_CHECKING:
+    from ehrnet_model.training.options import TrainOptions
 
 HELP = "train a variant on packs made by 'ehrnet pack'"
 
@@ -259,39 +262,17 @@ def run(args: argparse.Namespace) -> int:
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.tune import tuned_options
     from ehrnet_model.inference.decode import typed_options
-    from ehrnet_model.inference.runtime import MAX_SMOOTH, ModelInfo
-    from ehrnet_model.inference.sizes import parse_size
+    from ehrnet_model.inference.runtime import ModelInfo
     from ehrnet_model.variants import Variant
 
     with ends_at_once():
         from ehrnet_model.network.checkpoint import weights_sha256
         from ehrnet_model.training.hardware import Hardware
-        from ehrnet_model.training.presets import preset
         from ehrnet_model.training.sides import check_pairs
         from ehrnet_model.training.trainer import Trainer
 
     cv2.setNumThreads(1)
-    if args.backbone and (args.lite0 or args.start):
-        raise EhrnetError("--backbone, --lite0 and --start each give the start: name one of them.")
-
-    def build(start: Any, settings: list[tuple[str, float]]) -> Any:
-        names = {f.name for f in dataclasses.fields(start)} - {"published"}
-        if "fill" in names:  # a pair of numbers
-            names = names - {"fill"} | {"fill_min", "fill_max"}
-        values: dict[str, Any] = {}
-        for name, value in settings:
-            if name in names and name.startswith("fill_"):
-                low, high = values.get("fill", start.fill)
-                values["fill"] = (value, high) if name == "fill_min" else (low, value)
-            elif name in names:
-                values[name] = type(getattr(start, name))(value)
-            else:
-                raise EhrnetError(
-                    f"there is no setting '{name}'; known: {', '.join(sorted(names))}."
-                )
-        return dataclasses.replace(start, **values)
-
-    options = preset(args.preset, args.phi)
+    _check(args)
     # Read before training, after which it would be late for a wrong one.
     decode = typed_options(args.decode)
     side_gain = dict(args.side_gain)
@@ -299,29 +280,7 @@ def run(args: argparse.Namespace) -> int:
     info = ModelInfo(Variant.from_phi(args.phi).name, args.phi)
     if args.tuned is not None:
         decode = {**tuned_options(args.tuned, "display", info), **decode}
-    given = {
-        field.name: getattr(args, field.name)
-        for field in dataclasses.fields(options)
-        if getattr(args, field.name, None) is not None
-    }
-    lengths = {"hours", "steps", "epochs"} & set(given)
-    if len(lengths) > 1:
-        raise EhrnetError(f"a schedule has one length: --{' or --'.join(sorted(lengths))}.")
-    if lengths:  # the recipe's own gives way
-        options = dataclasses.replace(options, hours=1.0, steps=0, epochs=0)
-    given.update(
-        packs=tuple(args.pack),
-        windows=tuple(args.window or options.windows),
-        loss=build(options.loss, args.loss),
-        sample=build(options.sample, args.sample),
-    )
-    options = dataclasses.replace(options, **given)
-    if args.short_side:
-        parse_size("square", args.short_side)
-    if not 0 <= args.smooth <= MAX_SMOOTH:
-        raise EhrnetError(f"--smooth is a number of cells from 0 to {MAX_SMOOTH:g}.")
-    if not args.minutes > 0 or args.until < 0:
-        raise EhrnetError("--minutes is a number above 0, --until a step of 0 (no stop) or more.")
+    options = _options(args)
     if args.save_only and args.unpack is None and not (args.out / "state.pt").exists():
         raise EhrnetError(
             f"{args.out} holds no run whose weights --save-only could write: name the folder of "
@@ -363,3 +322,67 @@ def run(args: argparse.Namespace) -> int:
         f"{trainer.seconds / 3600:.2f} hours"
     )
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises EhrnetError for what no recipe is asked about."""
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.runtime import MAX_SMOOTH
+    from ehrnet_model.inference.sizes import parse_size
+
+    if args.backbone and (args.lite0 or args.start):
+        raise EhrnetError("--backbone, --lite0 and --start each give the start: name one of them.")
+    if args.short_side:
+        parse_size("square", args.short_side)
+    if not 0 <= args.smooth <= MAX_SMOOTH:
+        raise EhrnetError(f"--smooth is a number of cells from 0 to {MAX_SMOOTH:g}.")
+    if not args.minutes > 0 or args.until < 0:
+        raise EhrnetError("--minutes is a number above 0, --until a step of 0 (no stop) or more.")
+
+
+def _options(args: argparse.Namespace) -> TrainOptions:
+    """The recipe with what was given instead. Raises EhrnetError."""
+    import dataclasses
+
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.training.presets import preset
+
+    options = preset(args.preset, args.phi)
+    given = {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(options)
+        if getattr(args, field.name, None) is not None
+    }
+    lengths = {"hours", "steps", "epochs"} & set(given)
+    if len(lengths) > 1:
+        raise EhrnetError(f"a schedule has one length: --{' or --'.join(sorted(lengths))}.")
+    if lengths:  # the recipe's own gives way
+        options = dataclasses.replace(options, hours=1.0, steps=0, epochs=0)
+    given.update(
+        packs=tuple(args.pack),
+        windows=tuple(args.window or options.windows),
+        loss=_with(options.loss, args.loss),
+        sample=_with(options.sample, args.sample),
+    )
+    return dataclasses.replace(options, **given)
+
+
+def _with(start: Any, settings: list[tuple[str, float]]) -> Any:
+    """Options of a loss or of windows with these values. Raises EhrnetError for unknown names."""
+    import dataclasses
+
+    from ehrnet_model.errors import EhrnetError
+
+    names = {f.name for f in dataclasses.fields(start)} - {"published"}
+    if "fill" in names:  # a pair of numbers
+        names = names - {"fill"} | {"fill_min", "fill_max"}
+    values: dict[str, Any] = {}
+    for name, value in settings:
+        if name in names and name.startswith("fill_"):
+            low, high = values.get("fill", start.fill)
+            values["fill"] = (value, high) if name == "fill_min" else (low, value)
+        elif name in names:
+            values[name] = type(getattr(start, name))(value)
+        else:
+            raise EhrnetError(f"there is no setting '{name}'; known: {', '.join(sorted(names))}.")
+    return dataclasses.replace(start, **values)

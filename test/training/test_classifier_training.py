@@ -20,10 +20,11 @@ from ehrnet_model.training.classifier import (
     augmented,
     centred,
 )
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pictures import open_pictures
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, save_state
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.trainer import Trainer
 from ehrnet_ros.cli import main
 
 STILL = AugmentOptions(rotate=0.0, area=1.0, aspect=1.0, colour=0.0)

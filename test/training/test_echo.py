@@ -16,12 +16,13 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.training import echo
 from ehrnet_model.training.batches import collate
 from ehrnet_model.training.hardware import Hardware
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.plans import WindowPlan
 from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.states import load_state
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.trainer import Trainer
 from ehrnet_model.training.windows import draw
 
 KINDS = {

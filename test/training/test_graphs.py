@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.options import TrainOptions
+from ehrnet_model.training.trainer import Trainer
 
 WINDOWS = ((64, 2, 0.5), (96, 3, 0.5))
 

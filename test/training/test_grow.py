@@ -8,7 +8,8 @@ import torch
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.grow import grow
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.options import TrainOptions
+from ehrnet_model.training.trainer import Trainer
 from ehrnet_model.variants import VARIANTS
 
 

@@ -20,11 +20,12 @@ from ehrnet_model.training.batches import collate
 from ehrnet_model.training.feed import Job
 from ehrnet_model.training.hardware import Hardware, open_device
 from ehrnet_model.training.losses import LossOptions, compute_losses, predict
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import Pack, write_pack
 from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, save_state
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.trainer import Trainer
 from ehrnet_model.variants import Variant
 
 # Their result decides the size of a tensor or a branch in Python, so the GPU is waited for.

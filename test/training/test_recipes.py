@@ -13,12 +13,14 @@ import torch
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.network.checkpoint import load_network
 from ehrnet_model.training.batches import collate
+from ehrnet_model.training.holdout import told
 from ehrnet_model.training.losses import LossOptions
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.presets import preset
 from ehrnet_model.training.records import Records
 from ehrnet_model.training.sampler import SampleOptions, Sampler
-from ehrnet_model.training.trainer import Trainer, TrainOptions, _held_back
+from ehrnet_model.training.trainer import Trainer
 from ehrnet_model.variants import Variant
 from ehrnet_ros.cli import main, train
 
@@ -288,8 +290,8 @@ def test_what_is_measured_is_a_line_to_read():
         "held back: boxOKS 0.540 (face 0.630, arms 0.500, legs nan), 62 % of people above .5, "
         "sides right: knee 71 %, ankle 50 %"
     )
-    assert _held_back(measured) == line
-    assert _held_back(measured | {"partly_seen": 0.4}) == line + "; of people partly seen 0.400"
+    assert told(measured) == line
+    assert told(measured | {"partly_seen": 0.4}) == line + "; of people partly seen 0.400"
 
 
 def test_a_wrong_file_of_options_is_told_before_training(tmp_path, capsys):

@@ -50,7 +50,8 @@ from pathlib import Path
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.training.hardware import Hardware
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.options import TrainOptions
+from ehrnet_model.training.trainer import Trainer
 
 def trainer(count, hardware):
     packs, windows = ((sys.argv[1], 1.0),), ((64, count, 1.0),)
@@ -156,7 +157,8 @@ def test_machines_without_a_common_run_folder_do_not_go_on(pack_file, tmp_path):
         "import os, sys\n"
         "from pathlib import Path\n"
         "from ehrnet_model.errors import EhrnetError\n"
-        "from ehrnet_model.training.trainer import Trainer, TrainOptions\n"
+        "from ehrnet_model.training.options import TrainOptions\n"
+        "from ehrnet_model.training.trainer import Trainer\n"
         "packs, windows = ((sys.argv[1], 1.0),), ((64, 2, 1.0),)\n"
         "options = TrainOptions(packs=packs, windows=windows, holdout=0.0)\n"
         "folder = Path(sys.argv[2] + os.environ.get('RANK', '0'))\n"

@@ -17,11 +17,12 @@ from ehrnet_model.training.holdout import (
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.labels import POSITIVE
 from ehrnet_model.training.losses import LossOptions
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.presets import preset
 from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state, read_compact, save_state
-from ehrnet_model.training.trainer import Trainer, TrainOptions
+from ehrnet_model.training.trainer import Trainer
 from ehrnet_model.variants import Variant
 from ehrnet_ros.cli import main
 
