@@ -1,7 +1,8 @@
 """Images per second of training, and whether the making of windows or the network limits it.
 
     python -m benchmarks.training [--json FILE] [--phi -4] [--device auto] [--window 128:8 256:8]
-                                  [--windows-on host device] [--workers -1] [--pack FILE ...]
+                                  [--windows-on host device] [--echo 1] [--workers -1]
+                                  [--pack FILE ...]
 
 Each row is a real run of some steps in a fresh folder, and its stages alone. Speed depends neither
 on the weights' values nor on whose pictures they are: without --pack the pictures are made up.
@@ -10,6 +11,7 @@ on the weights' values nor on whose pictures they are: without --pack the pictur
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -22,6 +24,7 @@ import torch
 
 from benchmarks.report import machine, print_table, write_json
 from ehrnet_model.training.batches import collate
+from ehrnet_model.training.echo import change
 from ehrnet_model.training.hardware import Hardware
 from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import write_pack
@@ -82,6 +85,7 @@ def measure(options: TrainOptions, hardware: Hardware, folder: Path, steps: int)
     plan = milliseconds(
         lambda: [sampler.plan(i, side, sample) for i in range(count)], torch.device("cpu"), times
     )
+    anew = 0.0
     if painter is None:
         gather = 0.0
         draw = milliseconds(
@@ -90,7 +94,10 @@ def measure(options: TrainOptions, hardware: Hardware, folder: Path, steps: int)
         draw -= plan
     else:
         gather = milliseconds(lambda: painter.gather(plans), torch.device("cpu"), times)
-        gathered = painter.gather(plans).to(device)
+        whole, rng = painter.gather(plans), np.random.default_rng(0)
+        if options.echo > 1:
+            anew = milliseconds(lambda: change(whole, sample, rng), torch.device("cpu"), times)
+        gathered = whole.to(device)
         draw = milliseconds(lambda: painter(gathered), device, times)
     batches = trainer.batches()
     for _ in range(WARM_UP):
@@ -114,9 +121,11 @@ def measure(options: TrainOptions, hardware: Hardware, folder: Path, steps: int)
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "window": f"{side}:{count}",
         "windows on": "host" if painter is None else "device",
+        "echo": options.echo,
         "workers": trainer.workers,
         "plan ms": round(plan, 1),
         "gather ms": round(gather, 1),
+        "change ms": round(anew, 1),
         "draw ms": round(draw, 1),
         "learn ms": round(step, 1),
         "images/s": round(steps * count / total, 1),
@@ -131,6 +140,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--window", nargs="+", default=["128:8"], metavar="SIDE:BATCH")
     parser.add_argument("--windows-on", nargs="+", default=["host", "device"])
+    parser.add_argument("--echo", type=int, nargs="+", default=[1], help="above 1 on the device")
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--fp32", action="store_true")
@@ -143,22 +153,26 @@ def main() -> None:
         packs = args.pack or [made_up_pack(folder)]
         for window in args.window:
             side, count = map(int, window.split(":"))
-            for where in args.windows_on:
+            for where, echo in itertools.product(args.windows_on, args.echo):
+                if echo > 1 and where != "device":
+                    continue
                 options = TrainOptions(
                     phi=args.phi,
                     packs=tuple((str(pack), 1.0) for pack in packs),
                     windows=((side, count, 1.0),),
+                    echo=echo,
                     steps=10**9,
                     holdout=0.0,
                     bf16=not args.fp32,
                     sample=SampleOptions(),
                 )
                 hardware = Hardware(args.device, where, args.workers)
-                rows.append(measure(options, hardware, folder / f"{window}-{where}", args.steps))
+                run = folder / f"{window}-{where}-{echo}"
+                rows.append(measure(options, hardware, run, args.steps))
     print(
         f"{machine()}\nPyTorch {torch.__version__}, {torch.get_num_threads()} threads; "
-        "milliseconds per batch (median), plan and gather of one core; 'for windows': share of the "
-        "run that made or awaited windows\n"
+        "milliseconds per batch (median), plan, gather and change of one core; 'for windows': "
+        "share of the run that made or awaited windows\n"
     )
     print_table(rows)
     write_json(args.json, "training", rows)
