@@ -67,11 +67,9 @@ def speed() -> str:
     lines = [
         f"{report['date']}, {where['processor']}, {where['cores']} virtual cores, load "
         f"{where['load']}. Milliseconds are medians; more in [docs/speed.md](docs/speed.md). The "
-        "images are noise, in which nobody is found, so this is the first look alone (and H-3's "
-        "coarse one; H-4's rows are from before it had one, which costs about half of its last "
-        "column more); everybody "
-        "who is looked at again, up to 8 an image, adds the time in the last column, measured in a "
-        "photograph.",
+        "images are noise, in which nobody is found, so this is the first look and the coarse one; "
+        "everybody who is looked at again, up to 8 an image, adds the time in the last column, "
+        "measured in a photograph.",
         "",
         "| model | camera | input | network | everything else | share of the network | frames/s | "
         "each person |",
