@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ehrnet_model.training.pack import write_pack
+from ehrnet_model.training.pack import Pack, write_pack
+from ehrnet_model.training.painter import Painter
+from ehrnet_model.training.sampler import Sampler
 
 torch.set_num_threads(1)
 
@@ -108,3 +110,18 @@ def rich_pack(tmp_path_factory):
     (folder / "teacher.json").write_text(json.dumps(teacher))
     write_pack(folder / "rich.pack", folder / "rich.json", [folder], folder / "teacher.json")
     return folder / "rich.pack"
+
+
+@pytest.fixture(scope="module")
+def packs(rich_pack, pack_file):
+    return [Pack(rich_pack), Pack(pack_file)]
+
+
+@pytest.fixture(scope="module")
+def sampler(packs):
+    return Sampler([(pack, 1.0) for pack in packs], seed=11, holdout=0.0)
+
+
+@pytest.fixture(scope="module")
+def painter(packs):
+    return Painter(packs, torch.device("cpu"))

@@ -17,10 +17,8 @@ from ehrnet_model.training import echo
 from ehrnet_model.training.batches import collate
 from ehrnet_model.training.hardware import Hardware
 from ehrnet_model.training.options import TrainOptions
-from ehrnet_model.training.pack import Pack
-from ehrnet_model.training.painter import Painter
 from ehrnet_model.training.plans import WindowPlan
-from ehrnet_model.training.sampler import SampleOptions, Sampler
+from ehrnet_model.training.sampler import SampleOptions
 from ehrnet_model.training.states import load_state
 from ehrnet_model.training.trainer import Trainer
 from ehrnet_model.training.windows import draw
@@ -31,21 +29,6 @@ KINDS = {
     "pair": SampleOptions(background=0.0, mosaic=0.0, pair=1.0),
     "cut": SampleOptions(cut=1.0, background=0.0, mosaic=0.2, rotate=0.5, fill=(0.2, 1.0)),
 }
-
-
-@pytest.fixture(scope="module")
-def packs(rich_pack, pack_file):
-    return [Pack(rich_pack), Pack(pack_file)]
-
-
-@pytest.fixture(scope="module")
-def sampler(packs):
-    return Sampler([(pack, 1.0) for pack in packs], seed=11, holdout=0.0)
-
-
-@pytest.fixture(scope="module")
-def painter(packs):
-    return Painter(packs, torch.device("cpu"))
 
 
 def changed_plans(plans, change):

@@ -17,21 +17,6 @@ from ehrnet_model.training.windows import draw
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def packs(rich_pack, pack_file):
-    return [Pack(rich_pack), Pack(pack_file)]
-
-
-@pytest.fixture(scope="module")
-def sampler(packs):
-    return Sampler([(pack, 1.0) for pack in packs], seed=11, holdout=0.0)
-
-
-@pytest.fixture(scope="module")
-def painter(packs):
-    return Painter(packs, CPU)
-
-
 KINDS = {
     "single": SampleOptions(background=0.1, mosaic=0.0, pair=0.0, grey=0.2, fill=(0.5, 1.0)),
     "mosaic": SampleOptions(background=0.2, mosaic=1.0),
