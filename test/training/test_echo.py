@@ -161,7 +161,7 @@ def test_a_run_that_goes_on_shows_what_the_whole_one_does(
     for name, value in whole["network"].items():
         assert torch.equal(value, parts["network"][name]), name
     rows = list(csv.DictReader((tmp_path / "whole" / "log.csv").open()))
-    # Nine steps show five batches at most that had to be made.
+    # A batch is made for every three steps, so for each line.
     assert all(0 < float(row["making_cpu_ms"]) <= 1.5 * float(row["making_ms"]) for row in rows)
 
 
