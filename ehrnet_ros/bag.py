@@ -609,7 +609,7 @@ def _estimate(
             runtime=estimator.runtime.name,
             phi=model.phi,
             input_hw=input_hw,
-            min_keypoint_score=estimator.options.keypoint_threshold,
+            min_keypoint_score=estimator.options.min_keypoint_score,
             stamp=msg.header.stamp,
         )
         output.write(state.outputs["info"], time_ns, info)
@@ -620,7 +620,7 @@ def _estimate(
         poses = state.tracker.update(poses, (stamp or time_ns) / 1e9, image_hw)
     output.write(state.outputs["poses"], time_ns, to_pose_array(poses, msg.header, image_hw))
     markers = to_markers(
-        poses,
+        poses.above(estimator.options.min_keypoint_score),
         msg.header,
         Lens.known_or_nominal(state.info, image_hw, settings.nominal_fov_deg),
         model.skeleton,

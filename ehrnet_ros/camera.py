@@ -159,16 +159,21 @@ class Camera:
         skeleton: Skeleton,
         settings: Settings,
         timings: Timings,
+        shown_from: float,
     ) -> float:
-        """Sends what follows from one image; returns its age in milliseconds."""
+        """Sends what follows from one image; returns its age in milliseconds.
+
+        Pictures show only keypoints with a score from ``shown_from`` on.
+        """
         to_poses, to_rviz, to_overlay = self._publishers[:3]
         image_hw = picture.array.shape[0], picture.array.shape[1]
         array = to_pose_array(poses, header, image_hw)
         array.latency_ms = age_ms = self._age_ms(header)
         to_poses.publish(array)
+        shown = poses.above(shown_from)
         if to_rviz.get_subscription_count():
             markers = to_markers(
-                poses,
+                shown,
                 header,
                 self._lens(image_hw, settings),
                 skeleton,
@@ -179,12 +184,12 @@ class Camera:
             to_rviz.publish(markers)
         if to_overlay.get_subscription_count():
             to_overlay.publish(
-                to_image(draw_poses(picture.bgr(), poses, skeleton, show_ids=True), header)
+                to_image(draw_poses(picture.bgr(), shown, skeleton, show_ids=True), header)
             )
         if self._other is not None:
             self._other.publish(poses, header, image_hw, skeleton, settings.tracking)
         if self._view is not None:
-            self._view.publish(poses, picture, header, skeleton, timings, age_ms)
+            self._view.publish(shown, picture, header, skeleton, timings, age_ms)
         return age_ms
 
     def _age_ms(self, header: Any) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
-from ehrnet_msgs.msg import PoseArray, PoseArray3D
+from ehrnet_msgs.msg import PoseArray, PoseArray3D, SkeletonInfo
 from sensor_msgs.msg import CameraInfo, Image
 from visualization_msgs.msg import MarkerArray
 
@@ -76,6 +76,8 @@ class DepthNode(SmallNode):
         self._lifetime = MarkerLifetime()
         self._poses = self.create_publisher(PoseArray3D, "~/poses", 10)
         self._markers = self.create_publisher(MarkerArray, "~/markers", 1)
+        self._shown_from = 0.0
+        self.hear_beside_poses("skeleton_info", SkeletonInfo, self._on_info)
 
     def inputs(self) -> List[Input]:
         """Poses, depth images and what the camera is like."""
@@ -97,6 +99,9 @@ class DepthNode(SmallNode):
         """Depth images of long ago belong to nothing that will come."""
         self._matcher.clear()
         self._counted = Counted(0, 0, -math.inf)
+
+    def _on_info(self, msg: SkeletonInfo) -> None:
+        self._shown_from = float(msg.min_keypoint_score)
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg
@@ -183,8 +188,9 @@ class DepthNode(SmallNode):
         self._poses.publish(to_pose_array_3d(poses, xyz, msg.header, self.age_ms(msg.header)))
         self.count_published()
         if self._markers.get_subscription_count():
+            unsure = poses.score < self._shown_from
             markers = to_markers_3d(
-                xyz,
+                np.where(unsure[..., None], np.nan, xyz),
                 poses,
                 msg.header,
                 COCO_17,

@@ -145,6 +145,7 @@ class Settings:
     levels: int = _decode_option("levels")
     max_people: int = _decode_option("max_people")
     min_keypoints: int = _decode_option("min_keypoints")
+    min_keypoint_score: float = _decode_option("min_keypoint_score")
     refine: int = _decode_option("refine")
     legs: int = _decode_option("legs")
     second_look: int = _decode_option("second_look", UNCONFIGURED)

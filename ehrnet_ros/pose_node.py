@@ -449,13 +449,19 @@ class PoseNode(LifecycleNode):
                 continue
             for one, (poses, timings) in zip(seen, results):
                 try:
-                    self._publish(one, poses, timings, settings)
+                    shown_from = answer.options.min_keypoint_score
+                    self._publish(one, poses, timings, settings, shown_from)
                 except Exception as error:  # whatever is on the other side; the next may pass
                     text = f"{type(error).__name__}: {error}"
                     self._on_failure([one], text, traceback.format_exc())
 
     def _publish(
-        self, one: _Seen, poses: Poses, timings: Timings, settings: parameters.Settings
+        self,
+        one: _Seen,
+        poses: Poses,
+        timings: Timings,
+        settings: parameters.Settings,
+        shown_from: float,
     ) -> None:
         camera, taken = one.camera, one.taken
         image_hw = one.picture.array.shape[0], one.picture.array.shape[1]
@@ -465,7 +471,9 @@ class PoseNode(LifecycleNode):
                 return
             assert self._model is not None  # known before the first image
             header, skeleton = taken.msg.header, self._model.skeleton
-            age_ms = camera.publish(poses, one.picture, header, skeleton, settings, timings)
+            age_ms = camera.publish(
+                poses, one.picture, header, skeleton, settings, timings, shown_from
+            )
             camera.done(len(poses), timings, taken.arrived, age_ms)
 
     def _on_failure(self, seen: List[_Seen], text: str, details: str = "") -> None:
@@ -501,7 +509,7 @@ class PoseNode(LifecycleNode):
             settings = parameters.changed(self._settings, values, self._configured)
         except EhrnetError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        told = settings.keypoint_threshold != self._settings.keypoint_threshold
+        told = settings.min_keypoint_score != self._settings.min_keypoint_score
         self._settings = settings
         if told:
             for camera in self._cameras:
@@ -520,7 +528,7 @@ class PoseNode(LifecycleNode):
                 runtime=self._engine_name,
                 phi=info.phi,
                 input_hw=camera.input_hw,
-                min_keypoint_score=options.keypoint_threshold,
+                min_keypoint_score=options.min_keypoint_score,
                 stamp=self.get_clock().now().to_msg(),
             )
         )

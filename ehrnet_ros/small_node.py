@@ -131,6 +131,13 @@ class SmallNode(Node):
     def forget(self) -> None:
         """Called when the input was given up because nobody listens."""
 
+    def hear_beside_poses(self, topic: str, kind: Any, heard: Callable[[Any], None]) -> None:
+        """Subscribes to what is latched in the namespace of the poses that come in."""
+        beside = f"{self.resolve_topic_name('poses').rpartition('/')[0]}/{topic}"
+        own = [publisher.topic_name for publisher in self.publishers]
+        if beside not in own:  # else it would hear itself for ever
+            self.create_subscription(kind, beside, heard, latched_qos())
+
     def options(self, kind: Type[T]) -> T:
         """The options of one kind, as they are now."""
         return self._values[kind]

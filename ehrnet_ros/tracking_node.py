@@ -89,9 +89,7 @@ class TrackingNode(SmallNode):
                 stamp=self.get_clock().now().to_msg(),
             )
         )
-        beside = self.resolve_topic_name("poses").rpartition("/")[0] + "/skeleton_info"
-        if beside != self._info.topic_name:  # else it would hear itself for ever
-            self.create_subscription(SkeletonInfo, beside, self._on_info, latched_qos())
+        self.hear_beside_poses("skeleton_info", SkeletonInfo, self._on_info)
 
     def inputs(self) -> List[Input]:
         """Poses; a CameraInfo for the markers."""
@@ -107,6 +105,7 @@ class TrackingNode(SmallNode):
     def _on_info(self, msg: SkeletonInfo) -> None:
         msg.header.stamp = self.get_clock().now().to_msg()
         self._info.publish(msg)
+        self._shown_from = float(msg.min_keypoint_score)
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._camera_info = msg
@@ -129,7 +128,7 @@ class TrackingNode(SmallNode):
             if info is not None and not alone and info.header.frame_id != frame_id:
                 info = None  # of another camera
             markers = to_markers(
-                poses,
+                poses.above(self._shown_from),
                 msg.header,
                 Lens.known_or_nominal(info, image_hw, options.nominal_fov_deg),
                 COCO_17,

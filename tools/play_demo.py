@@ -40,7 +40,6 @@ START_S = 60.0  # for the network to load and the processes to find each other
 SILENT_S = 3.0  # without poses for so long after the last image: no more are coming
 STILL_IMAGES = 50  # how often a single picture is sent, so that there is a rate to speak of
 STILL_RATE = 10.0
-MORE_WRONG_THAN_RIGHT = 0.4  # people of a lower score speak against a picture
 FOLDER_RATE = 1.0  # pictures of a folder a second, in the video
 LISTENERS = 2  # to images, the pose node and we: nobody misses the beginning
 KEPT_IMAGES = 60  # images that wait for their poses, newest; older ones count as without
@@ -125,6 +124,8 @@ class Listener:
         self.poses_seen = 0
         self.images_seen = 0
         self.without = 0
+        self.infos: list[Any] = []
+        self.shown_from = 0.0
         self.people: list[int] = []
         self.latencies_ms: list[float] = []
         self.arrivals: list[float] = []
@@ -137,6 +138,11 @@ class Listener:
         self._last = Poses.empty()
         self._thread = threading.Thread(target=self._run, name="draw")
         self._thread.start()
+
+    def on_info(self, msg: Any) -> None:
+        """Takes what the poses mean; called by the executor."""
+        self.infos.append(msg)
+        self.shown_from = msg.min_keypoint_score
 
     def on_image(self, msg: Any) -> None:
         """Takes an image; called by the executor."""
@@ -197,13 +203,13 @@ class Listener:
         if poses is None:
             self.without += 1
         else:
-            self._last = poses
+            self._last = poses.above(self.shown_from)
         drawn = draw_poses(picture, self._last)
         self._video.write(drawn)
         if poses is not None:
             # How many more keypoints are right than wrong, about; any people are better than none.
-            sure = poses.person_score[:, None] - MORE_WRONG_THAN_RIGHT
-            worth = len(poses) > 0, float((sure * poses.score).sum())
+            scores = self._last.score[self._last.score > 0]
+            worth = len(poses) > 0, float((2 * scores - 1).sum())
             if self.best[1] is None or worth > self.best[0]:
                 self.best = worth, drawn
 
@@ -247,9 +253,8 @@ def play(
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     listener = Listener(video)
-    infos: list[SkeletonInfo] = []
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    node.create_subscription(SkeletonInfo, "pose/skeleton_info", infos.append, latched)
+    node.create_subscription(SkeletonInfo, "pose/skeleton_info", listener.on_info, latched)
     node.create_subscription(PoseArray, "pose/poses", listener.on_poses, 100)
     node.create_subscription(Image, "image", listener.on_image, 10)
 
@@ -289,8 +294,10 @@ def play(
         pose = Process("pose_node", pose_arguments, logs)
         processes.append(pose)
         # Ready means: the network computes, and the node takes images because we listen.
-        until(lambda: infos and node.count_subscribers("image") >= LISTENERS, START_S, pose)
-        info = infos[-1]
+        until(
+            lambda: listener.infos and node.count_subscribers("image") >= LISTENERS, START_S, pose
+        )
+        info = listener.infos[-1]
         _say(f"pose node ready: {info.model}, phi {info.phi}, {info.runtime}")
         if camera is None:
             camera = Process("picture_node", camera_arguments, logs)

@@ -171,6 +171,8 @@ def is_person_free(image: dict[str, Any], has_annotations: bool, file_has_any: b
 
 # A keypoint is right from this similarity on, its own term of COCO's.
 _RIGHT = 0.5
+PERSON_OKS = 0.3
+"""From this similarity on somebody found is the person, wherever it matters who is nobody."""
 
 
 class Compared(NamedTuple):
@@ -179,13 +181,11 @@ class Compared(NamedTuple):
     Attributes:
         joints: (N,) which they are.
         off_xy: (N, 2) pixels from where they are labelled to where they were found.
-        scores: (N,) of those found.
         right: (N,) bool: its own term of COCO's similarity is 0.5 or more.
     """
 
     joints: np.ndarray
     off_xy: np.ndarray
-    scores: np.ndarray
     right: np.ndarray
 
 
@@ -197,7 +197,7 @@ def compared(person: dict[str, Any], result: dict[str, Any]) -> Compared:
     off_xy = (found - wanted)[joints, :2]
     spread = 2 * (2 * np.array(COCO_17.sigmas)[joints]) ** 2 * max(person["area"], 1.0)
     right = np.exp(-(off_xy**2).sum(1) / spread) >= _RIGHT
-    return Compared(joints, off_xy, found[joints, 2], right)
+    return Compared(joints, off_xy, right)
 
 
 def mostly_inside(
@@ -394,33 +394,68 @@ class KeypointTruth:
             for share in shares
         }
 
+    def rights(
+        self, results: Sequence[dict[str, Any]], oks: float = PERSON_OKS
+    ) -> list[tuple[dict[str, Any], np.ndarray]]:
+        """Which keypoints of the results are right.
+
+        Right: see ``Compared``. Keypoints of a result that is nobody's are wrong, and so are those
+        that the person is not labelled with: whoever labelled it could not tell where they are.
+
+        Args:
+            results: COCO keypoint results.
+            oks: similarity from which a result is a person's; keypoints of less similar ones are
+                wrong.
+
+        Returns:
+            Results and (J,) bool; but those on crowds and on people without labelled keypoints are
+            left out.
+        """
+        pairs, strays = self.matches(results, oks)
+        rights = [(stray, np.zeros(COCO_17.num_keypoints, bool)) for stray in strays]
+        for person, result in pairs:
+            right = np.zeros(COCO_17.num_keypoints, bool)
+            one = compared(person, result)
+            right[one.joints] = one.right
+            rights.append((result, right))
+        return rights
+
+    def keypoint_f1(
+        self, results: Sequence[dict[str, Any]], score: float = 0.0, oks: float = PERSON_OKS
+    ) -> dict[str, float]:
+        """How many of the keypoints from a score on are right, and how many labelled are there.
+
+        Args:
+            results: COCO keypoint results.
+            score: keypoints below it are taken as not found.
+            oks: see ``rights``.
+        """
+        scores, right = _each(self.rights(results, oks))
+        labelled = sum(p["num_keypoints"] for p in self.people if not p["iscrowd"])
+        sure = scores >= score
+        reported, good = int(sure.sum()), int(right[sure].sum())
+        return {
+            "keypoint_precision": good / reported if reported else 0.0,
+            "keypoint_recall": good / labelled if labelled else 0.0,
+            "keypoint_f1": 2 * good / (reported + labelled) if reported + labelled else 0.0,
+        }
+
     def by_score(
-        self, results: Sequence[dict[str, Any]], limits: Sequence[float], oks: float = 0.1
+        self, results: Sequence[dict[str, Any]], limits: Sequence[float], oks: float = PERSON_OKS
     ) -> list[dict[str, Any]]:
         """What a keypoint's score is worth: how many of those with such a score are right.
-
-        Right: see ``Compared``. Keypoints of a result that is nobody's are wrong; those that nobody
-        labelled do not count.
 
         Args:
             results: COCO keypoint results.
             limits: L ascending scores.
-            oks: similarity from which a result is a person's, see ``pck``.
+            oks: see ``rights``.
 
         Returns:
             L + 1 rows ``from``, ``to`` (None: no limit), ``keypoints`` and ``right``, their share
             (None without keypoints).
         """
-        pairs, strays = self.matches(results, oks)
-        both = [compared(person, result) for person, result in pairs]
-        scores = [np.zeros(0), *(one.scores for one in both)]
-        rights = [np.zeros(0, bool), *(one.right for one in both)]
-        for result in strays:
-            found = np.array(result["keypoints"][2::3], float)
-            scores.append(found[found > 0])
-            rights.append(np.zeros(len(scores[-1]), bool))
-        bins = np.searchsorted(limits, np.concatenate(scores), side="right")
-        right = np.concatenate(rights)
+        scores, right = _each(self.rights(results, oks))
+        bins = np.searchsorted(limits, scores, side="right")
         edges = [0.0, *limits, None]
         return [
             {
@@ -526,6 +561,13 @@ def average_precision(
 ) -> dict[str, float]:
     """``KeypointTruth.average_precision`` for one set of results."""
     return KeypointTruth(annotations).average_precision(results)
+
+
+def _each(rights: Sequence[tuple[dict[str, Any], np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) scores of all keypoints that were found, and (N,) bool, whether they are right."""
+    scores = np.array([result["keypoints"][2::3] for result, _ in rights], float).ravel()
+    right = np.array([right for _, right in rights], bool).ravel()
+    return scores[scores > 0], right[scores > 0]
 
 
 def _mean(precision: np.ndarray) -> float:

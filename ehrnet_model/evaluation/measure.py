@@ -18,7 +18,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import KeypointTruth, is_person_free
 from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_model.evaluation.sizes import size_for, sizes_for
-from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
+from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, finished
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
@@ -119,7 +119,7 @@ class _Finder:
         peaks = Peaks.from_output(self._runtime.several(inputs, self._settings.mirror)[0])
         if not options.second_look:
             poses = decode(peaks, options, skeleton, boxes[0])
-            return poses.with_std_gain(options.std_gain), 0
+            return finished(poses, options, skeleton), 0
         first = decode(peaks, first_options(options), skeleton, boxes[0])
 
         def closer(windows: Sequence[Window]) -> np.ndarray:
@@ -127,7 +127,7 @@ class _Finder:
 
         seen = look_again(first, boxes[0].scale, image_hw, options, skeleton, closer)
         poses = merge(seen, options, skeleton)
-        return poses.with_std_gain(options.std_gain), seen.count
+        return finished(poses, options, skeleton), seen.count
 
     def _closer(self, inputs: np.ndarray) -> np.ndarray:
         """Windows are of the size the network knows best: mirrored at most."""
@@ -213,6 +213,7 @@ def evaluate(
     averages = truth.average_precision(results).items()
     measures: dict[str, Any] = {name: None if v < 0 else v for name, v in averages}
     measures.update(truth.pck(results, PCK_SHARES))
+    measures.update(truth.keypoint_f1(results, options.min_keypoint_score))
     fixed = runtime.size_hw
     measures.update(
         by_height=truth.by_height(results, HEIGHTS),

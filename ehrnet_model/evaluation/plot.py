@@ -216,7 +216,8 @@ def sheet_figure(pictures: Sequence[np.ndarray], estimators: Sequence[PoseEstima
         name = info.variant if info.quality == "released" else f"{info.variant} ({info.quality})"
         grid[0, column].set_title(name)
         for axes, picture in zip(grid[:, column], pictures, strict=True):
-            drawn = draw_poses(picture, estimator(picture), info.skeleton)
+            poses = estimator(picture).above(estimator.options.min_keypoint_score)
+            drawn = draw_poses(picture, poses, info.skeleton)
             axes.imshow(cv2.cvtColor(drawn, cv2.COLOR_BGR2RGB))
             axes.set_axis_off()
     return figure

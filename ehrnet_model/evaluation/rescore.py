@@ -1,4 +1,7 @@
-"""Fits the person scores (``inference.person_score``) to images whose people are known."""
+"""Fits people's and keypoints' scores to images whose people are known.
+
+See ``inference.person_score`` and ``inference.keypoint_score``.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.evaluation.coco import KeypointTruth, mostly_inside
+from ehrnet_model.evaluation.coco import PERSON_OKS, KeypointTruth, mostly_inside
 from ehrnet_model.evaluation.seen import Seen
+from ehrnet_model.inference import keypoint_score
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.person_score import TERMS, terms
@@ -28,7 +32,9 @@ _VARIED = [
 ]
 # Fewer than this say nothing about 36 coefficients, or 55.
 _LEAST_PEOPLE = 200
-_RIDGE, _RIDGE_AGAIN = 4.0, 1.0
+_RIDGE, _RIDGE_AGAIN, _RIDGE_KEYPOINTS = 4.0, 1.0, 4.0
+# People found with less are hardly ever somebody.
+_LEAST_SCORE = 0.1
 # Below this a found person is not the true one it is nearest to.
 _SOMEBODY = 0.1
 
@@ -79,14 +85,63 @@ def fit_second_score(
     teacher = _Teacher(truth, skeleton)
     examples = []
     for image in seen:
-        # What is seen at each of thousands of places is needed once: it is not kept.
-        closer = image.closer.fresh() if image.closer is not None else None
-        again = dataclasses.replace(image, closer=closer).again(options, skeleton)
+        again = _kept_nowhere(image).again(options, skeleton)
         if again is not None:
             found = candidates(again, options, skeleton, image.groups)
             rows = found.terms(again.scale, teacher.spans)
             examples.append(teacher(image.image_id, found.poses, rows))
     return _fit(examples, 1, _RIDGE_AGAIN)
+
+
+def fit_keypoint_score(
+    seen: Iterable[Seen],
+    truth: KeypointTruth,
+    options: DecodeOptions,
+    skeleton: SkeletonInfo = COCO_17,
+) -> tuple[float, ...]:
+    """Coefficients for ``DecodeOptions.keypoint_score``, from everybody whom the options find.
+
+    What is right: see ``KeypointTruth.rights``; people who may be somebody without labels teach
+    nothing (``KeypointTruth.judged``). In images that ``truth`` does not list nobody is.
+
+    Args:
+        seen: what the network said about images.
+        truth: who is in them.
+        options: how people are made; gaps are filled in any case, so that weak keypoints are known,
+            and people of low scores count, too.
+        skeleton: of the model, of 17 keypoints.
+
+    Raises:
+        EhrnetError: too few people are found.
+    """
+    options = dataclasses.replace(
+        options, person_threshold=_LEAST_SCORE, refine=True, keypoint_score=()
+    )
+    listed = {image["id"] for image in truth.images}
+    found: list[dict[str, Any]] = []
+    elsewhere: list[dict[str, Any]] = []
+    for image in seen:
+        poses = _kept_nowhere(image).people(options, skeleton)
+        rows = keypoint_score.terms(poses, skeleton)
+        for result, row in zip(poses.to_coco(image.image_id), rows, strict=True):
+            (found if image.image_id in listed else elsewhere).append({**result, "terms": row})
+    nothing = np.zeros(skeleton.num_keypoints, bool)
+    known = truth.rights(truth.judged(found, PERSON_OKS)) + [(one, nothing) for one in elsewhere]
+    if len(known) < _LEAST_PEOPLE:
+        raise EhrnetError(
+            f"a keypoint score cannot be fitted to {len(known)} found people: give images in which "
+            f"{_LEAST_PEOPLE} are found or more."
+        )
+    there = np.array([one["keypoints"][2::3] for one, _ in known]) > 0
+    rows = np.array([one["terms"] for one, _ in known])[there]
+    right = np.array([right for _, right in known], float)[there]
+    return tuple(round(float(value), 4) for value in logistic(rows, right, _RIDGE_KEYPOINTS))
+
+
+def _kept_nowhere(image: Seen) -> Seen:
+    """The same, and what is seen at each of thousands of places is not kept: it is needed once."""
+    closer = image.closer.fresh() if image.closer is not None else None
+    return dataclasses.replace(image, closer=closer)
 
 
 class _Examples(NamedTuple):
@@ -131,7 +186,12 @@ def _examples(
     teacher = _Teacher(truth, skeleton)
     rows, values = [np.zeros((0, TERMS))], [np.zeros(0)]
     everybody = dataclasses.replace(
-        options, person_threshold=0.0, person_score=(), levels=1, second_look=0
+        options,
+        person_threshold=0.0,
+        person_score=(),
+        keypoint_score=(),
+        levels=1,
+        second_look=0,
     )
     for changes in _VARIED:
         varied = DecodeOptions.from_dict(everybody.to_dict(), **changes)

@@ -12,6 +12,7 @@ import numpy as np
 from ehrnet_model.evaluation.pictures import ImageFiles
 from ehrnet_model.evaluation.sizes import size_for
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, group_all
+from ehrnet_model.inference.keypoint_score import rated
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import Runtime
@@ -110,11 +111,13 @@ class Seen:
     groups: Groups = field(default_factory=Groups)
 
     def people(self, options: DecodeOptions, skeleton: SkeletonInfo = COCO_17) -> Poses:
-        """The people that these options make of it."""
+        """The people that these options make of it, stds as wide as the peaks are."""
         again = self.again(options, skeleton)
         if again is None:
-            return decode(self.peaks, options, skeleton, self.box, self.groups)
-        return merge(again, options, skeleton, self.groups)
+            poses = decode(self.peaks, options, skeleton, self.box, self.groups)
+        else:
+            poses = merge(again, options, skeleton, self.groups)
+        return rated(poses, options.keypoint_score, skeleton)
 
     def again(self, options: DecodeOptions, skeleton: SkeletonInfo = COCO_17) -> SecondLook | None:
         """Both looks, where these options have a second one."""

@@ -5,9 +5,10 @@ and again with other options. Two sets come out, because two users want differen
 
 * ``ap``: the highest COCO keypoint AP. AP charges nothing for people of low score or for keypoints
   that are not there, so this set keeps nearly everything. It is for comparing models.
-* ``display``: for robots and people. The highest F1 of keypoints (reported ones that are right,
-  against all reported and all labelled), among the options that find fewer than a given number of
-  people per person-free image; of person thresholds about as good the lowest.
+* ``display``: for robots and people. The highest mean of AP and of the F1 of keypoints from
+  ``min_keypoint_score`` on (sure ones that are right, against all sure and all labelled), among the
+  options that find fewer than a given number of people per person-free image; of person thresholds
+  about as good the lowest.
 
 One option is changed at a time, and a change is kept when it gains something worth the name;
 sweeps end when none does. Somebody found where people may be unlabelled counts neither for nor
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.evaluation.coco import KeypointTruth, compared, is_person_free, read_json
+from ehrnet_model.evaluation.coco import PERSON_OKS, KeypointTruth, is_person_free, read_json
 from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.held_back import held_back
 from ehrnet_model.inference.decode import DecodeOptions
@@ -63,6 +64,8 @@ AGAIN: dict[str, tuple[Any, ...]] = {
     "nms_oks": (0.3, 0.5, 0.7),
     "shared": (0.3, 0.5, 1.0),
 }
+# What is tried for use alone: AP does not mind how sure a keypoint is.
+SURE: dict[str, tuple[Any, ...]] = {"min_keypoint_score": (0.0, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)}
 SWEEPS = 3
 # From one half of 462 pictures to another the gain of an option varied by .0024 (deviation).
 _WORTH = 2e-3
@@ -71,8 +74,6 @@ _WORTH = 2e-3
 _ALIKE = 5e-3
 # Person thresholds are chosen in steps of this, and higher ones tried in these.
 _STEP, _STRIDE = 1e-3, 2e-2
-# From here on a result is somebody's.
-_PERSON_OKS = 0.3
 
 
 @dataclass(frozen=True)
@@ -147,25 +148,6 @@ def held_back_first(
     return first[:limit] + (rest[:: max(1, math.ceil(len(rest) / room))] if room > 0 else [])
 
 
-def keypoint_f1(truth: KeypointTruth, results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How many reported keypoints are right, and how many labelled ones are reported.
-
-    Right: see ``Compared``. Keypoints of results that are nobody's are wrong.
-    """
-    pairs, strays = truth.matches(results, _PERSON_OKS)
-    labelled = sum(person["num_keypoints"] for person in truth.people if not person["iscrowd"])
-    reported, right = 0, 0
-    for result in [*strays, *(result for _, result in pairs)]:
-        reported += sum(score > 0 for score in result["keypoints"][2::3])
-    for person, result in pairs:
-        right += int(compared(person, result).right.sum())
-    return {
-        "keypoint_precision": right / reported if reported else 0.0,
-        "keypoint_recall": right / labelled if labelled else 0.0,
-        "keypoint_f1": 2 * right / (reported + labelled) if reported + labelled else 0.0,
-    }
-
-
 def tune(
     people: Sequence[Seen],
     annotations: dict[str, Any],
@@ -204,11 +186,12 @@ def tune(
 
     def results(options: DecodeOptions) -> list[dict[str, Any]]:
         found = [r for s in people for r in s.people(options, skeleton).to_coco(s.image_id)]
-        return truth.judged(found, _PERSON_OKS)
+        return truth.judged(found, PERSON_OKS)
 
     def measured(options: DecodeOptions) -> Choice:
         found = results(options)
-        measures = {"AP": truth.average_precision(found)["AP"], **keypoint_f1(truth, found)}
+        sure = truth.keypoint_f1(found, options.min_keypoint_score)
+        measures = {"AP": truth.average_precision(found)["AP"], **sure}
         if empty:
             strays = sum(len(s.people(options, skeleton)) for s in empty)
             measures["false_positives_per_person_free_image"] = strays / len(empty)
@@ -230,35 +213,37 @@ def tune(
         progress(f"AP {value:.4f}")
         return value, options
 
-    def by_f1(options: DecodeOptions) -> tuple[float, DecodeOptions]:
+    def by_use(options: DecodeOptions) -> tuple[float, DecodeOptions]:
         options = quiet(options, empty, stray, skeleton)
         found = results(options)
-        threshold = clear(truth, found, options.person_threshold)
+        threshold = clear(truth, found, options.person_threshold, options.min_keypoint_score)
         if threshold > options.person_threshold:
             options = dataclasses.replace(options, person_threshold=threshold)
             found = results(options)  # it also decides who is looked at again
-        value = keypoint_f1(truth, found)["keypoint_f1"]
-        progress(f"F1 {value:.4f}")
-        return value, options
+        f1 = truth.keypoint_f1(found, options.min_keypoint_score)["keypoint_f1"]
+        ap = truth.average_precision(found)["AP"]
+        progress(f"F1 {f1:.4f}, AP {ap:.4f}")
+        return (f1 + ap) / 2, options
 
     def chosen(
         measure: Callable[[DecodeOptions], tuple[float, DecodeOptions]],
         values: dict[str, tuple[Any, ...]],
+        again: dict[str, tuple[Any, ...]],
     ) -> Choice:
         if settled and start.second_look:
-            return measured(fitted(climb(measure, start, AGAIN)))
+            return measured(fitted(climb(measure, start, again)))
         options = climb(measure, dataclasses.replace(start, second_look=0), values)
         if start.second_look:
             # What suits the first look alone has to be worth it with both.
             first, _ = measure(start)
             both, options = measure(dataclasses.replace(options, second_look=start.second_look))
-            options = climb(measure, options if both > first + _WORTH else start, AGAIN)
+            options = climb(measure, options if both > first + _WORTH else start, again)
         return measured(fitted(options))
 
-    choices = {"start": measured(start), "ap": chosen(by_ap, CHOICES)}
+    choices = {"start": measured(start), "ap": chosen(by_ap, CHOICES, AGAIN)}
     if empty:
         rest = {name: values for name, values in CHOICES.items() if name != "person_threshold"}
-        choices["display"] = chosen(by_f1, rest)
+        choices["display"] = chosen(by_use, {**rest, **SURE}, {**AGAIN, **SURE})
     return choices
 
 
@@ -328,13 +313,16 @@ def climb(
     return options
 
 
-def clear(truth: KeypointTruth, found: Sequence[dict[str, Any]], threshold: float) -> float:
+def clear(
+    truth: KeypointTruth, found: Sequence[dict[str, Any]], threshold: float, score: float = 0.0
+) -> float:
     """A person threshold that suits the keypoints' F1.
 
     Args:
         truth: who is in the images.
         found: results with the person threshold ``threshold``.
         threshold: the lowest that is allowed.
+        score: keypoints below it do not count.
 
     Returns:
         The lowest of those tried that is about as good as the best of them, a multiple of a
@@ -343,7 +331,7 @@ def clear(truth: KeypointTruth, found: Sequence[dict[str, Any]], threshold: floa
     highest = max((result["score"] for result in found), default=0.0)
     tried = np.append(threshold, np.arange(threshold + _STRIDE, highest, _STRIDE))
     worth = [
-        keypoint_f1(truth, [r for r in found if r["score"] >= value])["keypoint_f1"]
+        truth.keypoint_f1([r for r in found if r["score"] >= value], score)["keypoint_f1"]
         for value in tried
     ]
     good = np.flatnonzero(np.array(worth) >= max(worth) - _ALIKE)

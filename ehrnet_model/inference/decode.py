@@ -21,6 +21,7 @@ import numpy as np
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.anatomy import SPANS
 from ehrnet_model.inference.assignment import best_among
+from ehrnet_model.inference.keypoint_score import TERMS_KEYPOINT, rated
 from ehrnet_model.inference.legs import part_legs
 from ehrnet_model.inference.options import check_options, numbers, option
 from ehrnet_model.inference.person_score import TERMS, TERMS_AGAIN, expected_similarity, terms
@@ -41,7 +42,7 @@ _TIE_BREAK = 1e-3
 _SHARED = 0.3
 
 
-COEFFICIENTS = ("person_score", "second_score")
+COEFFICIENTS = ("person_score", "second_score", "keypoint_score")
 """Options that are fitted, not chosen: lists of numbers that say nothing to people."""
 
 
@@ -125,6 +126,13 @@ class DecodeOptions:
         "After second looks: people with a larger share of keypoints where better people have "
         "theirs are other views of those; 1 keeps all.",
     )
+    min_keypoint_score: float = option(
+        0.0,
+        0.0,
+        1.0,
+        "Keypoints scoring below this are published, but not drawn: who takes a keypoint as there "
+        "or not is better off without them.",
+    )
     std_gain: float = option(
         1.0,
         0.01,
@@ -141,6 +149,11 @@ class DecodeOptions:
         (0, TERMS_AGAIN),
         "The same for the score that everybody gets after second looks; none: the mean of the "
         "views' person scores.",
+    )
+    keypoint_score: Tuple[float, ...] = numbers(
+        (0, TERMS_KEYPOINT),
+        "Coefficients of a keypoint's score, see keypoint_score.py; none: it is the height of the "
+        "heatmap's peak.",
     )
 
     def __post_init__(self) -> None:
@@ -258,6 +271,17 @@ class Placed(Protocol):
         ...
 
 
+def finished(poses: Poses, options: DecodeOptions, skeleton: SkeletonInfo) -> Poses:
+    """People as they are given to others: keypoints' scores and stds as fitted.
+
+    Args:
+        poses: who ``decode`` or, after second looks, ``merge`` made: scores are heights of peaks.
+        options: of them what was fitted.
+        skeleton: of the model.
+    """
+    return rated(poses, options.keypoint_score, skeleton).with_std_gain(options.std_gain)
+
+
 def decode(
     peaks: Peaks,
     options: DecodeOptions,
@@ -267,7 +291,8 @@ def decode(
 ) -> Poses:
     """The people of one look, best first, in pixels of the image that ``box`` fitted, and in it.
 
-    ``second_look`` and what belongs to it are not its matter, see second_look.py. ``grouping``:
+    ``second_look`` and what belongs to it are not its matter, see second_look.py; scores and stds
+    are the peaks' own, see ``finished``. ``grouping``:
     ``group_all``, or what gives the same.
     """
     return decode_all([peaks], options, skeleton, [box], grouping)[0].within(box.image_hw)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode
+from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, finished
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.poses import Poses, Timings
@@ -75,7 +75,7 @@ class Inferred:
                 people = merge(seen, self.options, self.skeleton)
             else:
                 people = seen.people(self.options, self.skeleton)
-            people = people.with_std_gain(self.options.std_gain)
+            people = finished(people, self.options, self.skeleton)
             results.append((people, spent + Timings(0.0, 0.0, _ms_since(begun))))
         return results
 

@@ -21,9 +21,9 @@ class Poses:
 
     Attributes:
         xy: (P, J, 2) float32.
-        score: (P, J) float32 in 0..1, heatmap peak; 1 where a network overshoots. Of keypoints
-            with such a score about as many are right, with the shipped weights; `ehrnet evaluate`
-            prints how many.
+        score: (P, J) float32 in 0..1, the probability that the keypoint is right, see
+            keypoint_score.py; of models without such a fit the height of the heatmap's peak, 1
+            where a network overshoots. `ehrnet evaluate` prints what it is worth.
         std: (P, J) float32, standard deviation of x and of y in pixels, NaN where unknown: from
             the curvature of the peak, as `std_gain` fits it to the errors of right keypoints.
         person_score: (P,) float32 in 0..1, ranks people: the expected similarity (OKS) to a true
@@ -84,6 +84,18 @@ class Poses:
         poses = Poses.build(inside, score, self.std, self.person_score)
         poses = dataclasses.replace(poses, id=self.id)
         return poses[(poses.score > 0).any(1) | ~outside.any(1)]
+
+    def above(self, score: float) -> Poses:
+        """The same people without their keypoints of a lower score; boxes are of what is left.
+
+        For drawing, and for who takes a keypoint as there or not. As boxes of people those of all
+        keypoints are better: most that are unsure lie near.
+        """
+        if not score > 0 or bool((self.score >= score)[self.score > 0].all()):
+            return self
+        sure = np.where(self.score >= score, self.score, 0)
+        poses = Poses.build(self.xy, sure, self.std, self.person_score)
+        return dataclasses.replace(poses, id=self.id)
 
     def with_std_gain(self, gain: float) -> Poses:
         """The same with ``std`` times ``gain``."""

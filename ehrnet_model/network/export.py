@@ -33,7 +33,13 @@ from ehrnet_model.inference.second_look import closer_hw
 from ehrnet_model.inference.sizes import NAMED_SIZES, parse_size
 from ehrnet_model.network.checkpoint import weights_sha256
 from ehrnet_model.network.deploy import DeployedNetwork, example_images
-from ehrnet_model.network.precision import PRECISIONS, name_nodes, to_fp16, to_int8
+from ehrnet_model.network.precision import (
+    PRECISIONS,
+    calibration_inputs,
+    name_nodes,
+    to_fp16,
+    to_int8,
+)
 from ehrnet_model.network.torch_runtime import random_network
 
 _log = logging.getLogger(__name__)
@@ -66,7 +72,7 @@ def export_onnx(
         info: stored in the metadata; an empty ``weights_sha256`` and ``version`` are filled in.
         pictures: BGR images, the first of which become the inputs of the stored answers
             (inference/answers.py); without any, colour fields in which nobody is. INT8 is
-            calibrated on all of them.
+            calibrated on all of them, as ``calibration_inputs`` says.
         sizes: the input sizes (``4:3``, ``384x512``) answers are stored for, beside that of the
             windows for second looks, if ``info.decode`` has any.
         precision: ``fp32``, ``fp16`` or ``int8``, see precision.py. The graph is proved in float32
@@ -125,7 +131,7 @@ def export_onnx(
             if precision == "fp16":
                 to_fp16(proto)
             elif precision == "int8":
-                proto = to_int8(proto, pictures, info.input_size)
+                proto = to_int8(proto, calibration_inputs(exact, pictures))
             file = exact
             if precision != "fp32":
                 info = replace(info, precision=precision)

@@ -20,6 +20,7 @@ weights, biases left in float.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -28,9 +29,8 @@ from typing import Any
 import numpy as np
 
 from ehrnet_model.errors import EhrnetError
-from ehrnet_model.inference.letterbox import Letterbox
-from ehrnet_model.inference.runtime import FP32_PREFIX, INPUT_NAME
-from ehrnet_model.inference.sizes import best_named_size, parse_size
+from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_model.inference.runtime import FP32_PREFIX, INPUT_NAME, Runtime
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # The exporter names nodes by modules; DeployedNetwork calls the network so.
@@ -121,19 +121,40 @@ def to_fp16(model: Any, float32: Collection[str] = ()) -> None:
     graph.initializer.extend([*kept, *halves.values()])
 
 
-def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
-    """The model in float16 with quantised convolutions, calibrated on pictures.
+def calibration_inputs(file: Path, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What an engine is given where the robot sees these pictures.
+
+    Whole pictures at the named size they fit best, and the windows of second looks, which are most
+    of an engine's work.
+
+    Args:
+        file: the float32 graph with its description, which says who is looked at again.
+        pictures: BGR images (h, w, 3).
+
+    Returns:
+        uint8 (1, H, W, 3) each.
+    """
+    from ehrnet_model.inference.onnx_runtime import OnnxRuntime
+
+    recorder = _Recorder(OnnxRuntime(file))
+    with contextlib.closing(PoseEstimator(recorder)) as estimator:
+        for picture in pictures:
+            estimator.infer([picture], [False])
+    return recorder.given
+
+
+def to_int8(model: Any, inputs: Sequence[np.ndarray]) -> Any:
+    """The model in float16 with quantised convolutions, calibrated on inputs.
 
     Quantised are the convolutions of the branches (of a network without branches: all but depthwise
     ones and the heads) with their inputs, weights per channel.
 
     Args:
         model: the float32 graph.
-        pictures: BGR images with people, such as the robot will see.
-        input_size: short side of the network's input.
+        inputs: uint8 (N, H, W, 3) each, see ``calibration_inputs``.
 
     Raises:
-        EhrnetError: no pictures, or ONNX Runtime refuses.
+        EhrnetError: there are none.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -144,7 +165,7 @@ def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
     )
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    if not pictures:
+    if not inputs:
         raise EhrnetError(
             "INT8 needs pictures to measure ranges on: give --images with a folder of pictures of "
             "people, such as the robot's camera takes."
@@ -158,7 +179,7 @@ def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
         quantize_static(
             str(source),
             str(out),
-            _Pictures(pictures, input_size),
+            _Inputs(inputs),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             nodes_to_quantize=chosen,
@@ -174,7 +195,7 @@ def to_int8(model: Any, pictures: Sequence[np.ndarray], input_size: int) -> Any:
                 "OpTypesToExcludeOutputQuantization": ["Conv"],
                 # Weights stay float with a pair of nodes behind them, as TensorRT wants it.
                 "AddQDQPairToWeight": True,
-                # The mean of each picture's extremes: one picture's outlier does not set the range.
+                # The mean of each input's extremes: one input's outlier does not set the range.
                 "CalibMovingAverage": True,
             },
         )
@@ -228,20 +249,28 @@ def _half(array: np.ndarray, name: str) -> Any:
     return numpy_helper.from_array(array.astype(np.float16), f"{name}/fp16")
 
 
-class _Pictures:
-    """Gives the calibrator one picture after the other, each at the named size it fits best."""
+class _Recorder:
+    """A runtime that keeps what it is given, one image after the other."""
 
-    def __init__(self, pictures: Sequence[np.ndarray], input_size: int) -> None:
-        self._pictures, self._input_size = list(pictures), input_size
-        self._next = 0
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.info, self.name, self.size_hw = runtime.info, runtime.name, runtime.size_hw
+        self.given: list[np.ndarray] = []
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.given.extend(images[n : n + 1].copy() for n in range(len(images)))
+        return self._runtime(images)
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+class _Inputs:
+    """Gives the calibrator one input after the other."""
+
+    def __init__(self, inputs: Sequence[np.ndarray]) -> None:
+        self._inputs = iter(inputs)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        if self._next == len(self._pictures):
-            return None
-        picture = self._pictures[self._next]
-        self._next += 1
-        hw = picture.shape[:2]
-        size_hw = parse_size(best_named_size(hw, self._input_size), self._input_size)
-        image = np.zeros((1, *size_hw, 3), np.uint8)
-        Letterbox.fit(hw, size_hw).apply(picture, image[0])
-        return {INPUT_NAME: image}
+        image = next(self._inputs, None)
+        return None if image is None else {INPUT_NAME: image}

@@ -156,6 +156,7 @@ def _annotate(
         tqdm.write(f"skipped: {error}", file=sys.stderr)
         skipped.append(file.name)
 
+    shown_from = estimator.options.min_keypoint_score
     frames: Any = readable(source.files, skip)
     if not source.files:
         frames = ((None, picture) for picture in source.frames())
@@ -176,7 +177,7 @@ def _annotate(
             if tracker is not None:
                 poses = tracker.update(poses, index / rate, picture.shape[:2])
             result = _frame(index, picture, poses, timings)
-            drawn = draw_poses(picture, poses, estimator.runtime.info.skeleton)
+            drawn = draw_poses(picture, poses.above(shown_from), estimator.runtime.info.skeleton)
             if file is None:
                 video.write(drawn)
             else:

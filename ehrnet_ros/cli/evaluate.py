@@ -147,6 +147,12 @@ def report(measures: Dict[str, Any]) -> List[str]:
         lines.append(f"AP {share(row['AP'])}  {where} ({row['images']} images)")
     names = [name for name in measures if name.startswith("PCK")]
     lines.append(", ".join(f"{name} {measures[name]:.3f}" for name in names))
+    least = measures["decode"]["min_keypoint_score"]
+    lines.append(
+        f"of the keypoints with a score from {least:g} on {share(measures['keypoint_precision'])} "
+        f"are right, and of the labelled ones {share(measures['keypoint_recall'])} are there: "
+        f"F1 {share(measures['keypoint_f1'])}"
+    )
     for row in measures["by_score"]:
         where = f"keypoints with a score of {span(row)} ({row['keypoints']} of them)"
         lines.append(f"{share(row['right'])} right of the {where}")

@@ -115,12 +115,14 @@ def _choose(
     from ehrnet_model.evaluation.pictures import ImageFiles
     from ehrnet_model.evaluation.rescore import (
         cross_check,
+        fit_keypoint_score,
         fit_person_score,
         fit_second_score,
     )
     from ehrnet_model.evaluation.seen import see
     from ehrnet_model.evaluation.tune import choosing_part, restricted, tune
     from ehrnet_model.inference.decode import DecodeOptions
+    from ehrnet_model.inference.keypoint_score import USUAL_MINIMUM
 
     files = ImageFiles(args.images)
     files.require(image["file_name"] for image in images.all)
@@ -147,9 +149,11 @@ def _choose(
                 again = tqdm(seen[visited:], unit="image again", file=sys.stderr, disable=None)
                 score = fit_second_score(again, truth, fitted, info.skeleton)
                 fitted = replace(fitted, second_score=score)
-            start = fitted
+            again = tqdm(seen[visited:], unit="image again", file=sys.stderr, disable=None)
+            chance = fit_keypoint_score(again, truth, fitted, info.skeleton)
+            start = replace(fitted, keypoint_score=chance, min_keypoint_score=USUAL_MINIMUM)
         except EhrnetError as error:
-            print(f"the person score stays as it is: {error}", file=sys.stderr)
+            print(f"the scores stay as they are: {error}", file=sys.stderr)
             images = replace(images, fitted=[])
     settings = 0
     with tqdm(unit=" setting", file=sys.stderr, disable=None) as bar:

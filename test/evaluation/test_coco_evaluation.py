@@ -192,7 +192,7 @@ def scored(result, score):
 
 
 def test_scores_are_held_against_what_is_right():
-    """One exact, one off by 10 pixels, a ghost; and one whose face nobody labelled.
+    """One exact, one off by 10 pixels, a ghost; and one whose face nobody could label.
 
     At 10 pixels and an area of 10,000 the five of the face are below .5 by COCO's sigmas, such as
     ears: exp(-100 / (2 * 10000 * (2 * .035) ** 2)) = .36; the worst other, wrists, have .72.
@@ -207,12 +207,19 @@ def test_scores_are_held_against_what_is_right():
         scored(found(people_of([100, 110, 120])[2]), 0.1),
     ]
     assert truth.by_score(results, (0.2, 0.4, 0.8)) == [
-        {"from": 0.0, "to": 0.2, "keypoints": 12, "right": 1.0},
+        {"from": 0.0, "to": 0.2, "keypoints": 17, "right": pytest.approx(12 / 17)},
         {"from": 0.2, "to": 0.4, "keypoints": 0, "right": None},
         {"from": 0.4, "to": 0.8, "keypoints": 34, "right": pytest.approx(12 / 34)},
         {"from": 0.8, "to": None, "keypoints": 17, "right": 1.0},
     ]
     assert [row["keypoints"] for row in truth.by_score([], (0.5,))] == [0, 0]
+    # From .5 on: 17 and 12 of 51 are right, of 46 labelled; from .6 on 17 of 17.
+    for score, right, sure in ((0.5, 29, 51), (0.6, 17, 17), (0.95, 0, 0)):
+        assert truth.keypoint_f1(results, score) == {
+            "keypoint_precision": pytest.approx(right / max(sure, 1)),
+            "keypoint_recall": pytest.approx(right / 46),
+            "keypoint_f1": pytest.approx(2 * right / (sure + 46)),
+        }
 
 
 def test_deviations_are_held_against_errors():

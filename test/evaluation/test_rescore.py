@@ -13,12 +13,14 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import KeypointTruth
 from ehrnet_model.evaluation.rescore import (
     cross_check,
+    fit_keypoint_score,
     fit_person_score,
     fit_second_score,
     logistic,
 )
 from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.inference.decode import DecodeOptions, Peaks
+from ehrnet_model.inference.keypoint_score import TERMS_KEYPOINT
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.skeleton import COCO_17
 
@@ -189,3 +191,68 @@ def test_a_score_after_second_looks_tells_whom_the_views_agree_on():
     with pytest.raises(EhrnetError, match="fitted to 0 found people"):
         blind = [dataclasses.replace(s, closer=None) for s in seen]
         fit_second_score(blind, truth, AGAIN)
+
+
+def chance_of(joint, peak):
+    """How likely a keypoint is right in ``doubtful_scenes``: faces more than the rest."""
+    odds = np.where(joint < 5, 1.5, -0.5) + 1.5 * np.log(peak / (1 - peak))
+    return 1 / (1 + np.exp(-odds))
+
+
+def doubtful_scenes(count, rng):
+    """One person each, whose keypoints are right by ``chance_of``, else a fifth of it away.
+
+    Returns:
+        what a network would say, the annotations, and (count, 17) the chances.
+    """
+    seen, people, chances = [], [], []
+    dy, dx = np.mgrid[-1:2, -1:2]
+    bell = np.exp(-(dx**2 + dy**2) / 8).ravel()
+    box = Letterbox.fit((400, 640), (200, 320))
+    for number in range(1, count + 1):
+        true = dots.figure((100, 100), 120)
+        peaks = rng.uniform(0.2, 0.9, 17)
+        chances.append(chance_of(np.arange(17), peaks))
+        right = rng.random(17) < chances[-1]
+        angle = rng.uniform(0, 2 * np.pi, 17)
+        off = 24 * np.stack([np.cos(angle), np.sin(angle)], 1) * ~right[:, None]
+        out = np.zeros((17, 30, 15), np.float32)
+        for j, (place, peak) in enumerate(zip(true + off, peaks, strict=True)):
+            out[j, 0] = [peak, *place, 0, *np.round((place - 0.5) / 2), *(peak * bell)]
+        seen.append(Seen(number, Peaks.from_output(out), box))
+        people.append(labelled(number, box.undo(true)))
+    return seen, people, np.array(chances)
+
+
+def test_a_fitted_keypoint_score_is_the_probability_to_be_right():
+    rng = np.random.default_rng(4)
+    start = DecodeOptions(person_threshold=0.5)  # those below teach, too
+    seen, people, _ = doubtful_scenes(400, rng)
+    coefficients = fit_keypoint_score(iter(seen), truth_of(people), start)
+    assert len(coefficients) == TERMS_KEYPOINT
+    options = dataclasses.replace(start, person_threshold=0.0, keypoint_score=coefficients)
+    unseen, _, chances = doubtful_scenes(100, rng)
+    scores = np.array([image.people(options).score[0] for image in unseen])
+    assert scores.shape == chances.shape
+    assert np.abs(scores - chances).mean() < 0.05
+    assert np.corrcoef(scores.ravel(), chances.ravel())[0, 1] > 0.97
+    with pytest.raises(EhrnetError, match="give images in which 200"):
+        fit_keypoint_score(seen[:150], truth_of(people), start)
+
+
+def test_where_nobody_is_every_keypoint_is_wrong():
+    """In images that the truth does not list, and not where somebody may be unlabelled."""
+    rng = np.random.default_rng(4)
+    seen, people, chances = doubtful_scenes(400, rng)
+    listed = truth_of(people[:200])
+    half = fit_keypoint_score(seen, listed, DecodeOptions())
+    options = DecodeOptions(person_threshold=0.0, keypoint_score=half)
+    scores = np.array([image.people(options).score[0] for image in seen])
+    assert scores.mean() == pytest.approx(chances.mean() / 2, abs=0.03)
+    partly = [{"id": number, "all_people_labelled": False} for number in range(1, 401)]
+    elsewhere = [{**person, "bbox": [0, 0, 9, 9]} for person in people]
+    for person in elsewhere[200:]:
+        person["keypoints"] = [4.0, 4.0, 2.0] * 17
+    unjudged = KeypointTruth({"images": partly, "annotations": elsewhere})
+    once = fit_keypoint_score(seen, unjudged, DecodeOptions())
+    assert once == fit_keypoint_score(seen[:200], listed, DecodeOptions())

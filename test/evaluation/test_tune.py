@@ -21,13 +21,13 @@ from ehrnet_model.evaluation.tune import (
     clear,
     climb,
     held_back_first,
-    keypoint_f1,
     person_free_images,
     quiet,
     tune,
 )
 from ehrnet_model.held_back import held_back
 from ehrnet_model.inference.decode import DecodeOptions, decode, typed_options
+from ehrnet_model.inference.keypoint_score import TERMS_KEYPOINT, USUAL_MINIMUM
 from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.person_score import TERMS, TERMS_AGAIN
 from ehrnet_model.skeleton import COCO_17
@@ -88,12 +88,12 @@ def test_keypoint_f1_counts_what_a_person_would_count():
     strange = dots.figure((900, 240), 260)
     strange[4:] = np.nan
     results = [result(guess, 0.9), result(strange, 0.8), result(crowd, 0.7)]
-    measures = keypoint_f1(KeypointTruth(annotations), results)
+    measures = KeypointTruth(annotations).keypoint_f1(results)
     right, reported, labelled = 17 - 3 - 2, (17 - 3) + 4, 2 * 17
     assert measures["keypoint_precision"] == pytest.approx(right / reported)
     assert measures["keypoint_recall"] == pytest.approx(right / labelled)
     assert measures["keypoint_f1"] == pytest.approx(2 * right / (reported + labelled))
-    assert keypoint_f1(KeypointTruth(annotations), [])["keypoint_f1"] == 0
+    assert KeypointTruth(annotations).keypoint_f1([])["keypoint_f1"] == 0
 
 
 def test_climbing_finds_the_top_of_a_hill_and_ignores_noise():
@@ -191,7 +191,7 @@ def test_tuned_options_find_people_and_no_ghosts(tempting, dots_model, tmp_path,
     assert tuned["display"]["keypoint_f1"] == pytest.approx(1)
     assert 0.3 < tuned["display"]["decode"]["person_threshold"] < 0.9
     said = capsys.readouterr()
-    assert "the person score stays as it is" in said.err  # two people are too few
+    assert "the scores stay as they are" in said.err  # two people are too few
     assert "\r" not in said.err, "a bar, although nobody watches"
     assert "20 settings tried, the last: AP 1.0000" in said.err
     # The printed settings are arguments of the other verbs, and mean the same there.
@@ -257,6 +257,8 @@ def test_scores_are_fitted_for_both_looks(tempting, dots_model, tmp_path, capsys
         for name in ("start", "ap", "display"):
             assert len(tuned[name]["decode"]["second_score"]) == fitted
             assert len(tuned[name]["decode"]["person_score"]) == TERMS
+            assert len(tuned[name]["decode"]["keypoint_score"]) == TERMS_KEYPOINT
+            assert tuned[name]["decode"]["min_keypoint_score"] == USUAL_MINIMUM
     # Only the half person of a person-free picture and two true ones teach it.
     assert tuned["ap"]["AP"] == pytest.approx(1)
     assert "second_score" not in capsys.readouterr().out
@@ -440,6 +442,17 @@ def test_a_lower_threshold_that_is_as_good_is_chosen():
     assert clear(truth, sure + ghosts(5), 0.1) == pytest.approx(0.32)
 
 
+def test_unsure_keypoints_do_not_count_where_the_threshold_is_chosen():
+    """The ghost's keypoints are all below .5, so nothing speaks against it."""
+    person, far = dots.figure((150, 240), 260), dots.figure((900, 900), 260)
+    truth = KeypointTruth({"images": [{"id": 1}], "annotations": [annotation(1, person)]})
+    ghost = result(far, 0.31)
+    ghost["keypoints"][2::3] = [0.4] * 17
+    found = [result(person, 0.5), ghost]
+    assert clear(truth, found, 0.1) == pytest.approx(0.32)
+    assert clear(truth, found, 0.1, 0.5) == pytest.approx(0.1)
+
+
 def test_who_may_be_somebody_unlabelled_is_not_judged():
     """Of five found, two are somebody labelled, and two are wrong wherever people are labelled."""
     labelled, stranger = dots.figure((150, 240), 260), dots.figure((470, 230), 300)
@@ -455,7 +468,7 @@ def test_who_may_be_somebody_unlabelled_is_not_judged():
         wanted = [*true, double, complete] if partly else found
         assert truth.judged(found, 0.3) == wanted
         # Each of the people of 17 keypoints; nothing found is lost by what is not judged.
-        measures = keypoint_f1(truth, truth.judged(found, 0.3))
+        measures = truth.keypoint_f1(truth.judged(found, 0.3))
         assert measures["keypoint_recall"] == 1
         assert measures["keypoint_precision"] == pytest.approx(2 / len(wanted))
     assert truth.judged([], 0.3) == []

@@ -18,7 +18,7 @@ from ehrnet_model.inference.parity import check_engine  # noqa: E402
 from ehrnet_model.inference.runtime import ModelInfo, model_info  # noqa: E402
 from ehrnet_model.network.export import export_onnx  # noqa: E402
 from ehrnet_model.network.pictures import read_pictures  # noqa: E402
-from ehrnet_model.network.precision import quantised_nodes, to_fp16  # noqa: E402
+from ehrnet_model.network.precision import calibration_inputs, quantised_nodes, to_fp16  # noqa: E402
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -173,6 +173,23 @@ def test_people_are_found_in_int8(name, tmp_path: Path) -> None:
     assert info.precision == "int8"
     verdict = check_engine(open_runtime(path, name), read_answers(path, info), "int8")
     assert (verdict.state, verdict.people) == ("same", 6), verdict
+
+
+def test_calibration_sees_what_an_engine_is_given(dots_model, tmp_path: Path) -> None:
+    """The picture at 4:3, all of it in a coarse look, and both people, once in a mirror."""
+    looks = {"second_look": 3, "second_look_size": 256, "second_look_views": 2, "coarse_look": True}
+    model = dots.with_decode(dots_model, tmp_path / "looks.onnx", **looks)
+    blank = np.zeros((640, 480, 3), np.uint8)
+    first, *closer, nobody, coarse = calibration_inputs(model, [crowd(), blank])
+    assert all(image.dtype == np.uint8 and image.shape[0] == 1 for image in (first, *closer))
+    assert first.shape == (1, 384, 512, 3) and nobody.shape == (1, 512, 384, 3)
+    assert [image.shape for image in (*closer, coarse)] == [(1, 256, 256, 3)] * 6
+    # Windows of the same people: as much of each is lit in the mirror.
+    lit = [(image.max(3) > 100).sum() for image in closer]
+    assert lit[1] == lit[2] and lit[3] == lit[4] and lit[0] < min(lit[1:])
+    assert not nobody.any() and not coarse.any()
+    once = dots.with_decode(dots_model, tmp_path / "once.onnx", second_look=0)
+    assert [image.shape for image in calibration_inputs(once, [crowd()])] == [first.shape]
 
 
 def test_badly_calibrated_is_not_written(tmp_path: Path) -> None:

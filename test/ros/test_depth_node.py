@@ -14,7 +14,7 @@ pytest.importorskip("ehrnet_msgs.msg", reason="needs the built ehrnet_msgs")
 
 from builtin_interfaces.msg import Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
-from ehrnet_msgs.msg import PoseArray, PoseArray3D  # noqa: E402
+from ehrnet_msgs.msg import PoseArray, PoseArray3D, SkeletonInfo  # noqa: E402
 from rclpy.qos import qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
@@ -27,6 +27,7 @@ from ehrnet_model.inference.poses import Poses  # noqa: E402
 from ehrnet_ros.image_msgs import ImageError, to_depth  # noqa: E402
 from ehrnet_ros.matching import StampMatcher  # noqa: E402
 from ehrnet_ros.pose_msgs import to_pose_array  # noqa: E402
+from ehrnet_ros.small_node import latched_qos  # noqa: E402
 
 FRAME = "front_optical_frame"
 
@@ -189,6 +190,38 @@ def test_people_in_metres_where_they_were_rendered(ask, peer, encoding):
     np.testing.assert_allclose(
         [(p.x, p.y, p.z) for p in joints.points], found[np.isfinite(found).all(2)], atol=1e-6
     )
+
+
+def test_unsure_keypoints_have_metres_and_are_not_shown(ask, peer):
+    """What is unsure the skeleton_info beside the poses says."""
+    made = scenes.scene(3, **scenes.SCENES["clean, wall far behind"])
+    scores = np.where(np.arange(17) < 6, 0.4, 0.6)[None]
+    poses = Poses.build(made.poses.xy, scores, made.poses.std, made.poses.person_score)
+    markers = peer.listen(MarkerArray, "depth/markers")
+    teller = peer.publisher(SkeletonInfo, "skeleton_info", latched_qos())
+    peer.until(teller.get_subscription_count, "the node's subscription")
+    seconds = itertools.count(130)
+
+    def shown(least):
+        teller.publish(SkeletonInfo(min_keypoint_score=least))
+
+        def points_of_the_next():
+            head = header(float(next(seconds)))
+            answer = ask(
+                to_pose_array(poses, head, walkers.IMAGE_HW), depth_image(made.depth, head)
+            )
+            there = np.isfinite(points(answer)[0]).all(1)
+            last = peer.until(lambda: [m for m in markers if m.markers[0].header == head], "them")[
+                0
+            ]
+            count = len(next(m for m in last.markers if m.ns == "joints").points)
+            return count == (there & (poses.score[0] >= least)).sum() and (there.sum(), count)
+
+        return peer.until(points_of_the_next, f"joints from {least} on")  # told in between
+
+    all_of_them, sure = shown(0.5)
+    assert 0 < sure < all_of_them
+    assert shown(0.0) == (all_of_them, all_of_them)
 
 
 def test_a_smaller_depth_image_of_the_same_view(ask):

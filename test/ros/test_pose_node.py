@@ -233,6 +233,35 @@ def test_parameters_change_or_say_why_not(dots, peer, ask, image_of):
         assert not result.successful and reason in result.reason, (name, result.reason)
 
 
+def test_unsure_keypoints_are_published_and_not_shown(dots, peer, ask, image_of):
+    """With a minimum above the middle one of the scores RViz shows the surer half of the joints."""
+    picture = dots.draw_people((480, 640), two_people(dots, 480, 640)[:1])
+    infos = peer.listen(SkeletonInfo, "pose/skeleton_info", LATCHED)
+    markers, overlays = peer.listen(MarkerArray, "pose/markers"), peer.listen(Image, "pose/overlay")
+
+    def shown(least):
+        """The scores of the answer, how many joints are shown, how much is drawn over."""
+        assert peer.set_parameter("pose", "min_keypoint_score", least).successful
+        told = np.float32(least)
+        peer.until(lambda: infos and infos[-1].min_keypoint_score == told, "skeleton_info")
+        msg = image_of(picture)
+        (scores,) = from_pose_array(ask(msg)).score
+        arrays = peer.until(lambda: [m for m in markers if m.markers[0].header == msg.header], "it")
+        drawn = peer.until(lambda: [o for o in overlays if o.header == msg.header], "overlay")[0]
+        joints = next(m for m in arrays[0].markers if m.ns == "joints")
+        changed = np.frombuffer(drawn.data, np.uint8) != picture.ravel()
+        return scores, len(joints.points), changed.mean()
+
+    scores, joints, drawn = shown(0.0)
+    assert joints == 17
+    middle = float(np.sort(scores)[8])
+    again, surer, less_drawn = shown(middle + 1e-4)
+    np.testing.assert_allclose(again, scores, atol=1e-5)
+    assert surer == (scores > middle + 1e-4).sum() and 0 < surer < 9
+    assert 0 < less_drawn < drawn
+    assert shown(0.0)[1] == 17  # the node serves other tests, too
+
+
 @pytest.mark.parametrize("size", ["auto", "384x512"])
 def test_people_are_looked_at_again(dots, peer, start, model, image_of, size):
     """With one engine for both looks, and with one of a fixed size and another for windows."""

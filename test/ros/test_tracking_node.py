@@ -168,6 +168,30 @@ def test_what_the_skeletons_mean_is_latched_and_taken_over(start, peer):
     assert node.interrupt() == 0
 
 
+def test_unsure_keypoints_are_passed_on_and_not_shown(start, peer):
+    """What is unsure the skeleton_info beside the poses says."""
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    remaps = ["__node:=shower", "poses:=/doubter/poses"]
+    node = start("tracking_node", lazy="false", remaps=remaps)
+    teller = peer.publisher(SkeletonInfo, "/doubter/skeleton_info", latched)
+    teller.publish(SkeletonInfo(model="H-4 x", min_keypoint_score=0.5))
+    infos = peer.listen(SkeletonInfo, "shower/skeleton_info", latched)
+    peer.until(lambda: infos and infos[-1].model == "H-4 x", "the poses' own skeleton_info")
+    markers = peer.listen(MarkerArray, "shower/markers")
+    answers = peer.listen(PoseArray, "shower/poses")
+    person = walkers.crossing(10.0, seed=63)[10].found[0]
+    xy = np.where(np.isfinite(person.xy), person.xy, 5.0)
+    scores = np.where(np.arange(17) < 6, 0.4, 0.6)[None]
+    poses = Poses.build(xy, scores, np.ones((1, 17)), np.array([0.9]))
+    publisher = peer.publisher(PoseArray, "/doubter/poses")
+    msg = message(poses, 400.0)
+    peer.until(lambda: markers and answers, "markers", each=lambda: publisher.publish(msg))
+    joints = next(marker for marker in markers[-1].markers if marker.ns == "joints")
+    assert len(joints.points) == 11
+    np.testing.assert_allclose(from_pose_array(answers[-1]).score, scores, atol=1e-6)
+    assert node.interrupt() == 0
+
+
 def test_poses_below_its_own_name_do_not_make_it_talk_to_itself(start, peer):
     latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     node = start("tracking_node", remaps=["__node:=below", "poses:=~/raw"])
