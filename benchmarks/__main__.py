@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import machine, print_table
+from benchmarks.report import machine, machine_line, print_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLES = {
@@ -62,7 +62,7 @@ def main() -> None:
         print(
             "# Speed and memory\n\nWritten by `python -m benchmarks`; figures of a shared machine"
         )
-        print(f"vary from run to run.\n\n{report['date']}, {report['machine']}")
+        print(f"vary from run to run.\n\n{report['date']}, {machine_line(report['machine'])}")
         for name, rows in results.items():
             print(f"\n## {TITLES[name]}\n")
             print_table(rows)

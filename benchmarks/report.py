@@ -26,6 +26,13 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
 
 
+def machine_line(values: Mapping[str, Any]) -> str:
+    """What ``machine`` gives, for people."""
+    versions = [f"{name} {values[name]}" for name in list(values)[3:]]
+    here = f"{values['processor']}, {values['cores']} cores, load {values['load']}"
+    return "; ".join([here, ", ".join(versions)])
+
+
 def write_page(
     path: Path | None, title: str, about: str, tables: Mapping[str, list[dict[str, Any]]]
 ) -> None:
@@ -41,7 +48,7 @@ def write_page(
         return
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        print(f"# {title}\n\n{about}\n\n{date.today().isoformat()}, {machine()}")
+        print(f"# {title}\n\n{about}\n\n{date.today().isoformat()}, {machine_line(machine())}")
         for heading, rows in tables.items():
             print(f"\n## {heading}\n")
             print_table(rows)

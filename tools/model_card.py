@@ -65,7 +65,7 @@ def row(name: str, found: dict[str, Any]) -> str:
         "-" if stray is None else f"{stray:.2f}",
         f"{found['gmacs']:.2f}",
         f"{found.get('second_looks_per_image', 0):.1f} x {_views(found['decode'])}",
-        f"`{found['decode']['keypoint_threshold']:g}`",
+        _sure(found),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -74,6 +74,15 @@ def _views(decode: dict[str, Any]) -> int:
     """In how many windows somebody is looked at again."""
     views: int = decode.get("second_look_views", 1)
     return views if decode.get("second_look", 0) else 0
+
+
+def _sure(found: dict[str, Any]) -> str:
+    """What the keypoints are worth that count as there."""
+    precision, recall = found.get("keypoint_precision"), found.get("keypoint_recall")
+    if precision is None or recall is None:
+        return "-"
+    least = found["decode"].get("min_keypoint_score", 0.0)
+    return f"{precision:.2f} / {recall:.2f} from {least:g} on"
 
 
 def reliability(info: ModelInfo, evaluations: list[dict[str, Any]]) -> list[str]:
@@ -92,13 +101,17 @@ def reliability(info: ModelInfo, evaluations: list[dict[str, Any]]) -> list[str]
             shares.append(f"{right:.2f} {where}")
     lines = [
         "",
-        "A keypoint's score is about the chance that it is right (its own term of COCO's "
-        f"similarity is 0.5 or more). On the {found['images']} images, as shipped, are right: "
-        f"{', '.join(shares)}.",
+        f"A keypoint's score is {_meaning(stored)} that it is right (its own term of COCO's "
+        "similarity is 0.5 or more; one that nobody could label is wrong). On the "
+        f"{found['images']} images, as shipped, are right: {', '.join(shares)}.",
     ]
     if found["std_fit"] is not None:
         lines[-1] += f" Errors of right keypoints are {found['std_fit']:.2f} times their std."
     return lines
+
+
+def _meaning(options: DecodeOptions) -> str:
+    return "the probability" if options.keypoint_score else "about the chance"
 
 
 def card(
@@ -131,7 +144,8 @@ def card(
         "person looked at again (the second is mirrored); GMACs count all of them.",
         "",
         "| images | number | input | AP | AP50 | AP75 | APm | APl | AR | people found per "
-        "person-free image | GMACs | looked at again per image x views | keypoint threshold |",
+        "person-free image | GMACs | looked at again per image x views | keypoints: precision / "
+        "recall |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
@@ -162,6 +176,8 @@ def card(
         if tuned.get("person_score_images"):
             again = info.decode.get("second_score")
             after = "; so was the one that counts after second looks" if again else ""
+            if info.decode.get("keypoint_score"):
+                after += ", and the keypoints' scores"
             lines += [
                 "",
                 f"The person score was fitted to {tuned['person_score_images']} other images, most "

@@ -59,6 +59,8 @@ def rows(val: int, plus: int) -> list[Measured]:
         Measured("the same, as shipped, int8 graph", precision="int8"),
         Measured(f"{plus} at 512 pixels, for AP", plus=True, for_ap=True),
         Measured(f"the same {plus}, as shipped", plus=True),
+        Measured(f"the same {plus}, as shipped, fp16 graph", precision="fp16", plus=True),
+        Measured(f"the same {plus}, as shipped, int8 graph", precision="int8", plus=True),
         Measured(
             f"the first {val}, for AP, one view", decode=("second_look_views=1",), for_ap=True
         ),
