@@ -229,21 +229,24 @@ def tune(
         measure: Callable[[DecodeOptions], tuple[float, DecodeOptions]],
         values: dict[str, tuple[Any, ...]],
         again: dict[str, tuple[Any, ...]],
+        begin: DecodeOptions,
     ) -> Choice:
-        if settled and start.second_look:
-            return measured(fitted(climb(measure, start, again)))
-        options = climb(measure, dataclasses.replace(start, second_look=0), values)
-        if start.second_look:
+        if settled and begin.second_look:
+            return measured(fitted(climb(measure, begin, again)))
+        options = climb(measure, dataclasses.replace(begin, second_look=0), values)
+        if begin.second_look:
             # What suits the first look alone has to be worth it with both.
-            first, _ = measure(start)
-            both, options = measure(dataclasses.replace(options, second_look=start.second_look))
-            options = climb(measure, options if both > first + _WORTH else start, again)
+            first, _ = measure(begin)
+            both, options = measure(dataclasses.replace(options, second_look=begin.second_look))
+            options = climb(measure, options if both > first + _WORTH else begin, again)
         return measured(fitted(options))
 
-    choices = {"start": measured(start), "ap": chosen(by_ap, CHOICES, AGAIN)}
+    choices = {"start": measured(start), "ap": chosen(by_ap, CHOICES, AGAIN, start)}
     if empty:
         rest = {name: values for name, values in CHOICES.items() if name != "person_threshold"}
-        choices["display"] = chosen(by_use, {**rest, **SURE}, {**AGAIN, **SURE})
+        # Of what is worth the same, that which leaves out people found twice.
+        once = dataclasses.replace(start, shared=min(start.shared, DecodeOptions().shared))
+        choices["display"] = chosen(by_use, {**rest, **SURE}, {**AGAIN, **SURE}, once)
     return choices
 
 

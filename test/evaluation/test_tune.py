@@ -279,6 +279,18 @@ def test_options_with_second_looks_are_a_start(tempting, dots_model, tmp_path):
     assert 0 < len(told[True]) < len(told[False]) / 2
 
 
+def test_people_found_twice_are_left_out_for_use_where_that_costs_nothing(tempting, dots_model):
+    annotations = load_annotations(tempting / "truth.json.gz", truth=True)
+    images, files = annotations["images"], ImageFiles([tempting / "images.zip"])
+    start = DecodeOptions(second_look=3, second_look_size=256, shared=1.0)
+    with contextlib.closing(open_runtime(dots_model, "onnxruntime")) as runtime:
+        seen = see(runtime, images, files, "square")
+        choices = tune(seen, annotations, seen[2:], start, settled=True)
+    assert choices["ap"].options.shared == 1.0
+    assert choices["display"].options.shared == DecodeOptions().shared < 1
+    assert choices["display"].measures["keypoint_f1"] == pytest.approx(1)
+
+
 def test_kept_groups_change_nothing(tempting, dots_model):
     """One ``Seen`` asked in many ways, against a new one for every question."""
     annotations = load_annotations(tempting / "truth.json.gz", truth=True)
