@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         "model": f"{info.variant} {info.weights_name} ({info.quality})",
         "runtime": engine,
         "keypoints": list(info.skeleton.names),
+        "min_keypoint_score": estimator.options.min_keypoint_score,
         "files": [str(path) for path in written],
         **({"skipped": skipped} if source.files else {}),
         "frames": frames,

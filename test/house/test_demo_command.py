@@ -59,6 +59,23 @@ def test_a_picture_gives_keypoints_in_its_pixels(picture, people, dots_model, tm
     assert drawn.shape == original.shape and (drawn != original).any()
 
 
+def test_unsure_keypoints_are_written_and_not_drawn(picture, dots_model, tmp_path):
+    sure = tmp_path / "sure"
+    words = ["demo", str(picture), "--model", str(dots_model), "-o"]
+    assert main([*words, str(sure)]) == 0
+    result = json.loads((sure / "two people_poses.json").read_text())
+    scores = [score for p in result["frames"][0]["people"] for *_, score in p["keypoints"]]
+    above = max(scores) + 1e-3
+    assert result["min_keypoint_score"] == 0 and above < 1
+    out = tmp_path / "unsure"
+    assert main([*words, str(out), "--decode", f"min_keypoint_score={above}"]) == 0
+    unsure = json.loads((out / "two people_poses.json").read_text())
+    assert unsure["min_keypoint_score"] == above
+    assert unsure["frames"][0]["people"] == result["frames"][0]["people"]
+    original = cv2.imread(str(picture))
+    assert (cv2.imread(str(out / "two people_poses.png")) == original).all()
+
+
 def test_a_video_gives_a_video_of_as_many_frames(people, dots_model, tmp_path, capsys):
     import dots
 
