@@ -180,16 +180,19 @@ def test_calibration_sees_what_an_engine_is_given(dots_model, tmp_path: Path) ->
     looks = {"second_look": 3, "second_look_size": 256, "second_look_views": 2, "coarse_look": True}
     model = dots.with_decode(dots_model, tmp_path / "looks.onnx", **looks)
     blank = np.zeros((640, 480, 3), np.uint8)
-    first, *closer, nobody, coarse = calibration_inputs(model, [crowd(), blank])
-    assert all(image.dtype == np.uint8 and image.shape[0] == 1 for image in (first, *closer))
+    first, closer, nobody = calibration_inputs(model, [crowd(), blank])
+    assert all(images.dtype == np.uint8 for images in (first, closer, nobody))
     assert first.shape == (1, 384, 512, 3) and nobody.shape == (1, 512, 384, 3)
-    assert [image.shape for image in (*closer, coarse)] == [(1, 256, 256, 3)] * 6
-    # Windows of the same people: as much of each is lit in the mirror.
-    lit = [(image.max(3) > 100).sum() for image in closer]
-    assert lit[1] == lit[2] and lit[3] == lit[4] and lit[0] < min(lit[1:])
-    assert not nobody.any() and not coarse.any()
+    assert closer.shape == (6, 256, 256, 3)
+    # Windows of the same people: as much of each is lit in the mirror. Nobody is in the last one.
+    lit = [int((image.max(2) > 100).sum()) for image in closer]
+    assert lit[1] == lit[2] and lit[3] == lit[4] and 0 < lit[0] < min(lit[1:5])
+    assert not nobody.any() and lit[5] == 0
     once = dots.with_decode(dots_model, tmp_path / "once.onnx", second_look=0)
-    assert [image.shape for image in calibration_inputs(once, [crowd()])] == [first.shape]
+    many = calibration_inputs(once, [crowd()] * 9)
+    assert [images.shape for images in many] == [(8, 384, 512, 3), (1, 384, 512, 3)]
+    most = calibration_inputs(model, [crowd()] * 30)  # of six inputs each
+    assert sum(len(images) for images in most) == 128
 
 
 def test_badly_calibrated_is_not_written(tmp_path: Path) -> None:
