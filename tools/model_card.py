@@ -224,6 +224,7 @@ def main() -> int:
             kept = (
                 *("weights_sha256", "precision", "size", "short_side", "input_sizes", "mirror"),
                 *("scales", "decode", "gmacs", "images", "AP", "AP50", "second_looks_per_image"),
+                *("keypoint_precision", "keypoint_recall"),
             )
             found = [load(path, info) for path in args.sizes]
             images = found[0]["images"]

@@ -39,8 +39,9 @@ def weights() -> str:
     from ehrnet_model.inference.runtime import model_info
 
     lines = [
-        "| weights | input | GMACs | AP as shipped | with the options for AP | images of val2017 |",
-        "|---|---|---|---|---|---|",
+        "| weights | input | GMACs | AP as shipped | keypoints' precision | recall "
+        "| AP with the options for AP | images of val2017 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted((README.parent / "ehrnet_model" / "data").glob("*.evaluations.json")):
         info = model_info(path.with_name(path.name.replace("evaluations.json", "onnx")))
@@ -55,7 +56,8 @@ def weights() -> str:
         row = ap[True]
         lines.append(
             f"| {info.variant} ({info.weights_name}) | short side {row['short_side']} | "
-            f"{row['gmacs']:.2f} | **{row['AP']:.3f}** | {ap[False]['AP']:.3f} | {row['images']} |"
+            f"{row['gmacs']:.2f} | **{row['AP']:.3f}** | {row['keypoint_precision']:.2f} | "
+            f"{row['keypoint_recall']:.2f} | {ap[False]['AP']:.3f} | {row['images']} |"
         )
     return "\n".join(lines)
 
