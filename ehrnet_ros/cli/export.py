@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tuned",
         type=Path,
         metavar="JSON",
-        help="take the options for use and the person score that `ehrnet tune --json` wrote",
+        help="take the options for use and the scores that `ehrnet tune --json` wrote",
     )
     parser.add_argument(
         "--size",

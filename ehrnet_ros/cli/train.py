@@ -244,7 +244,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tuned",
         type=Path,
         metavar="JSON",
-        help="decode defaults and person score to store with the weights, as `ehrnet tune --json` "
+        help="decode defaults and scores to store with the weights, as `ehrnet tune --json` "
         "wrote them",
     )
     parser.add_argument(

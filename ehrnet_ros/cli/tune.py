@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.25,
         metavar="SHARE",
-        help="share of the images, trained on or not, that the person score is fitted to, beside "
+        help="share of the images, trained on or not, that the scores are fitted to, beside "
         "the other person-free ones (default 0.25); 0: keep the model's",
     )
     parser.add_argument(
@@ -196,7 +196,7 @@ class _Images:
     Attributes:
         part: annotations of the images that options are chosen on.
         empty: person-free images, likewise.
-        fitted: images for the person score.
+        fitted: images for the scores.
     """
 
     part: dict[str, Any]
