@@ -11,6 +11,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from ehrnet_model.errors import EhrnetError  # noqa: E402
 from ehrnet_model.inference.decode import DecodeOptions  # noqa: E402
+from ehrnet_model.inference.keypoint_score import TERMS_KEYPOINT  # noqa: E402
 from ehrnet_model.inference.person_score import TERMS, TERMS_AGAIN  # noqa: E402
 from ehrnet_ros import parameters  # noqa: E402
 from ehrnet_ros.parameters import FIELDS, Settings, changed, check, decode_options  # noqa: E402
@@ -78,9 +79,11 @@ def test_decode_options_come_from_the_model_until_they_are_set():
         second_look_views=3,
         coarse_look=True,
         shared=0.6,
+        min_keypoint_score=0.4,
         std_gain=0.5,
         person_score=(0.5,) * TERMS,
         second_score=(0.5,) * TERMS_AGAIN,
+        keypoint_score=(0.5,) * TERMS_KEYPOINT,
     )
     usual = DecodeOptions().to_dict()
     assert all(value != usual[name] for name, value in stored.to_dict().items())
