@@ -194,6 +194,7 @@ def test_bodies_are_those_with_an_id_and_go_when_nobody_looks(
         bodies="true",
         tracking="true",
         track_birth_images=1,
+        track_lost_s=60.0,  # between two images here lies a change of parameters
         remaps=["__node:=bodies", "image:=bodies/image"],
     )
     node.wait_for_log("Ready:")
