@@ -617,7 +617,7 @@ def _estimate(
     if settings.tracking:
         stamp = msg.header.stamp.sec * 10**9 + msg.header.stamp.nanosec
         state.tracker.options = parameters.track_options(settings)
-        poses = state.tracker.update(poses, (stamp or time_ns) / 1e9, image_hw)
+        poses = state.tracker.update(poses, (stamp or time_ns) / 1e9, image_hw).best_first()
     output.write(state.outputs["poses"], time_ns, to_pose_array(poses, msg.header, image_hw))
     markers = to_markers(
         poses.above(estimator.options.min_keypoint_score),

@@ -149,7 +149,7 @@ class Camera:
         stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
         self._tracker.options = track_options(settings)
         now = stamp or self._node.get_clock().now().nanoseconds
-        return self._tracker.update(poses, now / 1e9, image_hw)
+        return self._tracker.update(poses, now / 1e9, image_hw).best_first()
 
     def publish(
         self,

@@ -116,6 +116,7 @@ class TrackingNode(SmallNode):
             image_hw = msg.height, msg.width
             self._notice_mixture(msg.header.frame_id, image_hw)
             poses = tracker.update(from_pose_array(msg), self.stamp_s(msg.header), image_hw)
+            poses = poses.best_first()
         except (EhrnetError, ValueError) as error:  # people of unequal numbers of keypoints
             self.refuse(str(error))
             return

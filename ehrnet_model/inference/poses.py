@@ -63,6 +63,10 @@ class Poses:
             self.id[index],
         )
 
+    def best_first(self) -> Poses:
+        """The same people in the order of their scores; who scores the same keeps its place."""
+        return self[np.argsort(-self.person_score, kind="stable")]
+
     def within(self, image_hw: Tuple[int, int]) -> Poses:
         """The same with all keypoints in the image; without those who have none there.
 

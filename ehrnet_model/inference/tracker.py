@@ -6,6 +6,10 @@ was not seen, the wider the place where it may be. The pairs are those of the gr
 (an exact assignment, so that the order of people means nothing). Nothing is invented: what comes
 out are the people of the image that went in.
 
+A network that is not sure of a keypoint sees it here in one image and there in the next. So a track
+remembers two places of each, with how sure the network was of each of them lately, and gives the
+surer one, smoothed; the score it gives is how sure all late images together make of that place.
+
 Shapes: T tracks, P people, J keypoints. Positions in pixels, times in seconds.
 """
 
@@ -36,8 +40,13 @@ _FADING_S = 2.0
 _DRIFT = 0.8
 # Deviation of the log of how much larger one person looks in two images in a row.
 _SCALE_SPREAD = 0.2
-# A keypoint unseen for longer starts smoothing anew.
+# A keypoint unseen for longer starts anew.
 _FRESH_S = 0.5
+# Time constant in which what was seen of a keypoint counts less.
+_MEMORY_S = 0.3
+# A keypoint further from where it was is seen in another place: in deviations of how people label
+# it, and for motion beside its body in the person's size a second.
+_ANOTHER, _ANOTHER_SPEED = 3.0, 1.0
 # Images in a row that a track without an id may miss.
 _MISSES_BEFORE_ID = 1
 # Who was in the last image is known in the next one, however little patience is asked for.
@@ -68,7 +77,11 @@ class TrackOptions:
         3, 1, 100, "In how many images a person has to be found before there is an id."
     )
     track_smoothing: bool = option(
-        True, 0, 1, "Smooth the keypoints of tracked people with a One-Euro filter."
+        True,
+        0,
+        1,
+        "Fuse what is seen of tracked people in several images: the surer place of each keypoint, "
+        "smoothed by a One-Euro filter, and scores of all late images.",
     )
     track_cutoff_hz: float = option(
         2.0, 0.01, 1000.0, "[Hz] smoothing of a keypoint at rest on its body; less is smoother."
@@ -94,12 +107,16 @@ class _Tracks:
         missed: (T,) int64, images in a row in which it was not.
         unseen: (T,) seconds since it was last found.
         velocity: (T, 2) of the body, when last found.
+        person_score: (T,) mean of late images.
         xy: (T, J, 2) keypoints when last found, as measured; those not found then moved along
             with the body; NaN where never found.
+        score: (T, J) of each keypoint when last found, 0 where never.
         age: (T, J) seconds since each keypoint was last measured.
-        smooth: (T, J, 2) smoothed positions, moved along like ``xy``.
+        looks: (T, J) late images, each counting less the longer ago it was.
+        place: (T, J, 2, 2) two smoothed positions of each keypoint, moved along like ``xy``.
+        weight: (T, J, 2) scores with which it was seen in each, counted like ``looks``.
+        variance: (T, J, 2) of these positions.
         slope: (T, J, 2) smoothed speed relative to the body.
-        variance: (T, J) of the smoothed positions.
     """
 
     id: np.ndarray
@@ -107,11 +124,15 @@ class _Tracks:
     missed: np.ndarray
     unseen: np.ndarray
     velocity: np.ndarray
+    person_score: np.ndarray
     xy: np.ndarray
+    score: np.ndarray
     age: np.ndarray
-    smooth: np.ndarray
-    slope: np.ndarray
+    looks: np.ndarray
+    place: np.ndarray
+    weight: np.ndarray
     variance: np.ndarray
+    slope: np.ndarray
 
     def __len__(self) -> int:
         return len(self.id)
@@ -139,18 +160,29 @@ class _Tracks:
         """One track for each person, without id."""
         p, j = poses.score.shape
         xy = poses.xy.astype(np.float64)
+        none = np.zeros((p, j))
         return _Tracks(
             id=np.full(p, -1, np.int32),
             seen=np.ones(p, np.int64),
             missed=np.zeros(p, np.int64),
             unseen=np.zeros(p),
             velocity=np.zeros((p, 2)),
+            person_score=poses.person_score.astype(np.float64),
             xy=xy,
+            score=poses.score.astype(np.float64),
             age=np.where(poses.score > 0, 0.0, np.inf),
-            smooth=xy.copy(),
+            looks=np.ones((p, j)),
+            place=np.stack([xy, xy], 2),
+            weight=np.stack([poses.score.astype(np.float64), none], 2),
+            variance=np.stack([poses.std.astype(np.float64) ** 2, none], 2),
             slope=np.zeros((p, j, 2)),
-            variance=poses.std.astype(np.float64) ** 2,
         )
+
+    def surest(self) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(T, J, 2), (T, J), (T, J): the surer place of each keypoint, its score and variance."""
+        which = self.weight.argmax(2)
+        score = _of(self.weight, which) / np.maximum(self.looks, 1e-9)
+        return _of(self.place, which), score, _of(self.variance, which)
 
 
 class PoseTracker:
@@ -186,10 +218,12 @@ class PoseTracker:
     def update(
         self, poses: Poses, stamp_s: float, image_hw: Optional[Tuple[int, int]] = None
     ) -> Poses:
-        """The same people in the same order with ids, and smoothed if the options say so.
+        """The same people in the same order with ids, and fused if the options say so.
 
-        A person who was not found often enough yet has id -1. Smoothed ``std`` is that of the
-        measurements carried through the filter; what a filter lags behind is not in it.
+        A person who was not found often enough yet has id -1. If fused, ``std`` is that of the
+        measurements carried through the filter, what a filter lags behind is not in it; ``score``
+        is the mean of late images' scores, those counting 0 that saw the keypoint elsewhere;
+        ``person_score`` is the mean of late images', so that the best may not be first.
 
         Args:
             poses: of the next image; any ids are ignored.
@@ -286,53 +320,79 @@ class PoseTracker:
         present = poses.score > 0
         xy = poses.xy.astype(np.float64)
         # A median: single keypoints jump to the wrong limb, the body does not.
-        shift = _nan_median(xy - before.xy)
-        elapsed = before.unseen[:, None]
-        gain = np.maximum(-np.expm1(-elapsed / _VELOCITY_S), 1 / before.seen[:, None])
-        gain = gain * (elapsed >= _VELOCITY_FROM_S)
-        velocity = before.velocity + gain * (shift / elapsed - before.velocity)
-        smooth, slope, variance = self._smoothed(before, poses, velocity)
-        moved = before.smooth + shift[:, None]
-        return _Tracks(
-            id=before.id,
+        shift = _median(xy - before.xy, poses.score * before.score)
+        elapsed, seen = before.unseen[:, None], before.seen[:, None]
+        gain = np.maximum(-np.expm1(-elapsed / _VELOCITY_S), 1 / seen) * (
+            elapsed >= _VELOCITY_FROM_S
+        )
+        new = np.maximum(-np.expm1(-before.unseen / _MEMORY_S), 1 / (before.seen + 1))
+        after = dataclasses.replace(
+            before,
             seen=before.seen + 1,
             missed=np.zeros_like(before.missed),
             unseen=np.zeros_like(before.unseen),
-            velocity=velocity,
+            velocity=before.velocity + gain * (shift / elapsed - before.velocity),
+            person_score=before.person_score + new * (poses.person_score - before.person_score),
             xy=np.where(present[..., None], xy, before.xy + shift[:, None]),
+            score=np.where(present, poses.score, before.score),
             age=np.where(present, 0.0, before.age),
-            smooth=np.where(present[..., None], smooth, moved),
-            slope=np.where(present[..., None], slope, before.slope),
-            variance=np.where(present, variance, before.variance),
         )
+        return self._fused(before, after, shift, poses)
 
-    def _smoothed(
-        self, before: _Tracks, poses: Poses, velocity: np.ndarray
-    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(M, J, 2), (M, J, 2), (M, J): smooth, slope and variance of what was measured.
+    def _fused(self, before: _Tracks, after: _Tracks, shift: np.ndarray, poses: Poses) -> _Tracks:
+        """``after`` with the places of keypoints; a measurement goes to the place it is near.
 
-        The One-Euro filter (Casiez, Roussel, Vogel 2012) on what a keypoint does beside its body,
-        with speed in body sizes a second, so that near and far people are smoothed alike.
+        Smoothing is the One-Euro filter (Casiez, Roussel, Vogel 2012) on what a keypoint does
+        beside its body, with speed in body sizes a second, so that near and far people are smoothed
+        alike. What is less sure than usual moves a place less.
+
+        Args:
+            before: M tracks before this image.
+            after: the same, all else being up to date.
+            shift: (M, 2) how far the bodies moved.
+            poses: the M people.
         """
         options = self.options
-        fresh = before.age < _FRESH_S
-        measured = poses.xy.astype(np.float64)
+        present = poses.score > 0
+        score = poses.score.astype(np.float64)
         noise = poses.std.astype(np.float64) ** 2
-        seconds = np.where(fresh, before.age, 1.0)[..., None]
-        carried = before.smooth + (velocity * before.unseen[:, None])[:, None]
-        off = measured - carried
-        slope = before.slope + _gain(_SLOPE_CUTOFF_HZ, seconds) * (off / seconds - before.slope)
-        speed = np.linalg.norm(slope, axis=2, keepdims=True) / size(before.xy)[:, None, None]
+        measured = poses.xy.astype(np.float64)
+        side = size(after.xy)[:, None]
+        fresh = before.age < _FRESH_S
+        seconds = np.where(fresh, before.age, 1.0)
+        kept = np.exp(-before.unseen / _MEMORY_S)[:, None] * fresh
+        weight, looks = before.weight * kept[..., None], before.looks * kept
+        # Between what the velocity foretold, which lags, and what was measured, which trembles.
+        moved = (after.velocity * before.unseen[:, None] + shift) / 2
+        place = before.place + moved[:, None, None]
+        apart = np.linalg.norm(measured[:, :, None] - place, axis=3)
+        apart = np.where(weight > 0, apart, np.inf)
+        reach = _ANOTHER * np.sqrt(self._variance) + _ANOTHER_SPEED * seconds
+        same = apart.min(2) < side * reach
+        which = np.where(same, apart.argmin(2), weight.argmin(2))
+
+        mine = np.where(same, _of(weight, which), 0.0)
+        off = np.where(same[..., None], measured - _of(place, which), 0.0)
+        slope = np.where(same[..., None], before.slope, 0.0)
+        slope += _gain(_SLOPE_CUTOFF_HZ, seconds)[..., None] * (off / seconds[..., None] - slope)
+        speed = np.linalg.norm(slope, axis=2) / side
+        usual = mine / np.maximum(looks, 1e-9)
         gain = _gain(options.track_cutoff_hz + options.track_speed_gain * speed, seconds)
-        if not options.track_smoothing:
-            gain = np.ones_like(gain)
-        smooth = carried + gain * off
-        mixed = gain[..., 0] ** 2 * noise + (1 - gain[..., 0]) ** 2 * before.variance
-        variance = np.where(np.isfinite(mixed), mixed, noise)
-        return (
-            np.where(fresh[..., None], smooth, measured),
-            np.where(fresh[..., None], slope, 0.0),
-            np.where(fresh, variance, noise),
+        gain = gain * np.sqrt(np.minimum(1, score / np.maximum(usual, 1e-9)))
+        # Never slower than the mean of all that was seen there.
+        gain = np.maximum(gain, score / np.maximum(score + mine, 1e-9))
+        smooth = np.where(same[..., None], measured - (1 - gain[..., None]) * off, measured)
+        mixed = gain**2 * noise + (1 - gain) ** 2 * _of(before.variance, which)
+        variance = np.where(same & np.isfinite(mixed), mixed, noise)
+
+        here = present[..., None] & (np.arange(2) == which[..., None])
+        return dataclasses.replace(
+            after,
+            looks=looks + 1,
+            place=np.where(here[..., None], smooth[:, :, None], place),
+            weight=np.where(here, (mine + score)[..., None], weight),
+            variance=np.where(here, variance[..., None], before.variance),
+            slope=np.where(present[..., None], slope, before.slope),
         )
 
     def _result(self, poses: Poses, tracks: _Tracks, owner: np.ndarray) -> Poses:
@@ -348,10 +408,14 @@ class PoseTracker:
         due = (tracks.id[mine] < 0) & (tracks.seen[mine] >= self.options.track_birth_images)
         for index in mine[due]:
             tracks.id[index] = next(self._ids)
-        xy, std = poses.xy.copy(), poses.std.copy()
-        xy[tracked] = tracks.smooth[mine]
-        std[tracked] = np.sqrt(tracks.variance[mine])
-        result = Poses.build(xy, poses.score, std, poses.person_score)
+        xy, score, std = poses.xy.copy(), poses.score.copy(), poses.std.copy()
+        person_score = poses.person_score.copy()
+        if self.options.track_smoothing:
+            place, sure, variance = tracks.take(mine).surest()
+            xy[tracked], std[tracked] = place, np.sqrt(variance)
+            score[tracked] = np.where(score[tracked] > 0, sure, 0)
+            person_score[tracked] = tracks.person_score[mine]
+        result = Poses.build(xy, score, std, person_score)
         result.id[tracked] = tracks.id[mine]
         return result
 
@@ -418,14 +482,25 @@ def size(xy: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(area))
 
 
-def _nan_median(values: np.ndarray) -> np.ndarray:
-    """(M, 2) median of (M, J, 2) over what is finite; 0 where nothing is."""
-    count = np.isfinite(values[..., 0]).sum(1)
-    ordered = np.sort(values, axis=1)  # NaN last
-    index = np.arange(len(values))
-    low, high = np.maximum(count - 1, 0) // 2, count // 2
-    middle = (ordered[index, low] + ordered[index, np.minimum(high, values.shape[1] - 1)]) / 2
-    return np.where(count[:, None] > 0, middle, 0.0)
+def _of(values: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """(M, J, ...) of (M, J, 2, ...): of two, the one that ``which`` (M, J) says."""
+    index = which.reshape(which.shape + (1,) * (values.ndim - 2))
+    return np.take_along_axis(values, index, 2)[:, :, 0]
+
+
+def _median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(M, 2) median of (M, J, 2) over what is finite, by weights (M, J); 0 where nothing is."""
+    weights = np.where(np.isfinite(values[..., 0]), weights, 0.0)[..., None]
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, 1)
+    below = np.take_along_axis(np.broadcast_to(weights, values.shape), order, 1).cumsum(1)
+    half = below[:, -1:] / 2
+    # Between the two in the middle where the weights on both sides are the same.
+    low, high = (
+        np.take_along_axis(ordered, index.argmax(1)[:, None], 1)[:, 0]
+        for index in (below >= half * (1 - 1e-9), below > half * (1 + 1e-9))
+    )
+    return np.where(half[:, 0] > 0, (low + high) / 2, 0.0)
 
 
 def _gain(cutoff_hz: object, seconds: np.ndarray) -> np.ndarray:

@@ -78,3 +78,12 @@ def test_scores_are_at_most_one() -> None:
     poses = Poses.build(np.ones((1, 2, 2)), [[1.07, 0.4]], np.ones((1, 2)), [1.01])
     np.testing.assert_array_equal(poses.score, np.float32([[1, 0.4]]))
     assert poses.person_score[0] == 1
+
+
+def test_best_first():
+    xy = np.arange(4 * 17 * 2, dtype=float).reshape(4, 17, 2)
+    poses = Poses.build(xy, np.ones((4, 17)), np.ones((4, 17)), np.array([0.2, 0.9, 0.2, 0.5]))
+    poses.id[:] = [3, 1, 4, 2]
+    best = poses.best_first()
+    assert best.id.tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(best.xy, poses.xy[[1, 3, 0, 2]])

@@ -242,8 +242,68 @@ def test_smoothed_walkers_are_nearer_to_the_truth():
     assert smooth_rms < 0.85 * raw_rms
 
 
+WRIST = 9
+HAND_UP = STANDING + (np.arange(17) == WRIST)[:, None] * np.array([10.0, -80.0])
+
+
+def watched(tracker, seen, rate=RATE):
+    """What comes out where a wrist is seen at rest or up, with a score, image by image."""
+    results = []
+    for i, (up, score) in enumerate(seen):
+        xy = (HAND_UP if up else STANDING)[None]
+        scores = np.where(np.arange(17) == WRIST, score, 0.8)[None]
+        poses = Poses.build(xy, scores, np.full((1, 17), 1.0), np.full(1, 0.6))
+        results.append(tracker.update(poses, i / rate))
+    return results
+
+
+def test_a_doubtful_jump_of_a_keypoint_is_not_believed_and_lowers_its_score():
+    seen = [(False, 0.8)] * 10 + [(True, 0.4)] + [(False, 0.8)] * 5
+    results = watched(PoseTracker(AT_ONCE), seen)
+    for result in results:
+        np.testing.assert_allclose(result.xy[0], STANDING, atol=0.5)
+    scores = [float(result.score[0, WRIST]) for result in results]
+    assert math.isclose(scores[9], 0.8, rel_tol=1e-6)
+    # One image of 1 / (1 - exp(-1 / 30 / 0.3)) late ones, the first ten of them.
+    late = np.exp(-np.arange(10, -1, -1) / RATE / 0.3)
+    assert math.isclose(scores[10], 0.8 * late[:10].sum() / late.sum(), rel_tol=1e-6)
+    assert scores[10] < scores[11] < scores[15] < 0.8
+    others = [np.delete(result.score[0], WRIST) for result in results]
+    np.testing.assert_allclose(others, 0.8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("before", "now", "images"), [(0.3, 0.9, 3), (0.8, 0.8, 8)])
+def test_a_keypoint_that_stays_elsewhere_is_believed(before, now, images):
+    seen = [(False, before)] * 30 + [(True, now)] * images
+    result = watched(PoseTracker(AT_ONCE), seen)[-1]
+    np.testing.assert_allclose(result.xy[0], HAND_UP, atol=0.5)
+
+
+def test_of_two_places_that_take_turns_the_surer_one_is_given():
+    seen = [(i % 2 == 0, 0.3 if i % 2 == 0 else 0.6) for i in range(60)]
+    results = watched(PoseTracker(AT_ONCE), seen)[4:]
+    for result in results:
+        np.testing.assert_allclose(result.xy[0, WRIST], STANDING[WRIST], atol=0.5)
+    # Right in half of the images with .6: a score of .3.
+    assert math.isclose(np.mean([r.score[0, WRIST] for r in results]), 0.3, rel_tol=0.1)
+
+
+def test_the_score_of_a_person_is_the_mean_of_late_images():
+    tracker = PoseTracker(AT_ONCE)
+    given = []
+    for i in range(60):
+        poses = people(0)
+        poses = Poses.build(poses.xy, poses.score, poses.std, np.full(1, 0.3 + 0.4 * (i % 2)))
+        given.append(float(tracker.update(poses, i / RATE).person_score[0]))
+    assert math.isclose(np.mean(given[20:]), 0.5, abs_tol=0.01)
+    assert np.ptp(given[20:]) < 0.06
+    poses = PoseTracker(TrackOptions(track_smoothing=False)).update(poses, 0.0)
+    assert math.isclose(poses.person_score[0], 0.7, rel_tol=1e-6)
+
+
 def test_absent_keypoints_stay_absent_and_come_back_where_they_are():
     tracker = PoseTracker(AT_ONCE)
+    last = np.zeros(17)
     for i in range(20):
         poses = people(4 * i)
         if 5 <= i < 12:
@@ -253,7 +313,11 @@ def test_absent_keypoints_stay_absent_and_come_back_where_they_are():
         result = tracker.update(poses, i / RATE)
         assert result.id.tolist() == [0]
         assert np.array_equal(np.isnan(result.xy), np.isnan(poses.xy))
-        assert np.array_equal(result.score, poses.score)
+        assert np.array_equal(result.score > 0, poses.score > 0)
+        np.testing.assert_allclose(np.delete(result.score, 9, axis=1), 0.8, rtol=1e-6)
+        if result.score[0, 9]:  # less sure after a gap, and surer with every image again
+            assert last[9] - 1e-6 <= result.score[0, 9] <= 0.8 + 1e-6 or i == 12
+        last = result.score[0]
         assert np.array_equal(np.isnan(result.std), np.isnan(poses.std))
         np.testing.assert_allclose(result.bbox, Poses.build(
             result.xy, result.score, result.std, result.person_score).bbox)  # fmt: skip
@@ -277,7 +341,7 @@ def test_nonsense_does_no_harm(seed):
         poses = Poses.build(xy, score, std, rng.random(p))
         result = tracker.update(poses, float(stamp))
         assert np.array_equal(np.isfinite(result.xy), np.isfinite(poses.xy))
-        assert np.array_equal(result.score, poses.score)
+        assert np.array_equal(result.score > 0, poses.score > 0) and (result.score <= 1).all()
         given = result.id[result.id >= 0].tolist()
         assert len(set(given)) == len(given)
         newest = max([newest, *given])

@@ -76,9 +76,10 @@ def test_poses_in_the_same_people_with_ids_out(ask, peer):
         found = from_pose_array(answer)
         expected = tracker.update(
             from_pose_array(msg), msg.header.stamp.sec + msg.header.stamp.nanosec / 1e9
-        )
+        ).best_first()
         assert found.id.tolist() == expected.id.tolist()
         np.testing.assert_allclose(found.xy, expected.xy, atol=0.02)
+        np.testing.assert_allclose(found.score, expected.score, atol=1e-5)
         seen |= set(found.id.tolist())
     assert seen == {-1, 0, 1, 2, 3}
     labels = {m.text for array in markers for m in array.markers if m.text}
