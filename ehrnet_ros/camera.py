@@ -57,7 +57,8 @@ class Camera:
 
     Attributes:
         counters: what passed through.
-        image_hw: (height, width) of the last image; (0, 0) before the first.
+        upright_hw: (height, width) of the last image, turned as people stand in it; (0, 0) before
+            the first.
         input_hw: (height, width) of the network input that its images go through.
         subscribed: number of the present subscription. Images taken under an older one are stale.
         bad_image, bad_engine: hold back complaints that were made a moment ago.
@@ -69,7 +70,7 @@ class Camera:
     ) -> None:
         self.name = name
         self.counters = health.Counters()
-        self.image_hw = self.input_hw = (0, 0)
+        self.upright_hw = self.input_hw = (0, 0)
         self.subscribed = 0
         self.bad_image = health.Repeated(_REPEAT_S)
         self.bad_engine = health.Repeated(_REPEAT_S)
@@ -114,7 +115,7 @@ class Camera:
             # Not a lifecycle publisher: what the skeletons mean is known before there are any.
             node.create_publisher(SkeletonInfo, f"{prefix}skeleton_info", _qos(1, latched=True)),
         )
-        self.image_hw = self.input_hw = (0, 0)
+        self.upright_hw = self.input_hw = (0, 0)
 
     def close(self) -> None:
         """Takes the topics away (cleanup)."""

@@ -35,6 +35,7 @@ _WINDOW = 200  # latencies kept for the percentiles
 _SENTENCES = 100  # remembered as said
 _PATIENCE_S = 10.0  # for the first image that doctor waits for; discovery is part of that
 _COUNT_S = 3.0  # how long doctor counts, from the first image on
+_KEPT = 5  # images that doctor looks at
 _NO_PICTURES = ("depth", "disparity")  # such images have these words in their topic's name
 DEAD_AFTER = 5  # failures in a row after which the engine counts as dead
 
@@ -300,18 +301,29 @@ def nothing_arrives(topic: str, who: str, what: str) -> str:
     )
 
 
-def look_for_images(topic: str) -> Tuple[bool, str]:
-    """Whether images arrive on a topic, as a node of its own sees it, and what to do if not.
+def look_for_images(topic: str) -> Tuple[List[Any], str]:
+    """Some of the images that arrive on a topic, as a node of its own sees it.
 
     Args:
         topic: of Image or CompressedImage.
+
+    Returns:
+        Up to five messages, and what arrived; or none, and what to do about it.
 
     """
     import rclpy
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import CompressedImage, Image
 
-    seen: List[Any] = []
+    kept: List[Any] = []
+    count, last = 0, None
+
+    def take(msg: Any) -> None:
+        nonlocal count, last
+        count, last = count + 1, msg
+        if time.monotonic() >= begun + len(kept) * _COUNT_S / _KEPT and len(kept) < _KEPT:
+            kept.append(msg)
+
     rclpy.init(args=[])
     node = rclpy.create_node("ehrnet_doctor")
     try:
@@ -322,18 +334,18 @@ def look_for_images(topic: str) -> Tuple[bool, str]:
         there = [kind for kind in (Image, CompressedImage) if publishes(node, topic, _type(kind))]
         kind = there[0] if there else CompressedImage if is_compressed(topic) else Image
         type_name = _type(kind)
-        node.create_subscription(kind, topic, seen.append, qos_profile_sensor_data)
-        while not seen and time.monotonic() < patient:
+        begun = time.monotonic()
+        node.create_subscription(kind, topic, take, qos_profile_sensor_data)
+        while last is None and time.monotonic() < patient:
             rclpy.spin_once(node, timeout_sec=0.1)
-        end = time.monotonic() + _COUNT_S
-        while seen and time.monotonic() < end:
+        begun = time.monotonic()
+        while last is not None and time.monotonic() < begun + _COUNT_S:
             rclpy.spin_once(node, timeout_sec=0.1)
-        if not seen:
-            return False, explain_input(node, topic, type_name, reliable=False)
-        last = seen[-1]
+        if last is None:
+            return [], explain_input(node, topic, type_name, reliable=False)
         size = f"{last.width}x{last.height} {last.encoding}" if kind is Image else last.format
-        return True, (
-            f"{len(seen)} images in {_COUNT_S:g} s, the last one {size}, frame_id "
+        return kept, (
+            f"{count} images in {_COUNT_S:g} s, the last one {size}, frame_id "
             f"'{last.header.frame_id}'"
         )
     finally:

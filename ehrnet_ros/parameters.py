@@ -16,6 +16,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions, typed_options
 from ehrnet_model.inference.opening import RUNTIMES
+from ehrnet_model.inference.rotation import ROTATIONS
 from ehrnet_model.inference.sizes import parse_size
 from ehrnet_model.inference.tracker import TrackOptions
 from ehrnet_ros.names import as_yaml, cannot_be, check_names, declare_parameter, no_such
@@ -30,7 +31,7 @@ def _parameter(
     description: str,
     low: Optional[float] = None,
     high: Optional[float] = None,
-    choices: Tuple[str, ...] = (),
+    choices: Tuple[Any, ...] = (),
     changes: str = UNCONFIGURED,
     by_model: bool = False,
 ) -> Any:
@@ -101,6 +102,14 @@ class Settings:
         "auto",
         "Network input: auto (the engine's own, else what fits the images), square, an aspect such "
         "as 4:3 or 16:9, or HEIGHTxWIDTH in multiples of 32.",
+    )
+    rotation: int = _parameter(
+        0,
+        "[degrees] how far images have to be turned clockwise for people to stand upright; for "
+        "cameras mounted sideways or upside down. What is published stays in the camera's own "
+        "pixels.",
+        choices=ROTATIONS,
+        changes=ANY_TIME,
     )
     autostart: bool = _parameter(
         True, "Configure and activate without being asked from outside.", changes=AT_START
@@ -326,7 +335,7 @@ def allowed(name: str) -> str:
     field = FIELDS[name]
     low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
     if choices:
-        return ", ".join(choices[:-1]) + " or " + choices[-1]
+        return ", ".join(str(choice) for choice in choices[:-1]) + f" or {choices[-1]}"
     if low is not None:
         return f"{low:g} to {high:g}" + (", or -1" if field.metadata["by_model"] else "")
     if isinstance(field.default, tuple):
@@ -362,7 +371,7 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(name=field.name, description=metadata["description"])
     descriptor.additional_constraints = f"changes: {metadata['changes']}"
     if metadata["choices"]:
-        descriptor.additional_constraints += f"; one of {', '.join(metadata['choices'])}"
+        descriptor.additional_constraints += f"; one of {', '.join(map(str, metadata['choices']))}"
     low, high = metadata["low"], metadata["high"]
     if metadata["by_model"]:
         low = -1 if isinstance(field.default, int) else -1.0

@@ -33,6 +33,7 @@ from ehrnet_model.inference.cuda import DeviceLost
 from ehrnet_model.inference.estimator import Inferred, PoseEstimator
 from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses, Timings
+from ehrnet_model.inference.rotation import turned_hw
 from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.sizes import size_advice
 from ehrnet_ros import arguments, health, parameters
@@ -387,6 +388,7 @@ class PoseNode(LifecycleNode):
             self._on_failure(seen, str(error))
             return None
         estimator.options = options
+        estimator.rotation = settings.rotation
         inferred = []
         while seen:
             # Those of one network input go through the engine together.
@@ -421,8 +423,9 @@ class PoseNode(LifecycleNode):
         try:
             for one in seen:
                 image_hw = one.picture.array.shape[0], one.picture.array.shape[1]
-                if image_hw != one.camera.image_hw:
-                    self._on_image_size(estimator, one, image_hw)
+                upright_hw = turned_hw(image_hw, estimator.rotation)
+                if upright_hw != one.camera.upright_hw:
+                    self._on_image_size(one, upright_hw, estimator.input_size(image_hw), estimator)
             return estimator.infer(
                 [one.picture.array for one in seen], [one.picture.order == "rgb" for one in seen]
             )
@@ -485,18 +488,21 @@ class PoseNode(LifecycleNode):
                     self.get_logger().error(details)
 
     def _on_image_size(
-        self, estimator: PoseEstimator, one: _Seen, image_hw: Tuple[int, int]
+        self,
+        one: _Seen,
+        upright_hw: Tuple[int, int],
+        input_hw: Tuple[int, int],
+        estimator: PoseEstimator,
     ) -> None:
         """The camera's size is known now, or another: so is the network's, and how well it fits."""
-        input_hw = estimator.input_size(image_hw)
-        advice = size_advice(image_hw, input_hw, estimator.runtime.info.input_size)
+        advice = size_advice(upright_hw, input_hw, estimator.runtime.info.input_size)
         camera = one.camera
         if advice and camera.bad_image.should_say(advice):
             self.get_logger().warning(advice)
         with self._publishing:
             if one.taken.subscribed != camera.subscribed:
                 return  # of before a cleanup; the camera knows no size yet
-            camera.image_hw = image_hw
+            camera.upright_hw = upright_hw
             if input_hw != camera.input_hw:
                 camera.input_hw = input_hw
                 self._publish_skeleton_info(camera)

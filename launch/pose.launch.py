@@ -69,6 +69,12 @@ PARAMETERS = {
         None,
         "network input: auto, square, 4:3, 16:9 or HEIGHTxWIDTH in multiples of 32",
     ),
+    "rotation": (
+        int,
+        ["", "0", "90", "180", "270"],
+        "degrees by which images have to be turned clockwise for people to stand upright, for "
+        "cameras mounted sideways or upside down",
+    ),
     "transport": (
         str,
         ["", "raw", "compressed"],

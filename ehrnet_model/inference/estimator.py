@@ -16,6 +16,7 @@ from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, finished
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.poses import Poses, Timings
+from ehrnet_model.inference.rotation import turned, turned_back, turned_hw
 from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.inference.second_look import (
     SecondLook,
@@ -50,12 +51,16 @@ class Inferred:
         options: how peaks become people.
         skeleton: of the model.
         timings: what was spent on each image so far.
+        rotation: degrees clockwise by which the images were turned.
+        sizes_hw: (height, width) of each image as it was.
     """
 
     looks: Sequence[Union[_FirstLook, SecondLook]]
     options: DecodeOptions
     skeleton: SkeletonInfo
     timings: Sequence[Timings]
+    rotation: int
+    sizes_hw: Sequence[Tuple[int, int]]
 
     @property
     def second_looks(self) -> List[int]:
@@ -65,17 +70,20 @@ class Inferred:
     def people(self) -> List[Tuple[Poses, Timings]]:
         """The people of each image and what each stage took; needs no engine, any thread may.
 
+        In pixels of the images as they were before they were turned.
+
         Raises:
             EhrnetError: the engine gave values that are not finite.
         """
         results = []
-        for seen, spent in zip(self.looks, self.timings):
+        for seen, spent, image_hw in zip(self.looks, self.timings, self.sizes_hw):
             begun = time.perf_counter()
             if isinstance(seen, SecondLook):
                 people = merge(seen, self.options, self.skeleton)
             else:
                 people = seen.people(self.options, self.skeleton)
             people = finished(people, self.options, self.skeleton)
+            people = turned_back(people, self.rotation, image_hw)
             results.append((people, spent + Timings(0.0, 0.0, _ms_since(begun))))
         return results
 
@@ -92,6 +100,12 @@ class PoseEstimator:
             that fits the image best.
         closer: the engine for second looks; default: ``runtime``, if its size is free. Without
             one, nobody is looked at again, whatever the options say.
+
+    Attributes:
+        options: how peaks become people; may be replaced between images.
+        rotation: degrees clockwise, one of ROTATIONS, by which images are turned before people are
+            looked for, so that they stand upright; what is found is in the images' own pixels. May
+            be changed between images.
     """
 
     def __init__(
@@ -104,6 +118,7 @@ class PoseEstimator:
         self.runtime = runtime
         self.closer = runtime if closer is None and runtime.size_hw is None else closer
         self.options = options or DecodeOptions.from_dict(runtime.info.decode)
+        self.rotation = 0
         self.size_hw = size_hw or runtime.size_hw
         self._input = np.zeros((1, 0, 0, 3), np.uint8)
 
@@ -175,7 +190,6 @@ class PoseEstimator:
                 f"{len(images)} images and {len(rgb)} values of rgb: give one or more images, and "
                 "one value for each."
             )
-        boxes = []
         for image in images:
             if not isinstance(image, np.ndarray):
                 raise EhrnetError(
@@ -187,8 +201,13 @@ class PoseEstimator:
                     f"expected an image of shape (height, width, 3), got {image.shape}: convert it "
                     "to three channels first."
                 )
-            image_hw = image.shape[0], image.shape[1]
-            boxes.append(Letterbox.fit(image_hw, self.input_size(image_hw)))
+        rotation = self.rotation
+        sizes_hw = [(image.shape[0], image.shape[1]) for image in images]
+        images = [turned(image, rotation) for image in images]
+        boxes = [
+            Letterbox.fit(turned_hw(image_hw, rotation), self.input_size(image_hw))
+            for image_hw in sizes_hw
+        ]
         size_hw = boxes[0].size_hw
         if any(box.size_hw != size_hw for box in boxes):
             raise EhrnetError(
@@ -217,7 +236,7 @@ class PoseEstimator:
             again, more = self._look_again(image, swap, first, options, self.closer)
             looks.append(again)
             timings.append(spent + more)
-        return Inferred(looks, options, skeleton, timings)
+        return Inferred(looks, options, skeleton, timings, rotation, sizes_hw)
 
     def _look_again(
         self,
@@ -250,7 +269,8 @@ class PoseEstimator:
         if self.size_hw is not None:
             return self.size_hw
         short_side = self.runtime.info.input_size
-        return parse_size(best_named_size(image_hw, short_side), short_side)
+        upright_hw = turned_hw(image_hw, self.rotation)
+        return parse_size(best_named_size(upright_hw, short_side), short_side)
 
 
 def _ms_since(begun: float) -> float:

@@ -10,7 +10,7 @@ import platform
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from ehrnet_ros.start import ends_at_once
 
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image",
         metavar="TOPIC",
-        help="also look whether images arrive on a topic, and if not, why and what to type; with "
-        "/compressed at its end for compressed ones",
+        help="also look whether images arrive on a topic, and if not, why and what to type; and "
+        "whether they stand upright; with /compressed at its end for compressed ones",
     )
 
 
@@ -89,7 +89,7 @@ def _findings(image: Optional[str]) -> Iterator[Finding]:
     if {"numpy", "cv2"} <= here:
         parts += [("gpu", _gpu), ("models", _models), ("engines", _engines)]
     if image:
-        parts.append((image, lambda: [_images(image)]))
+        parts.append((image, lambda: _images(image)))
     for name, findings in parts:
         try:
             yield from findings()
@@ -97,16 +97,47 @@ def _findings(image: Optional[str]) -> Iterator[Finding]:
             yield Finding(name, FAULT, str(error))
 
 
-def _images(topic: str) -> Finding:
-    """What a node that takes images from this topic would see in the ROS graph."""
+def _images(topic: str) -> Iterator[Finding]:
+    """What a node that takes images from this topic would see in the ROS graph, and in them."""
     from ehrnet_ros.cli import REMEDIES
 
     try:
         from ehrnet_ros.health import look_for_images
     except ImportError as error:
-        return Finding(topic, FAULT, f"cannot be looked at ({error}): {REMEDIES['rclpy']}")
-    arrive, text = look_for_images(topic)
-    return Finding(topic, OK if arrive else FAULT, text)
+        yield Finding(topic, FAULT, f"cannot be looked at ({error}): {REMEDIES['rclpy']}")
+        return
+    messages, text = look_for_images(topic)
+    yield Finding(topic, OK if messages else FAULT, text)
+    if messages:
+        yield _people(messages)
+
+
+def _people(messages: Sequence[Any]) -> Finding:
+    """Whether the camera is mounted upright and has its colours, by the people it sees."""
+    from ehrnet_model.errors import EhrnetError
+    from ehrnet_model.inference.estimator import PoseEstimator
+    from ehrnet_model.inference.models import find_model
+    from ehrnet_model.inference.way_up import way_up_advice
+    from ehrnet_ros.image_msgs import to_picture, to_picture_compressed
+
+    try:
+        pictures = [
+            to_picture(msg) if hasattr(msg, "encoding") else to_picture_compressed(msg)
+            for msg in messages
+        ]
+    except EhrnetError as error:
+        return Finding("people", FAULT, str(error))
+    images, rgb = [p.array for p in pictures], [p.order == "rgb" for p in pictures]
+    try:
+        opened = PoseEstimator.open(find_model(-4))
+    except EhrnetError as error:
+        return Finding("people", OPTIONAL, f"not looked for: {error}")
+    with contextlib.closing(opened) as estimator:
+        advice = way_up_advice(estimator, images, rgb)
+        found = [len(estimator(image, one)) for image, one in zip(images, rgb)]
+        name = estimator.runtime.info.variant
+    text = advice or f"{name} finds {sum(found) / len(found):.1f} an image, by {len(found)} images"
+    return Finding("people", OPTIONAL if advice else OK, text)
 
 
 def _python() -> Finding:

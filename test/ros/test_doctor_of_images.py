@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +18,13 @@ from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from ehrnet_ros.cli import doctor  # noqa: E402
 
 
-def ask(peer, topic, each=lambda: None):
+def ask(peer, topic, each=lambda: None, about=None):
     command = [sys.executable, "-m", "ehrnet_ros.cli", "doctor", "--json", "--image", topic]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peer.until(lambda: process.poll() is not None, "the end of doctor", seconds=60, each=each)
     findings = {f["name"]: f for f in json.loads(process.stdout.read())}
     process.stdout.close()
-    return process.returncode, findings[topic]
+    return process.returncode, findings[about or topic]
 
 
 def test_where_images_are_instead_and_what_to_type(peer):
@@ -40,6 +41,23 @@ def test_images_that_arrive(peer, image_of):
     msg = image_of(np.zeros((48, 64, 3), np.uint8), frame_id="eye")
     _, finding = ask(peer, "/good/image", each=lambda: publisher.publish(msg))
     assert finding["state"] == "ok" and "64x48 bgr8, frame_id 'eye'" in finding["text"]
+    _, finding = ask(peer, "/good/image", lambda: publisher.publish(msg), "people")
+    assert finding["state"] == "ok" and finding["text"].startswith("H-4 finds 0.0 an image, by ")
+
+
+def test_a_camera_that_is_mounted_upside_down_is_told(peer):
+    cv2 = pytest.importorskip("cv2")
+    matplotlib = pytest.importorskip("matplotlib", reason="a photograph comes with matplotlib")
+    photograph = Path(matplotlib.__file__).parent / "mpl-data/sample_data/grace_hopper.jpg"
+    if not photograph.exists():
+        pytest.skip("this matplotlib ships no photographs")
+    publisher = peer.publisher(CompressedImage, "/head/compressed")
+    picture = cv2.rotate(cv2.imread(str(photograph)), cv2.ROTATE_180)
+    data = cv2.imencode(".jpg", picture)[1].tobytes()
+    msg = CompressedImage(format="jpeg", data=data)
+    code, finding = ask(peer, "/head/compressed", lambda: publisher.publish(msg), "people")
+    assert code == 0 and finding["state"] == "optional"
+    assert finding["text"].endswith("set rotation:=180")
 
 
 def test_compressed_images_are_known_by_their_type(peer):
@@ -47,6 +65,8 @@ def test_compressed_images_are_known_by_their_type(peer):
     msg = CompressedImage(format="jpeg")
     _, finding = ask(peer, "/good/jpegs", each=lambda: publisher.publish(msg))
     assert finding["state"] == "ok" and "the last one jpeg, frame_id ''" in finding["text"]
+    code, finding = ask(peer, "/good/jpegs", lambda: publisher.publish(msg), "people")
+    assert code == 1 and finding["state"] == "fault" and "empty" in finding["text"]
 
 
 def test_a_camera_that_is_discovered_late_is_healthy(peer, image_of):
@@ -69,7 +89,7 @@ def test_each_finding_is_printed_as_it_comes(monkeypatch, capsys):
 
     def images(topic):
         before.append(capsys.readouterr().out)
-        return doctor.Finding(topic, doctor.OK, "arrive")
+        yield doctor.Finding(topic, doctor.OK, "arrive")
 
     monkeypatch.setattr(doctor, "PACKAGES", ())
     monkeypatch.setattr(doctor, "_images", images)

@@ -233,6 +233,19 @@ def test_parameters_change_or_say_why_not(dots, peer, ask, image_of):
         assert not result.successful and reason in result.reason, (name, result.reason)
 
 
+def test_a_camera_that_is_turned_at_run_time(dots, peer, node, ask, image_of):
+    """Dots look the same from all sides, so poses stay where they are."""
+    people = two_people(dots, 480, 640)
+    picture = dots.draw_people((480, 640), people)
+    refused = peer.set_parameter("pose", "rotation", 45)
+    assert not refused.successful and "0, 90, 180 or 270" in refused.reason
+    for rotation in (180, 90, 270, 0):
+        assert peer.set_parameter("pose", "rotation", rotation).successful
+        assert_found(ask(image_of(picture)), people, 1.0)
+        # This engine is for 384x512: upright images leave much of that empty.
+        assert ("size 3:4 fits better" in node.log()) == (rotation != 180)
+
+
 def test_unsure_keypoints_are_published_and_not_shown(dots, peer, ask, image_of):
     """With a minimum above the middle one of the scores RViz shows the surer half of the joints."""
     picture = dots.draw_people((480, 640), two_people(dots, 480, 640)[:1])
@@ -441,6 +454,10 @@ def test_compressed_and_lazy_in_a_namespace(dots, peer, start, model):
         ),
         ({"runtime": "cuda"}, 'Parameter runtime cannot be "cuda": it has to be auto'),
         ({"size": "300x300"}, "multiples of 32"),
+        (
+            {"rotation": 45},
+            "rotation cannot be 45: it has to be a whole number, 0, 90, 180 or 270.\n",
+        ),
     ],
 )
 def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, sentence):
