@@ -33,11 +33,11 @@ Trained on photographs with people, in research use:
 * 1,355 images without labels (Flickr8k, EyeCrowd, OSIE, street photographs, rooms seen by a robot,
   COCO images without people), and the people in COCO images whom nobody labelled: labels by a
   teacher, RTMDet-nano and PicoDet-S with PP-TinyPose (Apache-2.0);
-* 3,563 sharper images with the teacher's labels, in the last runs: pedestrians and people in rooms
+* 3,563 sharper images with the teacher's labels, in later runs: pedestrians and people in rooms
   (LS-chen/Pedestrian-behavior-detection-and-prediction), frames of fixed cameras
   (Mouso00/Human-Detection-Dataset-), people with masks (VikramShenoy97/Human-Segmentation-Dataset),
   which state no licence, and Clothing Co-Parsing (bearpaw/clothing-co-parsing; research);
-* in the last run 2,133 more scenes with the teacher's labels (streets and shops of
+* in the run on a GPU 2,133 more scenes with the teacher's labels (streets and shops of
   coderaohong/testing-repo, which states no licence; OSIE, Flickr8k, EyeCrowd) and 4,427 more images
   of Leeds Sports Pose Extended.
 

@@ -43,10 +43,10 @@ _SCALE_SPREAD = 0.2
 # A keypoint unseen for longer starts anew.
 _FRESH_S = 0.5
 # Time constant in which what was seen of a keypoint counts less.
-_MEMORY_S = 0.3
+_MEMORY_S = 0.2
 # A keypoint further from where it was is seen in another place: in deviations of how people label
 # it, and for motion beside its body in the person's size a second.
-_ANOTHER, _ANOTHER_SPEED = 3.0, 1.0
+_ANOTHER, _ANOTHER_SPEED = 3.0, 2.0
 # Images in a row that a track without an id may miss.
 _MISSES_BEFORE_ID = 1
 # Who was in the last image is known in the next one, however little patience is asked for.

@@ -264,8 +264,8 @@ def test_a_doubtful_jump_of_a_keypoint_is_not_believed_and_lowers_its_score():
         np.testing.assert_allclose(result.xy[0], STANDING, atol=0.5)
     scores = [float(result.score[0, WRIST]) for result in results]
     assert math.isclose(scores[9], 0.8, rel_tol=1e-6)
-    # One image of 1 / (1 - exp(-1 / 30 / 0.3)) late ones, the first ten of them.
-    late = np.exp(-np.arange(10, -1, -1) / RATE / 0.3)
+    # One image of 1 / (1 - exp(-1 / 30 / 0.2)) late ones, the first ten of them.
+    late = np.exp(-np.arange(10, -1, -1) / RATE / 0.2)
     assert math.isclose(scores[10], 0.8 * late[:10].sum() / late.sum(), rel_tol=1e-6)
     assert scores[10] < scores[11] < scores[15] < 0.8
     others = [np.delete(result.score[0], WRIST) for result in results]
