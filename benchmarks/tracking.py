@@ -338,7 +338,8 @@ def main() -> None:
     write_page(
         args.page,
         "Tracking",
-        "Written by `python -m benchmarks.tracking --page docs/tracking.md`. Walking skeletons\n"
+        "Written by `python -m benchmarks.tracking --page docs/tracking.md`, the last table with\n"
+        "`--annotations FILE --images ZIP` as well. Walking skeletons\n"
         "are seen through a simulated detector that misses, guesses and errs; all trackers get\n"
         "the same boxes (benchmarks/walkers.py). Scores by the package `trackers`, whose\n"
         "ByteTrack is the third; they match boxes, and where people overlap that confuses some,\n"
@@ -349,9 +350,9 @@ def main() -> None:
         "smoothed, and scores of all late images together. Keypoints of walking bodies: distance\n"
         "from the truth in units of the person (root of the box's area), and COCO's similarity;\n"
         "little noise shows what lags behind. A camera that moves over pictures (benchmarks/\n"
-        "panning.py): the shipped models on 15 images a second of the 131 pictures of the\n"
-        "models' cards, which chose nothing here, people standing still; fusing was chosen on\n"
-        "150 pictures of the training data.",
+        "panning.py): the shipped models on a second, 15 images, of each of those of the 131\n"
+        "pictures of the models' cards that show people, who stand still; these chose nothing\n"
+        "here, fusing was chosen on 150 pictures of the training data.",
         {
             "Identities": rows,
             "PoseTracker.update with 30 people": timing,

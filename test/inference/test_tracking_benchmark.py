@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import tracking, walkers
+from benchmarks import panning, tracking, walkers
 
 
 @pytest.mark.parametrize("seed", [100, 70])
@@ -45,3 +45,48 @@ def test_scores_of_the_truth_are_the_best_there_are():
     assert (best["switches"], best["MOTA"], best["IDF1"]) == (0, 1.0, 1.0)
     half = [f.truth + 5 * (i >= 10) for i, f in enumerate(frames)]
     assert tracking.scores(frames, half)["switches"] == 1
+
+
+def dotted() -> tuple[np.ndarray, dict]:
+    """A dark picture with a bright dot at each of four keypoints, and their annotation."""
+    places = [(120, 90), (310, 200), (500, 350), (4, 240)]
+    picture = np.zeros((480, 640, 3), np.uint8)
+    keypoints = np.zeros((17, 3))
+    for joint, (x, y) in enumerate(places):
+        picture[y - 3 : y + 4, x - 3 : x + 4] = 255
+        keypoints[joint] = x, y, 2
+    box = [0.0, 80.0, 520.0, 280.0]
+    return picture, {"keypoints": keypoints.ravel().tolist(), "area": 9000.0, "bbox": box}
+
+
+def test_labels_move_with_the_camera() -> None:
+    picture, person = dotted()
+    left = set()
+    for view in panning.film(picture, [person], 30, seed=3):
+        (seen,) = view.people
+        points = np.array(seen["keypoints"]).reshape(17, 3)
+        for joint in range(3):
+            x, y, visible = points[joint]
+            assert visible == 2
+            rows, columns = np.mgrid[0:480, 0:640]
+            light = np.clip(view.image[..., 0].astype(float) - 60, 0, None)
+            light = light * (np.hypot(columns - x, rows - y) < 12)
+            centre = (light * columns).sum() / light.sum(), (light * rows).sum() / light.sum()
+            assert np.hypot(centre[0] - x, centre[1] - y) < 0.7
+        # The dot at the picture's edge is out of view in nearly all of the images.
+        left.add(int(points[3, 2]))
+        assert (points[4:] == 0).all()
+        assert 1.08**2 < seen["area"] / 9000 < 1.24**2
+        x, y, width, height = seen["bbox"]
+        assert 0 <= x and 0 <= y and x + width <= 640 and y + height <= 480
+    assert 0 in left
+
+
+def test_the_film_is_the_same_each_time_and_never_twice_the_same_image() -> None:
+    picture, person = dotted()
+    one, two = (list(panning.film(picture, [person], 5, seed=1)) for _ in range(2))
+    for a, b in zip(one, two, strict=True):
+        assert a.stamp_s == b.stamp_s and np.array_equal(a.image, b.image) and a.people == b.people
+    assert all((one[i].image != one[i + 1].image).mean() > 0.2 for i in range(4))
+    other = next(panning.film(picture, [person], 5, seed=2))
+    assert not np.array_equal(other.image, one[0].image)
