@@ -102,7 +102,6 @@ class PoseEstimator:
             one, nobody is looked at again, whatever the options say.
 
     Attributes:
-        options: how peaks become people; may be replaced between images.
         rotation: degrees clockwise, one of ROTATIONS, by which images are turned before people are
             looked for, so that they stand upright; what is found is in the images' own pixels. May
             be changed between images.

@@ -2,9 +2,10 @@
 
 A camera that is mounted upside down, or whose driver names the wrong order of colours, gives no
 error: people are just not found, or badly. So images are looked at in other ways, too, and if
-people are seen much better in one of them, that is worth a word. Of 131 pictures of COCO with
-people H-4 says so of 2 in 100 that are as they should be, of 6 in 10 that are turned, and of 4 in
-10 whose red and blue are exchanged; of the others not, since it is sure of nobody in them.
+people are seen much better in one of them, that is worth a word. Of the 111 pictures with people
+that its card is measured on, one by one, H-4 (weights H-4-1681k) says so of 2 in 100 that are as
+they should be, of 6 in 10 that are turned, and of 4 in 10 whose red and blue are exchanged; of the
+others not, since it is sure of nobody in them.
 """
 
 from __future__ import annotations

@@ -134,10 +134,11 @@ def _people(messages: Sequence[Any]) -> Finding:
         return Finding("people", OPTIONAL, f"not looked for: {error}")
     with contextlib.closing(opened) as estimator:
         advice = way_up_advice(estimator, images, rgb)
-        found = [len(estimator(image, one)) for image, one in zip(images, rgb)]
+        if advice:
+            return Finding("people", OPTIONAL, advice)
+        found = sum(len(estimator(image, one)) for image, one in zip(images, rgb)) / len(images)
         name = estimator.runtime.info.variant
-    text = advice or f"{name} finds {sum(found) / len(found):.1f} an image, by {len(found)} images"
-    return Finding("people", OPTIONAL if advice else OK, text)
+    return Finding("people", OK, f"{name} finds {found:.1f} an image, by {len(images)} images")
 
 
 def _python() -> Finding:

@@ -59,7 +59,7 @@ def test_people_are_where_they_are_however_the_camera_is_mounted(dots_model: Pat
     )
     found = poses.xy[np.argsort(poses.xy[:, 0, 0])]
     assert np.hypot(*(found - people).transpose(2, 0, 1)).max() < 1
-    # Changed between images, a batch of sizes included.
+    # The attribute may change between images.
     estimator.rotation = 0
     np.testing.assert_allclose(estimator(image).xy, poses.xy, atol=1)
 
