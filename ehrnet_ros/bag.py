@@ -613,11 +613,15 @@ def _estimate(
             stamp=msg.header.stamp,
         )
         output.write(state.outputs["info"], time_ns, info)
-    poses, timings = estimator.estimate(picture.array, rgb=picture.order == "rgb")
+    tracker, stamp = state.tracker, msg.header.stamp.sec * 10**9 + msg.header.stamp.nanosec
+    stamp_s = (stamp or time_ns) / 1e9
+    expected = None
+    if settings.tracking and settings.track_second_look:
+        expected = tracker.expected(stamp_s, image_hw)
+    poses, timings = estimator.estimate(picture.array, picture.order == "rgb", expected)
     if settings.tracking:
-        stamp = msg.header.stamp.sec * 10**9 + msg.header.stamp.nanosec
-        state.tracker.options = parameters.track_options(settings)
-        poses = state.tracker.update(poses, (stamp or time_ns) / 1e9, image_hw).best_first()
+        tracker.options = parameters.track_options(settings)
+        poses = tracker.update(poses, stamp_s, image_hw).best_first()
     output.write(state.outputs["poses"], time_ns, to_pose_array(poses, msg.header, image_hw))
     markers = to_markers(
         poses.above(estimator.options.min_keypoint_score),

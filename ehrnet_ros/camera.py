@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from typing import Any, Callable, Collection, Optional, Sequence, Tuple
 
@@ -15,7 +16,7 @@ from visualization_msgs.msg import MarkerArray
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.draw import draw_poses
-from ehrnet_model.inference.poses import Poses, Timings
+from ehrnet_model.inference.poses import Expected, Poses, Timings
 from ehrnet_model.inference.tracker import PoseTracker
 from ehrnet_model.skeleton import SkeletonInfo as Skeleton
 from ehrnet_ros import health
@@ -74,8 +75,10 @@ class Camera:
         self.subscribed = 0
         self.bad_image = health.Repeated(_REPEAT_S)
         self.bad_engine = health.Repeated(_REPEAT_S)
-        # For the worker's thread only; as old as the camera, so that no id is given twice.
+        # As old as the camera, so that no id is given twice. The engine's thread asks it, the one
+        # after that tells it.
         self._tracker = PoseTracker()
+        self._tracking = threading.Lock()
         self._node = node
         self._on_image = on_image
         self._complaint = health.Repeated(_REPEAT_S)
@@ -147,10 +150,22 @@ class Camera:
         """The same people with ids that last, where tracking is wanted."""
         if not settings.tracking:
             return poses
+        with self._tracking:
+            self._tracker.options = track_options(settings)
+            return self._tracker.update(poses, self._stamp_s(header), image_hw).best_first()
+
+    def expected(
+        self, header: Any, image_hw: Tuple[int, int], settings: Settings
+    ) -> Optional[Expected]:
+        """Who should be in an image, by those before, where second looks are to know."""
+        if not (settings.tracking and settings.track_second_look):
+            return None
+        with self._tracking:
+            return self._tracker.expected(self._stamp_s(header), image_hw)
+
+    def _stamp_s(self, header: Any) -> float:
         stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
-        self._tracker.options = track_options(settings)
-        now = stamp or self._node.get_clock().now().nanoseconds
-        return self._tracker.update(poses, now / 1e9, image_hw).best_first()
+        return float((stamp or self._node.get_clock().now().nanoseconds) / 1e9)
 
     def publish(
         self,

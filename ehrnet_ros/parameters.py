@@ -166,6 +166,12 @@ class Settings:
     tracking: bool = _parameter(
         False, "Give people ids that last from image to image.", changes=ANY_TIME
     )
+    track_second_look: bool = _parameter(
+        True,
+        "Second looks go to where tracked people should be, too, and see them in other views in "
+        "each image. false: people are looked for as without tracking.",
+        changes=ANY_TIME,
+    )
     track_oks: float = _track_option("track_oks")
     track_lost_s: float = _track_option("track_lost_s")
     track_birth_score: float = _track_option("track_birth_score")

@@ -395,7 +395,7 @@ class PoseNode(LifecycleNode):
             first = estimator.input_size(seen[0].picture.array.shape[:2])
             alike = [s for s in seen if estimator.input_size(s.picture.array.shape[:2]) == first]
             seen = [s for s in seen if s not in alike]
-            answer = self._infer(estimator, alike)
+            answer = self._infer(estimator, alike, settings)
             if answer is not None:
                 inferred.append((alike, answer))
         return lambda: self._finish(inferred, settings)
@@ -419,15 +419,21 @@ class PoseNode(LifecycleNode):
             self.get_logger().warning(f"Image dropped: {why}")
         return []
 
-    def _infer(self, estimator: PoseEstimator, seen: List[_Seen]) -> Optional[Inferred]:
+    def _infer(
+        self, estimator: PoseEstimator, seen: List[_Seen], settings: parameters.Settings
+    ) -> Optional[Inferred]:
         try:
+            expected = []
             for one in seen:
                 image_hw = one.picture.array.shape[0], one.picture.array.shape[1]
                 upright_hw = turned_hw(image_hw, estimator.rotation)
                 if upright_hw != one.camera.upright_hw:
                     self._on_image_size(one, upright_hw, estimator.input_size(image_hw), estimator)
+                expected.append(one.camera.expected(one.taken.msg.header, image_hw, settings))
             return estimator.infer(
-                [one.picture.array for one in seen], [one.picture.order == "rgb" for one in seen]
+                [one.picture.array for one in seen],
+                [one.picture.order == "rgb" for one in seen],
+                expected,
             )
         except EhrnetError as error:
             self._on_failure(seen, str(error))

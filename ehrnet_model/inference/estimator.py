@@ -15,8 +15,8 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.decode import DecodeOptions, Peaks, decode, finished
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.opening import open_runtime
-from ehrnet_model.inference.poses import Poses, Timings
-from ehrnet_model.inference.rotation import turned, turned_back, turned_hw
+from ehrnet_model.inference.poses import Expected, Poses, Timings
+from ehrnet_model.inference.rotation import turned, turned_along, turned_back, turned_hw
 from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.inference.second_look import (
     SecondLook,
@@ -150,18 +150,25 @@ class PoseEstimator:
             opened.pop_all()
         return estimator
 
-    def __call__(self, image: np.ndarray, rgb: bool = False) -> Poses:
-        """The people of a (h, w, 3) uint8 image, BGR unless ``rgb``, in its pixels."""
-        return self.estimate(image, rgb)[0]
+    def __call__(
+        self, image: np.ndarray, rgb: bool = False, expected: Optional[Expected] = None
+    ) -> Poses:
+        """The people of a (h, w, 3) uint8 image, BGR unless ``rgb``, in its pixels.
 
-    def estimate(self, image: np.ndarray, rgb: bool = False) -> Tuple[Poses, Timings]:
+        ``expected``: who should be in it, by those before: what ``PoseTracker.expected`` says.
+        """
+        return self.estimate(image, rgb, expected)[0]
+
+    def estimate(
+        self, image: np.ndarray, rgb: bool = False, expected: Optional[Expected] = None
+    ) -> Tuple[Poses, Timings]:
         """The people and what each stage took.
 
         Raises:
             EhrnetError: the image has a wrong shape or type, or the engine failed or gave values
                 that are not finite.
         """
-        return self.estimate_batch([image], [rgb])[0]
+        return self.infer([image], [rgb], [expected]).people()[0]
 
     def estimate_batch(
         self, images: Sequence[np.ndarray], rgb: Sequence[bool]
@@ -172,22 +179,29 @@ class PoseEstimator:
         """
         return self.infer(images, rgb).people()
 
-    def infer(self, images: Sequence[np.ndarray], rgb: Sequence[bool]) -> Inferred:
+    def infer(
+        self,
+        images: Sequence[np.ndarray],
+        rgb: Sequence[bool],
+        expected: Optional[Sequence[Optional[Expected]]] = None,
+    ) -> Inferred:
         """The engine's part: people are made of its answer later, or elsewhere.
 
         Args:
             images: (h, w, 3) uint8 each, of sizes for which ``input_size`` is the same.
             rgb: which of them are RGB and not BGR.
+            expected: who should be in each, in its pixels; None where nothing is known.
 
         Raises:
             EhrnetError: an image has a wrong shape or type, the images need inputs of different
                 sizes, or the engine failed.
         """
         started = time.perf_counter()
-        if not images or len(images) != len(rgb):
+        known = [None] * len(images) if expected is None else expected
+        if not images or not len(images) == len(rgb) == len(known):
             raise EhrnetError(
-                f"{len(images)} images and {len(rgb)} values of rgb: give one or more images, and "
-                "one value for each."
+                f"{len(images)} images, {len(rgb)} values of rgb and {len(known)} of expected: "
+                "give one or more images, and one value for each."
             )
         for image in images:
             if not isinstance(image, np.ndarray):
@@ -226,13 +240,17 @@ class PoseEstimator:
         options, skeleton = self.options, self.runtime.info.skeleton
         looks: List[Union[_FirstLook, SecondLook]] = []
         timings = []
-        for image, swap, box, heard in zip(images, rgb, boxes, peaks):
+        for number, (image, swap, box, heard) in enumerate(zip(images, rgb, boxes, peaks)):
             first = _FirstLook(heard, box)
             if self.closer is None or not options.second_look:
                 looks.append(first)
                 timings.append(spent)
                 continue
-            again, more = self._look_again(image, swap, first, options, self.closer)
+            who = known[number]
+            if who is not None:
+                people = turned_along(who.people, rotation, sizes_hw[number])
+                who = Expected(people, who.number)
+            again, more = self._look_again(image, swap, first, options, self.closer, who)
             looks.append(again)
             timings.append(spent + more)
         return Inferred(looks, options, skeleton, timings, rotation, sizes_hw)
@@ -244,6 +262,7 @@ class PoseEstimator:
         first: _FirstLook,
         options: DecodeOptions,
         engine: Runtime,
+        expected: Optional[Expected],
     ) -> Tuple[SecondLook, Timings]:
         skeleton, image_hw = self.runtime.info.skeleton, (image.shape[0], image.shape[1])
 
@@ -254,7 +273,9 @@ class PoseEstimator:
         people = first.people(first_options(options), skeleton)
         decode_ms = _ms_since(begun)
         begun = time.perf_counter()
-        again = look_again(people, first.box.scale, image_hw, options, skeleton, closer)
+        again = look_again(
+            people, first.box.scale, image_hw, options, skeleton, closer, expected=expected
+        )
         return again, Timings(0.0, _ms_since(begun), decode_ms)
 
     def close(self) -> None:

@@ -150,6 +150,19 @@ class Poses:
         return results
 
 
+@dataclass(frozen=True)
+class Expected:
+    """Who should be in an image, by those before it.
+
+    Attributes:
+        people: where they should be, in pixels of the image, with ids.
+        number: how many images of them there were before.
+    """
+
+    people: Poses
+    number: int
+
+
 def opacity(score: float) -> float:
     """How solid a keypoint of such a score is shown, 0.2 to 1: about the chance that it is right.
 

@@ -42,6 +42,17 @@ def turned_hw(image_hw: Tuple[int, int], degrees: int) -> Tuple[int, int]:
     return image_hw if degrees in (0, 180) else (image_hw[1], image_hw[0])
 
 
+def turned_along(poses: Poses, degrees: int, image_hw: Tuple[int, int]) -> Poses:
+    """The people of an image in the pixels of the image when it is turned.
+
+    Args:
+        poses: in pixels of the image.
+        degrees: one of ROTATIONS.
+        image_hw: (height, width) of the image as it is.
+    """
+    return turned_back(poses, -degrees % 360, turned_hw(image_hw, degrees))
+
+
 def turned_back(poses: Poses, degrees: int, image_hw: Tuple[int, int]) -> Poses:
     """The people of a turned image in the pixels of the image as it was.
 

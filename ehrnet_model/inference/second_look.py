@@ -5,6 +5,10 @@ So those whom the first look at the whole image found are looked at again, each 
 of the size that training used, and whoever is the same person there takes the place of the one
 found first. Where keypoints lie and how good a person is then come from the second look.
 
+Where images follow each other, people are looked at where they should be by those before, too, so
+that whom the first look misses once is found all the same; and each image is looked at in other
+views than the last, whose errors then differ more (the tracker takes what most of them say).
+
 One network does both: what a person costs is a small input more, and how many get one is bounded.
 Looking twice, first coarse, is common where another network does the second look (Papandreou et al.
 2017, arXiv 1701.01779). Several views of a person, mirrored and of other widths, may be averaged:
@@ -34,7 +38,7 @@ from ehrnet_model.inference.decode import (
 from ehrnet_model.inference.letterbox import Letterbox
 from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.person_score import expected_similarity, terms
-from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.poses import Expected, Poses
 from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.skeleton import SkeletonInfo
 
@@ -52,6 +56,8 @@ _LEAST_PX = 16
 _SLACK = 2.0
 # More similar than this, one of the first and one of the coarse look are the same.
 _FOUND_TWICE = 0.6
+# More similar than this, whom the first look shows is somebody who was expected.
+_AS_EXPECTED = 0.3
 # Less similar than this to the person found first is somebody else.
 _SAME = 0.1
 # At least as similar as this, two views are of one person.
@@ -157,7 +163,8 @@ class SecondLook:
     """What the network said about the people of one image when it looked again.
 
     Attributes:
-        first: whom the first look found, and the coarse one where there was one, best first.
+        first: whom the first look found, and the coarse one where there was one, and who was
+            expected instead; best first but for those whom nobody looks at again, which come last.
         scale: input pixels of the first look per image pixel.
         image_hw: (height, width) of the image.
         windows: of the first of them, as many as were looked at again, each one's views together.
@@ -239,6 +246,7 @@ def look_again(
     skeleton: SkeletonInfo,
     engine: Callable[[Sequence[Window]], np.ndarray],
     grouping: Optional[Grouping] = None,
+    expected: Optional[Expected] = None,
 ) -> SecondLook:
     """The second look at an image, with ``coarse_look`` at people too large for the first, too.
 
@@ -250,6 +258,7 @@ def look_again(
         skeleton: of the model.
         engine: gives the peaks (W, J, 30, 15) of windows of the image.
         grouping: see ``decode``.
+        expected: who should be in it, if anything is known of that.
 
     Raises:
         EhrnetError: the engine failed or gave values that are not finite.
@@ -259,7 +268,10 @@ def look_again(
         peaks = whole.peaks(engine([whole])[0], skeleton)
         coarse = decode(peaks, first_options(options), skeleton, whole, grouping)
         first = _found_once(_joined([first, coarse]), skeleton)[: options.max_people]
-    windows = windows_for(first, image_hw, options)
+    number = 0
+    if expected is not None:
+        first, number = _with_expected(first, expected.people, options, skeleton), expected.number
+    windows = windows_for(first, image_hw, options, number)
     return SecondLook(first, scale, image_hw, windows, engine(windows), options.second_look_views)
 
 
@@ -269,16 +281,50 @@ def _found_once(people: Poses, skeleton: SkeletonInfo) -> Poses:
     return people[oks_nms(people.xy, people.score > 0, skeleton, _FOUND_TWICE)]
 
 
-def windows_for(first: Poses, image_hw: Tuple[int, int], options: DecodeOptions) -> List[Window]:
-    """Where to look again: at the best people above ``second_look_threshold``."""
+def _with_expected(
+    first: Poses, expected: Poses, options: DecodeOptions, skeleton: SkeletonInfo
+) -> Poses:
+    """Whom to look at again, best first, and after them the others that the first look found.
+
+    Who is expected is looked at there, and not where the first look has the same person: what
+    several images say of somebody is surer. But nobody counts as found for being expected.
+    """
+    expected = expected[expected.person_score >= options.second_look_threshold].best_first()
+    people = _joined([expected, first])
+    index = oks_nms(people.xy, people.score > 0, skeleton, _AS_EXPECTED)
+    chosen = people[index].best_first()
+    chosen = chosen[chosen.person_score >= options.second_look_threshold][: options.second_look]
+    people = _joined([chosen, first])
+    index = oks_nms(people.xy, people.score > 0, skeleton, _AS_EXPECTED)
+    return people[index][: options.max_people]
+
+
+def windows_for(
+    first: Poses, image_hw: Tuple[int, int], options: DecodeOptions, number: int = 0
+) -> List[Window]:
+    """Where to look again: at the best people above ``second_look_threshold``.
+
+    ``number``: see ``views_of``.
+    """
     count = int((first.person_score >= options.second_look_threshold).sum())
     boxes = first.bbox[: min(count, options.second_look)]
-    return [window for bbox in boxes for window in views_of(bbox, image_hw, options)]
+    return [window for bbox in boxes for window in views_of(bbox, image_hw, options, number)]
 
 
-def views_of(bbox: np.ndarray, image_hw: Tuple[int, int], options: DecodeOptions) -> List[Window]:
-    """The windows for one person, see ``Window.around``."""
-    views, side = _VIEWS[: options.second_look_views], options.second_look_size
+def views_of(
+    bbox: np.ndarray, image_hw: Tuple[int, int], options: DecodeOptions, number: int = 0
+) -> List[Window]:
+    """The windows for one person, see ``Window.around``.
+
+    Args:
+        bbox: of the person, (4,).
+        image_hw: (height, width) of the image.
+        options: how many there are, and of what size.
+        number: of the image among those that follow each other; each takes up the views where the
+            one before left off.
+    """
+    count, side = options.second_look_views, options.second_look_size
+    views = [_VIEWS[(number * count + i) % len(_VIEWS)] for i in range(count)]
     return [Window.around(bbox, image_hw, side, room, mirrored) for room, mirrored in views]
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.assignment import best_pairs
 from ehrnet_model.inference.options import check_options, option
-from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.poses import Expected, Poses
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
 # An image takes at least this long, or tracks would never end where stamps stand still.
@@ -49,6 +49,8 @@ _MEMORY_S = 0.2
 _ANOTHER, _ANOTHER_SPEED = 3.0, 2.0
 # Images in a row that a track without an id may miss.
 _MISSES_BEFORE_ID = 1
+# Who was not seen for longer is not looked for.
+_LOOKED_FOR_S = 1.0
 # Who was in the last image is known in the next one, however little patience is asked for.
 _LEAST_PAUSE_S = 0.5
 # Someone this similar to a person who has a track already is a double, not somebody new.
@@ -209,11 +211,39 @@ class PoseTracker:
         self._stamp_s: Optional[float] = None
         self._image_hw: Optional[Tuple[int, int]] = None
         self._tracks = _Tracks.begin(Poses.empty(skeleton.num_keypoints))
+        self._images = 0
 
     def reset(self) -> None:
         """Forgets everybody; their numbers are not given again."""
         self._stamp_s = None
         self._tracks = self._tracks.take(np.arange(0))
+
+    def expected(self, stamp_s: float, image_hw: Optional[Tuple[int, int]] = None) -> Expected:
+        """Who should be in an image that is taken then, of those with an id; changes nothing.
+
+        Given to ``PoseEstimator`` with the image, it makes the second look there, too. An update or
+        two that are still to come only make it less exact.
+
+        Args:
+            stamp_s: by the clock of ``update``.
+            image_hw: (height, width) of the image, if known. Nobody is expected in images of
+                another size than before.
+
+        Raises:
+            EhrnetError: a stamp that is not finite.
+        """
+        _check(stamp_s)
+        tracks = self._tracks
+        elapsed = 0.0 if self._stamp_s is None else stamp_s - self._stamp_s
+        unseen = tracks.unseen + max(elapsed, 0.0)
+        known = (tracks.id >= 0) & (unseen <= min(_LOOKED_FOR_S, self.options.track_lost_s))
+        known &= elapsed >= -self.options.track_lost_s
+        if image_hw is not None and self._image_hw not in (None, image_hw):
+            known[:] = False
+        _, score, variance = tracks.surest()
+        people = Poses.build(self._places(unseen), score, np.sqrt(variance), tracks.person_score)
+        people.id[:] = tracks.id
+        return Expected(people[known], self._images)
 
     def update(
         self, poses: Poses, stamp_s: float, image_hw: Optional[Tuple[int, int]] = None
@@ -242,17 +272,17 @@ class PoseTracker:
                 f"these people have {poses.score.shape[1]} keypoints and the tracker is for "
                 f"{num_keypoints}: make a tracker for their skeleton."
             )
-        if not math.isfinite(stamp_s):
-            raise EhrnetError(f"the stamp of the image is {stamp_s}: give seconds of one clock.")
+        _check(stamp_s)
         # Absent keypoints and boxes as they have to be, whoever made the poses.
         poses = Poses.build(poses.xy, poses.score, poses.std, poses.person_score)
         if image_hw is not None:
             if self._image_hw not in (None, image_hw):
                 self.reset()
             self._image_hw = image_hw
+        self._images += 1
         self._pass_time(stamp_s)
         tracks, options = self._tracks, self.options
-        expected = self._expected()
+        expected = self._places(tracks.unseen)
         similarity = oks(expected, self._width(), poses) * same_scale(expected, poses)
         # Of two tracks that fit alike, the one that was seen more recently.
         worth = similarity / (1 + tracks.unseen[:, None])
@@ -286,10 +316,10 @@ class PoseTracker:
         )
         self._tracks = tracks.take(tracks.unseen <= patience)
 
-    def _expected(self) -> np.ndarray:
-        """(T, J, 2) where the keypoints should be now."""
+    def _places(self, unseen: np.ndarray) -> np.ndarray:
+        """(T, J, 2) where the keypoints should be, (T,) seconds after they were found."""
         tracks = self._tracks
-        reach = _FADING_S * -np.expm1(-tracks.unseen / _FADING_S)
+        reach = _FADING_S * -np.expm1(-unseen / _FADING_S)
         return tracks.xy + (tracks.velocity * reach[:, None])[:, None]
 
     def _width(self) -> np.ndarray:
@@ -418,6 +448,11 @@ class PoseTracker:
         result = Poses.build(xy, score, std, person_score)
         result.id[tracked] = tracks.id[mine]
         return result
+
+
+def _check(stamp_s: float) -> None:
+    if not math.isfinite(stamp_s):
+        raise EhrnetError(f"the stamp of the image is {stamp_s}: give seconds of one clock.")
 
 
 def oks(expected: np.ndarray, width: np.ndarray, poses: Poses) -> np.ndarray:

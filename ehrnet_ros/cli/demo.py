@@ -144,7 +144,7 @@ def _annotate(
     from tqdm import tqdm
 
     from ehrnet_model.inference.draw import draw_poses
-    from ehrnet_model.inference.tracker import PoseTracker, TrackOptions
+    from ehrnet_model.inference.tracker import PoseTracker
     from ehrnet_ros.recording import VideoFile, write_picture
     from ehrnet_ros.source import readable
 
@@ -165,8 +165,7 @@ def _annotate(
     total = min((number for number in (source.length, count) if number), default=None)
     # No bar for a single picture, nor where stderr is no terminal.
     bar = tqdm(frames, total=total, unit=" frame", file=sys.stderr, disable=total == 1 or None)
-    # Only for ids, and colours that stay with people.
-    tracker = None if source.files else PoseTracker(TrackOptions(track_smoothing=False))
+    tracker = None if source.files else PoseTracker()
     rate = source.rate or 10.0
     with VideoFile(out / f"{source.name}_poses.mp4", rate) as video, bar:
         for index, (file, picture) in enumerate(bar):
@@ -174,9 +173,13 @@ def _annotate(
                 break
             if not index:
                 estimator(picture)  # the first one pays for memory and plans
-            poses, timings = estimator.estimate(picture)
-            if tracker is not None:
-                poses = tracker.update(poses, index / rate, picture.shape[:2])
+            if tracker is None:
+                poses, timings = estimator.estimate(picture)
+            else:
+                stamp_s, image_hw = index / rate, picture.shape[:2]
+                expected = tracker.expected(stamp_s, image_hw)
+                poses, timings = estimator.estimate(picture, expected=expected)
+                poses = tracker.update(poses, stamp_s, image_hw).best_first()
             result = _frame(index, picture, poses, timings)
             drawn = draw_poses(picture, poses.above(shown_from), estimator.runtime.info.skeleton)
             if file is None:

@@ -168,8 +168,10 @@ def test_every_image_needs_its_own_rgb(dots_model) -> None:
     estimator = PoseEstimator.open(dots_model)
     black = np.zeros((96, 128, 3), np.uint8)
     for images, rgb in (([], []), ([black, black], [False]), ([black], [])):
-        with pytest.raises(EhrnetError, match=f"{len(images)} images and {len(rgb)} values of rgb"):
+        with pytest.raises(EhrnetError, match=f"{len(images)} images, {len(rgb)} values of rgb"):
             estimator.infer(images, rgb)
+    with pytest.raises(EhrnetError, match="1 images, 1 values of rgb and 2 of expected"):
+        estimator.infer([black], [False], [None, None])
 
 
 def test_options_given_while_opening_come_before_the_stored_ones(dots_model) -> None:

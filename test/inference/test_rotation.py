@@ -15,7 +15,13 @@ from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.poses import Poses
-from ehrnet_model.inference.rotation import ROTATIONS, turned, turned_back, turned_hw
+from ehrnet_model.inference.rotation import (
+    ROTATIONS,
+    turned,
+    turned_along,
+    turned_back,
+    turned_hw,
+)
 from ehrnet_model.inference.way_up import way_up_advice
 
 
@@ -37,6 +43,9 @@ def test_a_pixel_is_found_where_it_was(degrees, height, width, data):
     np.testing.assert_array_equal(back.bbox[0], [x, y, x, y])
     np.testing.assert_array_equal(back.score, poses.score)
     np.testing.assert_array_equal(back.std, poses.std)
+    along = turned_along(back, degrees, (height, width))
+    np.testing.assert_array_equal(along.xy, poses.xy)
+    assert along.id.tolist() == [6]
 
 
 def test_clockwise_is_clockwise():

@@ -20,7 +20,7 @@ from ehrnet_model.inference.decode import DecodeOptions
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.opening import open_runtime
 from ehrnet_model.inference.person_score import TERMS_AGAIN
-from ehrnet_model.inference.poses import Poses
+from ehrnet_model.inference.poses import Expected, Poses
 from ehrnet_model.inference.runtime import Runtime
 from ehrnet_model.inference.second_look import (
     MOST_AT_ONCE,
@@ -30,6 +30,7 @@ from ehrnet_model.inference.second_look import (
     candidates,
     merge,
     open_closer,
+    views_of,
     windows_for,
 )
 from ehrnet_model.skeleton import COCO_17
@@ -373,6 +374,81 @@ def test_whom_both_looks_find_is_one(runtime: Runtime) -> None:
     assert [shape[0] for shape in engine.shapes] == [1, 1, 2]
     few = dataclasses.replace(options, max_people=1)
     assert len(PoseEstimator(engine, few)(image)) == 1
+
+
+def standing(people: np.ndarray, score: float = 0.6) -> Poses:
+    shape = people.shape[:2]
+    return Poses.build(people, np.full(shape, 0.7), np.ones(shape), np.full(shape[0], score))
+
+
+def test_whom_the_first_look_misses_is_found_where_he_is_expected(runtime: Runtime) -> None:
+    people = crowd([330, 300])
+    image = dots.draw_people((480, 640), people)
+    estimator = PoseEstimator(Nearsighted(runtime), TWICE)
+    assert len(estimator(image)) == 0
+    beside = people + np.random.default_rng(0).normal(0, 6, people.shape)
+    found = estimator(image, expected=Expected(standing(beside), 0))
+    assert errors(found, people).max() < 1, "where he is, not where he was expected"
+    first_only = dataclasses.replace(TWICE, second_look=0)
+    estimator = PoseEstimator(Nearsighted(runtime), first_only)
+    assert len(estimator(image, expected=Expected(standing(people), 0))) == 0
+    estimator = PoseEstimator(Nearsighted(runtime), TWICE)
+    faint = standing(people, score=TWICE.second_look_threshold / 2)
+    assert len(estimator(image, expected=Expected(faint, 0))) == 0
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_expected_people_are_in_the_cameras_own_pixels(runtime: Runtime, degrees: int) -> None:
+    people = crowd([330, 300])[:1]
+    estimator = PoseEstimator(Nearsighted(runtime), TWICE)
+    estimator.rotation = degrees
+    image = dots.draw_people((480, 640), people)
+    assert errors(estimator(image, expected=Expected(standing(people), 0)), people).max() < 1
+
+
+def test_nobody_is_found_for_being_expected(runtime: Runtime) -> None:
+    people = crowd([300, 250, 280, 290], (480, 1280))
+    image = dots.draw_people((480, 1280), people[:3])
+    for second_look, score in ((8, 0.99), (2, 0.99), (2, 0.5), (2, 0.06)):
+        options = dataclasses.replace(TWICE, second_look=second_look)
+        engine = Recorder(runtime)
+        estimator = PoseEstimator(engine, options)
+        # One too many is expected; of the windows there may be fewer than people.
+        found = estimator(image, expected=Expected(standing(people, score), 0))
+        assert errors(found, people[:3]).max() < 3, "small people in a whole image"
+        windows = sum(shape[0] for shape in engine.shapes[1:])
+        assert windows <= second_look
+    # Who is not in his window is left out, whoever it was that expected him.
+    blind = PoseEstimator(Recorder(runtime, blind=True), dataclasses.replace(TWICE, second_look=2))
+    assert len(blind(image, expected=Expected(standing(people[3:], 0.99), 0))) == 2
+
+
+def test_who_is_expected_and_seen_is_one_person_with_one_window(runtime: Runtime) -> None:
+    people = crowd([330, 300])
+    image = dots.draw_people((480, 640), people)
+    engine = Recorder(runtime)
+    estimator = PoseEstimator(engine, TWICE)
+    near = people + (9, -7)
+    looked = estimator.infer([image], [False], [Expected(standing(near), 0)]).looks[0]
+    assert isinstance(looked, SecondLook) and looked.count == 2
+    np.testing.assert_allclose(looked.first.xy[0, 0], near[0, 0], atol=1e-3)
+    assert errors(merge(looked, TWICE, COCO_17), people).max() < 1
+    # Of the two, one cannot be where he is expected: both places are looked at.
+    away = people + [[(0, 0)], [(-60, 0)]]
+    looked = estimator.infer([image], [False], [Expected(standing(away), 0)]).looks[0]
+    assert isinstance(looked, SecondLook) and looked.count == 3
+    assert errors(merge(looked, TWICE, COCO_17), people).max() < 1
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 4, 6])
+def test_images_that_follow_each_other_are_looked_at_in_all_views(views: int) -> None:
+    options = dataclasses.replace(TWICE, second_look_views=views)
+    bbox = np.array([200.0, 100, 300, 300])
+    taken = [views_of(bbox, (480, 640), options, number) for number in range(12)]
+    assert taken[0] == views_of(bbox, (480, 640), options)
+    flat = [window for windows in taken for window in windows]
+    assert all(len(windows) == views for windows in taken)
+    assert flat[6:] == flat[:-6] and len({(w.corner_xy, w.mirrored) for w in flat[:6]}) == 6
 
 
 def test_many_people_go_in_parts(runtime: Runtime) -> None:

@@ -148,6 +148,53 @@ def test_a_hidden_walker_is_expected_where_he_walks():
     assert ids(tracker, people(-110, -200 + 8 * 30), 1.0) == [1, 0]
 
 
+def test_who_walks_is_expected_further_on():
+    tracker = PoseTracker()
+    for number in range(30):
+        assert tracker.expected(number / RATE).number == number
+        tracker.update(people(4.0 * number, -300), number / RATE)
+    expected = tracker.expected(29 / RATE + 0.1).people
+    assert sorted(expected.id) == [0, 1] and np.allclose(expected.person_score, 0.8)
+    walker, standing = np.argsort(-expected.xy[:, 0, 0])
+    # 120 pixels a second, for a tenth of a second.
+    ahead = expected.xy[walker] - people(4.0 * 29).xy[0]
+    np.testing.assert_allclose(ahead, np.broadcast_to((12, 0), (17, 2)), atol=0.7)
+    np.testing.assert_allclose(expected.xy[standing], people(-300).xy[0], atol=1e-3)
+
+
+def test_who_is_not_looked_for():
+    tracker = PoseTracker()
+    assert len(tracker.expected(0.0).people) == 0
+    for number in range(2):
+        tracker.update(people(0), number / RATE)
+        assert len(tracker.expected((number + 1) / RATE).people) == 0, "no id yet"
+    tracker.update(people(0), 2 / RATE, (480, 640))
+    last = 2 / RATE
+    assert len(tracker.expected(last + 0.9).people) == 1
+    assert len(tracker.expected(last + 0.9, (480, 640)).people) == 1
+    assert len(tracker.expected(last + 0.9, (640, 480)).people) == 0, "another image"
+    assert len(tracker.expected(last + 1.1).people) == 0, "gone for too long"
+    assert len(tracker.expected(last - 1.0).people) == 1, "a clock that jitters"
+    assert len(tracker.expected(last - 9.0).people) == 0, "a clock that was set back"
+    tracker.options = TrackOptions(track_lost_s=0.1)
+    assert len(tracker.expected(last + 0.2).people) == 0
+    with pytest.raises(EhrnetError, match="stamp of the image is nan"):
+        tracker.expected(math.nan)
+    tracker.reset()
+    assert len(tracker.expected(last).people) == 0
+
+
+def test_expecting_changes_nothing():
+    asked, left = PoseTracker(), PoseTracker()
+    for frame in walkers.crossing(10.0, seed=53)[:40]:
+        for later in (0.0, 5.0, -5.0):
+            asked.expected(frame.stamp_s + later, (480, 640))
+        one = asked.update(frame.found, frame.stamp_s)
+        other = left.update(frame.found, frame.stamp_s)
+        np.testing.assert_array_equal(one.xy, other.xy)
+        np.testing.assert_array_equal(one.id, other.id)
+
+
 def test_numbers_are_never_given_twice():
     shared = itertools.count(5)
     front, rear = PoseTracker(AT_ONCE, ids=shared), PoseTracker(AT_ONCE, ids=shared)

@@ -361,3 +361,49 @@ def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image
     assert min(again) >= 0 and (again == first or not set(again) & set(first))
     assert node.interrupt() == 0, node.log()
     assert "Traceback" not in node.log()
+
+
+def test_tracked_people_are_looked_at_in_other_views_in_each_image(
+    peer, start, model, dots, image_of, request
+):
+    """Places differ a little from view to view; dots in a mirror exchange left and right."""
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        size="384x512",
+        tracking="true",
+        track_smoothing="false",
+        second_look=1,
+        second_look_size=256,
+        remaps=["__node:=viewer", "image:=/view/image"],
+    )
+    request.addfinalizer(node.popen.kill)
+    node.wait_for_log("looks again at up to 1 people")
+    camera = peer.publisher(Image, "/view/image", qos_profile_sensor_data)
+    answers = peer.listen(PoseArray, "viewer/poses")
+    peer.until(camera.get_subscription_count, "the node's subscription")
+    person = dots.figure((320, 240), 300)
+    picture = dots.draw_people((480, 640), person[None])
+
+    def places(images):
+        """One answer after the other to the same picture, taken a tenth of a second apart."""
+        told = []
+        for _ in range(images):
+            msg = image_of(picture)
+            peer.until(
+                lambda header=msg.header: [a for a in answers if a.header == header],
+                "an answer",
+                each=lambda msg=msg: camera.publish(msg),
+                every=1.0,
+            )
+            (xy,) = from_pose_array(answers[-1]).xy
+            either = (np.abs(xy - sides).max() for sides in (person, person[list(COCO_17.flip)]))
+            assert min(either) < 1
+            told.append(xy.tobytes())
+        return told
+
+    assert len(set(places(12))) >= 6
+    assert peer.set_parameter("viewer", "track_second_look", False).successful
+    assert len(set(places(4))) == 1
+    assert node.interrupt() == 0, node.log()
