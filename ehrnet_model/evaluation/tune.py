@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.evaluation.coco import PERSON_OKS, KeypointTruth, is_person_free, read_json
 from ehrnet_model.evaluation.seen import Seen
 from ehrnet_model.held_back import held_back
-from ehrnet_model.inference.decode import DecodeOptions
+from ehrnet_model.inference.decode import COEFFICIENTS, DecodeOptions
 from ehrnet_model.inference.runtime import ModelInfo
 from ehrnet_model.skeleton import COCO_17, SkeletonInfo
 
@@ -158,6 +158,7 @@ def tune(
     settled: bool = False,
     skeleton: SkeletonInfo = COCO_17,
     progress: Callable[[str], None] = lambda text: None,
+    kept: Mapping[str, DecodeOptions] | None = None,
 ) -> dict[str, Choice]:
     """Chooses the sets ``ap`` and, where person-free images are given, ``display``.
 
@@ -174,6 +175,8 @@ def tune(
             first look alone.
         skeleton: of the model.
         progress: told after every measurement.
+        kept: sets by name whose options stay, but for scores, which are those of ``start``, the
+            gain of deviations, and in the display set the person threshold.
 
     Returns:
         The choices by name; ``start`` as well. Their measures: ``AP``, ``keypoint_f1``,
@@ -230,7 +233,11 @@ def tune(
         values: dict[str, tuple[Any, ...]],
         again: dict[str, tuple[Any, ...]],
         begin: DecodeOptions,
+        name: str,
     ) -> Choice:
+        if kept is not None:
+            scores = {field: getattr(start, field) for field in COEFFICIENTS}
+            return measured(fitted(measure(dataclasses.replace(kept[name], **scores))[1]))
         if settled and begin.second_look:
             return measured(fitted(climb(measure, begin, again)))
         options = climb(measure, dataclasses.replace(begin, second_look=0), values)
@@ -241,12 +248,12 @@ def tune(
             options = climb(measure, options if both > first + _WORTH else begin, again)
         return measured(fitted(options))
 
-    choices = {"start": measured(start), "ap": chosen(by_ap, CHOICES, AGAIN, start)}
+    choices = {"start": measured(start), "ap": chosen(by_ap, CHOICES, AGAIN, start, "ap")}
     if empty:
         rest = {name: values for name, values in CHOICES.items() if name != "person_threshold"}
         # Of what is worth the same, that which leaves out people found twice.
         once = dataclasses.replace(start, shared=min(start.shared, DecodeOptions().shared))
-        choices["display"] = chosen(by_use, {**rest, **SURE}, {**AGAIN, **SURE}, once)
+        choices["display"] = chosen(by_use, {**rest, **SURE}, {**AGAIN, **SURE}, once, "display")
     return choices
 
 

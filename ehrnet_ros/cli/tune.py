@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ehrnet_ros.cli.settings import add_pictures
 
 if TYPE_CHECKING:
+    from ehrnet_model.evaluation.seen import Seen
     from ehrnet_model.evaluation.tune import Choice
+    from ehrnet_model.inference.decode import DecodeOptions
     from ehrnet_model.inference.runtime import ModelInfo, Runtime
+    from ehrnet_model.skeleton import SkeletonInfo
 
 # Where stderr is no terminal, a line after so many.
 _SETTINGS_A_LINE = 10
@@ -81,6 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="person-free images to choose by, held-back ones first (default 150)",
     )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="JSON",
+        help="keep the options of an earlier --json, and only fit to the model what goes with its "
+        "weights: scores, deviations, the person threshold; minutes instead of an hour",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write both sets here")
 
 
@@ -113,21 +123,16 @@ def _choose(
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.evaluation.coco import KeypointTruth
     from ehrnet_model.evaluation.pictures import ImageFiles
-    from ehrnet_model.evaluation.rescore import (
-        cross_check,
-        fit_keypoint_score,
-        fit_person_score,
-        fit_second_score,
-    )
+    from ehrnet_model.evaluation.rescore import cross_check
     from ehrnet_model.evaluation.seen import see
     from ehrnet_model.evaluation.tune import choosing_part, restricted, tune
     from ehrnet_model.inference.decode import DecodeOptions
-    from ehrnet_model.inference.keypoint_score import USUAL_MINIMUM
 
     files = ImageFiles(args.images)
     files.require(image["file_name"] for image in images.all)
     info = runtime.info
-    start = DecodeOptions.from_dict(info.decode)
+    kept = None if args.keep is None else _kept(args.keep, info)
+    start = DecodeOptions.from_dict(info.decode) if kept is None else kept["ap"]
     settled = start.second_look > 0
     if args.second_look is not None:
         start = replace(start, second_look=args.second_look)
@@ -141,17 +146,8 @@ def _choose(
     )
     inhabited, visited = len(images.part["images"]), len(images.part["images"]) + len(images.empty)
     if images.fitted:
-        truth = KeypointTruth(annotations)
         try:
-            score = fit_person_score(seen[visited:], truth, start, info.skeleton)
-            fitted = replace(start, person_score=score, second_score=())
-            if start.second_look:
-                again = tqdm(seen[visited:], unit="image again", file=sys.stderr, disable=None)
-                score = fit_second_score(again, truth, fitted, info.skeleton)
-                fitted = replace(fitted, second_score=score)
-            again = tqdm(seen[visited:], unit="image again", file=sys.stderr, disable=None)
-            chance = fit_keypoint_score(again, truth, fitted, info.skeleton)
-            start = replace(fitted, keypoint_score=chance, min_keypoint_score=USUAL_MINIMUM)
+            start = _with_scores(start, seen[visited:], annotations, info.skeleton)
         except EhrnetError as error:
             print(f"the scores stay as they are: {error}", file=sys.stderr)
             images = replace(images, fitted=[])
@@ -176,6 +172,7 @@ def _choose(
             settled,
             info.skeleton,
             progress,
+            kept,
         )
     checked: dict[str, float] = {}
     if args.folds and images.fitted:
@@ -187,6 +184,46 @@ def _choose(
         except EhrnetError as error:  # what was chosen is not lost for it
             print(f"the person score is not checked: {error}", file=sys.stderr)
     _report(args, images, info, choices, checked)
+
+
+def _with_scores(
+    start: DecodeOptions,
+    seen: list[Seen],
+    annotations: dict[str, Any],
+    skeleton: SkeletonInfo,
+) -> DecodeOptions:
+    """The options with scores that are fitted to what was seen."""
+    from tqdm import tqdm
+
+    from ehrnet_model.evaluation.coco import KeypointTruth
+    from ehrnet_model.evaluation.rescore import (
+        fit_keypoint_score,
+        fit_person_score,
+        fit_second_score,
+    )
+    from ehrnet_model.inference.keypoint_score import USUAL_MINIMUM
+
+    truth = KeypointTruth(annotations)
+    score = fit_person_score(seen, truth, start, skeleton)
+    fitted = replace(start, person_score=score, second_score=())
+    if start.second_look:
+        again = tqdm(seen, unit="image again", file=sys.stderr, disable=None)
+        fitted = replace(fitted, second_score=fit_second_score(again, truth, fitted, skeleton))
+    again = tqdm(seen, unit="image again", file=sys.stderr, disable=None)
+    chance = fit_keypoint_score(again, truth, fitted, skeleton)
+    return replace(fitted, keypoint_score=chance, min_keypoint_score=USUAL_MINIMUM)
+
+
+def _kept(path: Path, info: ModelInfo) -> dict[str, DecodeOptions]:
+    """The sets of options in a file; that they were chosen for other weights is why it is given."""
+    from ehrnet_model.evaluation.tune import tuned_options
+    from ehrnet_model.inference.decode import DecodeOptions
+
+    anyones = replace(info, weights_sha256="")
+    return {
+        name: DecodeOptions.from_dict(tuned_options(path, name, anyones))
+        for name in ("ap", "display")
+    }
 
 
 @dataclass(frozen=True)
@@ -219,6 +256,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if not 0 <= args.score_share <= 1:
         raise EhrnetError("--score-share is a share between 0 and 1.")
+    if args.keep is not None and args.second_look is not None:
+        raise EhrnetError("--keep keeps --second-look as it is, too: give one of the two.")
     if args.folds < 0 or args.folds == 1 or (args.folds and not args.score_share):
         raise EhrnetError("--folds is 2 or more, with a --score-share above 0; or 0 for none.")
 

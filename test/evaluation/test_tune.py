@@ -264,6 +264,46 @@ def test_scores_are_fitted_for_both_looks(tempting, dots_model, tmp_path, capsys
     assert "second_score" not in capsys.readouterr().out
 
 
+def test_kept_options_get_what_goes_with_the_weights(
+    tempting, dots_model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("ehrnet_model.evaluation.rescore._LEAST_PEOPLE", 1)  # three are there
+    data = ["--annotations", tempting / "truth.json.gz", "--images", tempting / "images.zip"]
+    odd = {"tag_threshold": 0.9, "nms_oks": 0.71, "second_look": 3, "second_look_size": 256}
+    sets = {
+        "ap": DecodeOptions(**odd, min_keypoints=3, std_gain=7.0),
+        "display": DecodeOptions(
+            **odd, min_keypoints=5, person_threshold=0.999, min_keypoint_score=0.25
+        ),
+    }
+    before = tmp_path / "before.json"
+    told = {"variant": "H-4", "weights_sha256": "of others"}
+    for name, options in sets.items():
+        told[name] = {"decode": options.to_dict()}
+    before.write_text(json.dumps(told))
+    out = tmp_path / "tuned.json"
+    words = ["--held-back", 1, "--size", "square", "--keep", before, "--json", out]
+    assert command("tune", *data, "--model", dots_model, *words) == 0
+    tuned = json.loads(out.read_text())
+    assert tuned["weights_sha256"] != "of others"
+    fitted = {"person_score", "second_score", "keypoint_score", "std_gain"}
+    for name, options in sets.items():
+        mine, given = tuned[name]["decode"], options.to_dict()
+        free = fitted | ({"person_threshold"} if name == "display" else set())
+        assert {n for n in mine if mine[n] != given[n]} == free
+        assert len(mine["second_score"]) == TERMS_AGAIN
+        assert len(mine["keypoint_score"]) == TERMS_KEYPOINT and mine["std_gain"] < 1
+    assert tuned["display"]["decode"]["person_threshold"] < 0.9
+    assert tuned["display"]["false_positives_per_person_free_image"] == 0
+    assert tuned["display"]["keypoint_f1"] == pytest.approx(1)
+    assert "other weights" not in capsys.readouterr().err, "that is why it was given"
+    with pytest.raises(EhrnetError, match="one of the two"):
+        command("tune", *data, "--model", dots_model, *words, "--second-look", 2)
+    before.write_text(json.dumps({name: told[name] for name in told if name != "display"}))
+    with pytest.raises(EhrnetError, match="had no person-free images"):
+        command("tune", *data, "--model", dots_model, *words)
+
+
 def test_options_with_second_looks_are_a_start(tempting, dots_model, tmp_path):
     """It is not asked once more what suits the first look alone."""
     annotations = load_annotations(tempting / "truth.json.gz", truth=True)
