@@ -617,7 +617,7 @@ def _estimate(
     stamp_s = (stamp or time_ns) / 1e9
     expected = None
     if settings.tracking and settings.track_second_look:
-        expected = tracker.expected(stamp_s, image_hw)
+        expected = tracker.expected(stamp_s, image_hw, settings.track_first_look)
     poses, timings = estimator.estimate(picture.array, picture.order == "rgb", expected)
     if settings.tracking:
         tracker.options = parameters.track_options(settings)

@@ -161,7 +161,9 @@ class Camera:
         if not (settings.tracking and settings.track_second_look):
             return None
         with self._tracking:
-            return self._tracker.expected(self._stamp_s(header), image_hw)
+            return self._tracker.expected(
+                self._stamp_s(header), image_hw, settings.track_first_look
+            )
 
     def _stamp_s(self, header: Any) -> float:
         stamp = header.stamp.sec * 10**9 + header.stamp.nanosec

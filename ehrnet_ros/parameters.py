@@ -172,6 +172,14 @@ class Settings:
         "each image. false: people are looked for as without tracking.",
         changes=ANY_TIME,
     )
+    track_first_look: int = _parameter(
+        2,
+        "While people are tracked, whole images are looked at in one of so many in a row only, the "
+        "others where people should be: faster, and newcomers are found so much later. 1: in each.",
+        low=1,
+        high=100,
+        changes=ANY_TIME,
+    )
     track_oks: float = _track_option("track_oks")
     track_lost_s: float = _track_option("track_lost_s")
     track_birth_score: float = _track_option("track_birth_score")

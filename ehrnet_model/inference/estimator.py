@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from ehrnet_model.inference.second_look import (
     look_again,
     merge,
     open_closer,
+    sees_whole,
 )
 from ehrnet_model.inference.sizes import best_named_size, parse_size
 from ehrnet_model.skeleton import SkeletonInfo
@@ -190,7 +192,8 @@ class PoseEstimator:
         Args:
             images: (h, w, 3) uint8 each, of sizes for which ``input_size`` is the same.
             rgb: which of them are RGB and not BGR.
-            expected: who should be in each, in its pixels; None where nothing is known.
+            expected: who should be in each, in its pixels; None where nothing is known. An image
+                that is not to be looked at as a whole still is where there are no second looks.
 
         Raises:
             EhrnetError: an image has a wrong shape or type, the images need inputs of different
@@ -227,30 +230,34 @@ class PoseEstimator:
                 "images that need inputs of different sizes cannot share a batch: give them one by "
                 "one, or set the size."
             )
-        if self._input.shape[:3] != (len(images), *size_hw):
-            self._input = np.empty((len(images), *size_hw, 3), np.uint8)
-        for image, box, out, swap in zip(images, boxes, self._input, rgb):
-            box.apply(image, out)
-            if swap:  # on the small picture, where it is cheap
+        options, skeleton = self.options, self.runtime.info.skeleton
+        closer = self.closer if options.second_look else None
+        whole = [i for i, who in enumerate(known) if closer is None or sees_whole(who, options)]
+        if self._input.shape[0] < len(whole) or self._input.shape[1:3] != size_hw:
+            self._input = np.empty((len(whole), *size_hw, 3), np.uint8)
+        inputs = self._input[: len(whole)]
+        for number, out in zip(whole, inputs):
+            boxes[number].apply(images[number], out)
+            if rgb[number]:  # on the small picture, where it is cheap
                 cv2.cvtColor(out, cv2.COLOR_RGB2BGR, dst=out)
         letterbox_ms = _ms_since(started) / len(images)
         begun = time.perf_counter()
-        peaks = self.runtime(self._input)
+        peaks = dict(zip(whole, self.runtime(inputs))) if whole else {}
         spent = Timings(letterbox_ms, _ms_since(begun) / len(images), 0.0)
-        options, skeleton = self.options, self.runtime.info.skeleton
         looks: List[Union[_FirstLook, SecondLook]] = []
         timings = []
-        for number, (image, swap, box, heard) in enumerate(zip(images, rgb, boxes, peaks)):
-            first = _FirstLook(heard, box)
-            if self.closer is None or not options.second_look:
+        for number, (image, box) in enumerate(zip(images, boxes)):
+            first = _FirstLook(peaks[number], box) if number in peaks else None
+            if closer is None:
+                assert first is not None  # each image was looked at as a whole
                 looks.append(first)
                 timings.append(spent)
                 continue
             who = known[number]
             if who is not None:
                 people = turned_along(who.people, rotation, sizes_hw[number])
-                who = Expected(people, who.number)
-            again, more = self._look_again(image, swap, first, options, self.closer, who)
+                who = dataclasses.replace(who, people=people)
+            again, more = self._look_again(image, rgb[number], first, box.scale, closer, who)
             looks.append(again)
             timings.append(spent + more)
         return Inferred(looks, options, skeleton, timings, rotation, sizes_hw)
@@ -259,23 +266,24 @@ class PoseEstimator:
         self,
         image: np.ndarray,
         rgb: bool,
-        first: _FirstLook,
-        options: DecodeOptions,
+        first: Optional[_FirstLook],
+        scale: float,
         engine: Runtime,
         expected: Optional[Expected],
     ) -> Tuple[SecondLook, Timings]:
         skeleton, image_hw = self.runtime.info.skeleton, (image.shape[0], image.shape[1])
+        options = self.options
 
         def closer(windows: Sequence[Window]) -> np.ndarray:
             return look(image, rgb, windows, engine)
 
         begun = time.perf_counter()
-        people = first.people(first_options(options), skeleton)
+        people = Poses.empty(skeleton.num_keypoints)
+        if first is not None:
+            people = first.people(first_options(options), skeleton)
         decode_ms = _ms_since(begun)
         begun = time.perf_counter()
-        again = look_again(
-            people, first.box.scale, image_hw, options, skeleton, closer, expected=expected
-        )
+        again = look_again(people, scale, image_hw, options, skeleton, closer, expected=expected)
         return again, Timings(0.0, _ms_since(begun), decode_ms)
 
     def close(self) -> None:

@@ -155,12 +155,14 @@ class Expected:
     """Who should be in an image, by those before it.
 
     Attributes:
-        people: where they should be, in pixels of the image, with ids.
-        number: how many images of them there were before.
+        people: where they should be, in pixels of the image.
+        number: of the image, from 0; each is looked at in other views than the one before.
+        whole: whether the whole image is looked at, and not only where they should be.
     """
 
     people: Poses
-    number: int
+    number: int = 0
+    whole: bool = True
 
 
 def opacity(score: float) -> float:

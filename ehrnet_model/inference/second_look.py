@@ -6,8 +6,9 @@ of the size that training used, and whoever is the same person there takes the p
 found first. Where keypoints lie and how good a person is then come from the second look.
 
 Where images follow each other, people are looked at where they should be by those before, too, so
-that whom the first look misses once is found all the same; and each image is looked at in other
-views than the last, whose errors then differ more (the tracker takes what most of them say).
+that whom the first look misses once is found all the same, and may as well be left out. Each image
+is looked at in other views than the last, whose errors then differ more: the tracker takes what
+most of them say.
 
 One network does both: what a person costs is a small input more, and how many get one is bounded.
 Looking twice, first coarse, is common where another network does the second look (Papandreou et al.
@@ -238,6 +239,18 @@ def first_options(options: DecodeOptions) -> DecodeOptions:
     return dataclasses.replace(options, person_threshold=threshold)
 
 
+def sees_whole(expected: Optional[Expected], options: DecodeOptions) -> bool:
+    """Whether an image is looked at as a whole.
+
+    So it is where second looks alone would not see everybody who is expected.
+    """
+    if expected is None or expected.whole or not options.second_look:
+        return True
+    scores = expected.people.person_score
+    few = len(scores) <= options.second_look
+    return not few or bool((scores < options.second_look_threshold).any())
+
+
 def look_again(
     first: Poses,
     scale: float,
@@ -263,7 +276,7 @@ def look_again(
     Raises:
         EhrnetError: the engine failed or gave values that are not finite.
     """
-    if options.coarse_look:
+    if options.coarse_look and sees_whole(expected, options):
         whole = Window.whole(image_hw, options.second_look_size)
         peaks = whole.peaks(engine([whole])[0], skeleton)
         coarse = decode(peaks, first_options(options), skeleton, whole, grouping)

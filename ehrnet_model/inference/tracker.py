@@ -190,6 +190,13 @@ class _Tracks:
 class PoseTracker:
     """Tracks the people of one camera; not for several threads at once.
 
+    With an estimator, for each image and its stamp::
+
+        poses = estimator(image, expected=tracker.expected(stamp_s))
+        poses = tracker.update(poses, stamp_s)
+
+    and with people from elsewhere the second line alone.
+
     Args:
         options: may be changed later, through the attribute.
         skeleton: the keypoint set of all poses that will come.
@@ -211,39 +218,48 @@ class PoseTracker:
         self._stamp_s: Optional[float] = None
         self._image_hw: Optional[Tuple[int, int]] = None
         self._tracks = _Tracks.begin(Poses.empty(skeleton.num_keypoints))
-        self._images = 0
+        self._asked = 0
 
     def reset(self) -> None:
         """Forgets everybody; their numbers are not given again."""
         self._stamp_s = None
         self._tracks = self._tracks.take(np.arange(0))
 
-    def expected(self, stamp_s: float, image_hw: Optional[Tuple[int, int]] = None) -> Expected:
-        """Who should be in an image that is taken then, of those with an id; changes nothing.
+    def expected(
+        self,
+        stamp_s: float,
+        image_hw: Optional[Tuple[int, int]] = None,
+        whole_every: int = 2,
+    ) -> Expected:
+        """Who should be in the next image, those without an id yet included.
 
-        Given to ``PoseEstimator`` with the image, it makes the second look there, too. An update or
-        two that are still to come only make it less exact.
+        Given to ``PoseEstimator`` with the image, it makes the second look there, too. To be asked
+        once for each image; updates with those before may still be to come, as they are where an
+        engine already has the next image. Tracks stay as they are.
 
         Args:
-            stamp_s: by the clock of ``update``.
+            stamp_s: when it was taken, by the clock of ``update``.
             image_hw: (height, width) of the image, if known. Nobody is expected in images of
                 another size than before.
+            whole_every: in one of so many images in a row the whole of it is looked at, so that
+                newcomers are found; and in all where nobody is expected. 1 or more.
 
         Raises:
             EhrnetError: a stamp that is not finite.
         """
         _check(stamp_s)
+        number, self._asked = self._asked, self._asked + 1
         tracks = self._tracks
         elapsed = 0.0 if self._stamp_s is None else stamp_s - self._stamp_s
         unseen = tracks.unseen + max(elapsed, 0.0)
-        known = (tracks.id >= 0) & (unseen <= min(_LOOKED_FOR_S, self.options.track_lost_s))
+        known = unseen <= min(_LOOKED_FOR_S, self.options.track_lost_s)
         known &= elapsed >= -self.options.track_lost_s
         if image_hw is not None and self._image_hw not in (None, image_hw):
             known[:] = False
         _, score, variance = tracks.surest()
         people = Poses.build(self._places(unseen), score, np.sqrt(variance), tracks.person_score)
         people.id[:] = tracks.id
-        return Expected(people[known], self._images)
+        return Expected(people[known], number, number % whole_every == 0 or not known.any())
 
     def update(
         self, poses: Poses, stamp_s: float, image_hw: Optional[Tuple[int, int]] = None
@@ -279,7 +295,6 @@ class PoseTracker:
             if self._image_hw not in (None, image_hw):
                 self.reset()
             self._image_hw = image_hw
-        self._images += 1
         self._pass_time(stamp_s)
         tracks, options = self._tracks, self.options
         expected = self._places(tracks.unseen)

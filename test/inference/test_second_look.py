@@ -406,6 +406,45 @@ def test_expected_people_are_in_the_cameras_own_pixels(runtime: Runtime, degrees
     assert errors(estimator(image, expected=Expected(standing(people), 0)), people).max() < 1
 
 
+def test_people_are_followed_without_looking_at_the_whole_image(runtime: Runtime) -> None:
+    people = crowd([330, 300])
+    image = dots.draw_people((480, 640), people)
+    options = dataclasses.replace(TWICE, coarse_look=True)
+    engine = Recorder(runtime)
+    estimator = PoseEstimator(engine, options)
+    known = Expected(standing(people + 5), whole=False)
+    assert errors(estimator(image, expected=known), people).max() < 1
+    assert engine.shapes == [(2, 256, 256, 3)]
+    # A newcomer has to wait.
+    one = Expected(standing(people[:1]), whole=False)
+    assert errors(estimator(image, expected=one), people[:1]).max() < 1
+    # In a batch each image as it is to be.
+    engine.shapes.clear()
+    inferred = estimator.infer([image, image, image], [False] * 3, [None, known, one])
+    assert [len(poses) for poses, _ in inferred.people()] == [2, 2, 1]
+    assert engine.shapes[0] == (1, 384, 512, 3) and engine.shapes[1] == (1, 256, 256, 3)
+    assert engine.shapes[2:] == [(2, 256, 256, 3), (2, 256, 256, 3), (1, 256, 256, 3)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"second_look": 1}, {"second_look": 0}, {"second_look_threshold": 0.7}],
+)
+def test_whole_images_are_looked_at_where_windows_do_not_show_everybody(
+    runtime: Runtime, change: dict[str, float]
+) -> None:
+    people = crowd([330, 300])
+    image = dots.draw_people((480, 640), people)
+    engine = Recorder(runtime)
+    estimator = PoseEstimator(engine, dataclasses.replace(TWICE, **change))
+    known = Expected(standing(people, 0.6), whole=False)
+    assert errors(estimator(image, expected=known), people).max() < 2
+    assert engine.shapes[0] == (1, 384, 512, 3)
+    pinned = PoseEstimator(Recorder(runtime), TWICE)
+    pinned.closer = None  # as where no engine for windows could be opened
+    assert errors(pinned(image, expected=known), people).max() < 2
+
+
 def test_nobody_is_found_for_being_expected(runtime: Runtime) -> None:
     people = crowd([300, 250, 280, 290], (480, 1280))
     image = dots.draw_people((480, 1280), people[:3])

@@ -165,10 +165,9 @@ def test_who_walks_is_expected_further_on():
 def test_who_is_not_looked_for():
     tracker = PoseTracker()
     assert len(tracker.expected(0.0).people) == 0
-    for number in range(2):
-        tracker.update(people(0), number / RATE)
-        assert len(tracker.expected((number + 1) / RATE).people) == 0, "no id yet"
-    tracker.update(people(0), 2 / RATE, (480, 640))
+    for number in range(3):
+        tracker.update(people(0), number / RATE, (480, 640))
+        assert tracker.expected((number + 1) / RATE).people.id == [-1 if number < 2 else 0]
     last = 2 / RATE
     assert len(tracker.expected(last + 0.9).people) == 1
     assert len(tracker.expected(last + 0.9, (480, 640)).people) == 1
@@ -184,7 +183,23 @@ def test_who_is_not_looked_for():
     assert len(tracker.expected(last).people) == 0
 
 
-def test_expecting_changes_nothing():
+def test_some_images_are_looked_at_as_a_whole():
+    def whole(tracker, count, **every):
+        return [tracker.expected(1.0, **every).whole for _ in range(count)]
+
+    empty, known = PoseTracker(), PoseTracker()
+    known.update(people(0), 1.0)
+    assert whole(empty, 5) == [True] * 5, "somebody may come in"
+    assert whole(known, 5) == [True, False, True, False, True]
+    assert whole(known, 6, whole_every=3) == [False, True, False, False, True, False]
+    assert whole(known, 3, whole_every=1) == [True] * 3
+    known.update(Poses.empty(), 1.1)
+    assert whole(known, 2) == [True, False], "missed once"
+    known.update(Poses.empty(), 1.2)
+    assert whole(known, 3) == [True] * 3, "nobody any more"
+
+
+def test_expecting_changes_no_track():
     asked, left = PoseTracker(), PoseTracker()
     for frame in walkers.crossing(10.0, seed=53)[:40]:
         for later in (0.0, 5.0, -5.0):

@@ -404,6 +404,17 @@ def test_tracked_people_are_looked_at_in_other_views_in_each_image(
         return told
 
     assert len(set(places(12))) >= 6
+    # Who is there already is followed without a look at the whole image, which a newcomer needs.
+    assert peer.set_parameter("viewer", "track_first_look", 100).successful
+    places(1)
+    newcomer = dots.figure((560, 240), 190)
+    picture = dots.draw_people((480, 640), np.stack([person, newcomer]))
+    places(4)
+    assert peer.set_parameter("viewer", "track_first_look", 1).successful
+    with pytest.raises(ValueError, match="too many values"):
+        places(1)
+    picture = dots.draw_people((480, 640), person[None])
+    places(1)
     assert peer.set_parameter("viewer", "track_second_look", False).successful
     assert len(set(places(4))) == 1
     assert node.interrupt() == 0, node.log()
