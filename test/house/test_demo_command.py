@@ -178,11 +178,11 @@ def test_stopped_amid_a_video_the_frames_done_are_kept(
 
     real, calls = PoseEstimator.estimate, []
 
-    def estimate(self, picture, rgb=False):
+    def estimate(self, picture, rgb=False, expected=None):
         calls.append(1)
         if len(calls) == 4:  # the first frame is seen twice
             os.kill(os.getpid(), number)
-        return real(self, picture, rgb)
+        return real(self, picture, rgb, expected)
 
     monkeypatch.setattr(PoseEstimator, "estimate", estimate)
     before = signal.getsignal(number)
@@ -251,9 +251,9 @@ def test_the_time_of_a_single_picture_is_not_that_of_the_first_call(
 
     real, seen = PoseEstimator.estimate, []
 
-    def estimate(self, picture, rgb=False):
+    def estimate(self, picture, rgb=False, expected=None):
         seen.append(picture.shape)
-        return real(self, picture, rgb)[0], Timings(0.0, 7.0 if seen[1:] else 5000.0, 0.0)
+        return real(self, picture, rgb, expected)[0], Timings(0.0, 7.0 if seen[1:] else 5000.0, 0.0)
 
     monkeypatch.setattr(PoseEstimator, "estimate", estimate)
     assert main(["demo", str(picture), f"--model={dots_model}", f"-o={tmp_path}"]) == 0
