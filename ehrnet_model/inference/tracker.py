@@ -51,6 +51,8 @@ _ANOTHER, _ANOTHER_SPEED = 3.0, 2.0
 _MISSES_BEFORE_ID = 1
 # Who was not seen for longer is not looked for.
 _LOOKED_FOR_S = 1.0
+# Images further apart show too much that is new not to be looked at as a whole.
+_FOLLOWED_S = 0.3
 # Who was in the last image is known in the next one, however little patience is asked for.
 _LEAST_PAUSE_S = 0.5
 # Someone this similar to a person who has a track already is a double, not somebody new.
@@ -242,7 +244,8 @@ class PoseTracker:
             image_hw: (height, width) of the image, if known. Nobody is expected in images of
                 another size than before.
             whole_every: in one of so many images in a row the whole of it is looked at, so that
-                newcomers are found; and in all where nobody is expected. 1 or more.
+                newcomers are found; and in all where nobody is expected or the last update is
+                longer ago than 0.3 s. 1 or more.
 
         Raises:
             EhrnetError: a stamp that is not finite.
@@ -259,7 +262,8 @@ class PoseTracker:
         _, score, variance = tracks.surest()
         people = Poses.build(self._places(unseen), score, np.sqrt(variance), tracks.person_score)
         people.id[:] = tracks.id
-        return Expected(people[known], number, number % whole_every == 0 or not known.any())
+        followed = known.any() and elapsed <= _FOLLOWED_S
+        return Expected(people[known], number, not followed or number % whole_every == 0)
 
     def update(
         self, poses: Poses, stamp_s: float, image_hw: Optional[Tuple[int, int]] = None

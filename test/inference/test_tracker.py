@@ -185,7 +185,7 @@ def test_who_is_not_looked_for():
 
 def test_some_images_are_looked_at_as_a_whole():
     def whole(tracker, count, **every):
-        return [tracker.expected(1.0, **every).whole for _ in range(count)]
+        return [tracker.expected(1.1, **every).whole for _ in range(count)]
 
     empty, known = PoseTracker(), PoseTracker()
     known.update(people(0), 1.0)
@@ -193,6 +193,10 @@ def test_some_images_are_looked_at_as_a_whole():
     assert whole(known, 5) == [True, False, True, False, True]
     assert whole(known, 6, whole_every=3) == [False, True, False, False, True, False]
     assert whole(known, 3, whole_every=1) == [True] * 3
+    assert [known.expected(1.0 + pause).whole for pause in (0.29, 0.29, 0.31, 0.31)] == [
+        *(True, False),
+        *(True, True),
+    ]
     known.update(Poses.empty(), 1.1)
     assert whole(known, 2) == [True, False], "missed once"
     known.update(Poses.empty(), 1.2)

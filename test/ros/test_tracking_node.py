@@ -385,12 +385,15 @@ def test_tracked_people_are_looked_at_in_other_views_in_each_image(
     peer.until(camera.get_subscription_count, "the node's subscription")
     person = dots.figure((320, 240), 300)
     picture = dots.draw_people((480, 640), person[None])
+    steps = itertools.count()
 
     def places(images):
         """One answer after the other to the same picture, taken a tenth of a second apart."""
         told = []
         for _ in range(images):
             msg = image_of(picture)
+            step = next(steps)
+            msg.header.stamp = Time(sec=1000 + step // 10, nanosec=step % 10 * 10**8)
             peer.until(
                 lambda header=msg.header: [a for a in answers if a.header == header],
                 "an answer",
