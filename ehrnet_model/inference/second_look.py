@@ -302,7 +302,8 @@ def _with_expected(
     Who is expected is looked at there, and not where the first look has the same person: what
     several images say of somebody is surer. But nobody counts as found for being expected.
     """
-    expected = expected[expected.person_score >= options.second_look_threshold].best_first()
+    worth = (expected.person_score >= options.second_look_threshold) & (expected.score > 0).any(1)
+    expected = expected[worth].best_first()
     people = _joined([expected, first])
     index = oks_nms(people.xy, people.score > 0, skeleton, _AS_EXPECTED)
     chosen = people[index].best_first()

@@ -457,6 +457,13 @@ def test_nobody_is_found_for_being_expected(runtime: Runtime) -> None:
         assert errors(found, people[:3]).max() < 3, "small people in a whole image"
         windows = sum(shape[0] for shape in engine.shapes[1:])
         assert windows <= second_look
+    # Neither do people without keypoints, or far outside, do harm.
+    strange = standing(people)
+    strange.xy[:2], strange.score[:2], strange.bbox[:2] = np.nan, 0, np.nan
+    far = standing(people[2:] + 1e7)
+    for nobody in (strange, far):
+        found = PoseEstimator(runtime, TWICE)(image, expected=Expected(nobody))
+        assert errors(found, people[:3]).max() < 3
     # Who is not in his window is left out, whoever it was that expected him.
     blind = PoseEstimator(Recorder(runtime, blind=True), dataclasses.replace(TWICE, second_look=2))
     assert len(blind(image, expected=Expected(standing(people[3:], 0.99), 0))) == 2
