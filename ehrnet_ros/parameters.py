@@ -174,8 +174,9 @@ class Settings:
     )
     track_first_look: int = _parameter(
         2,
-        "While people are tracked, whole images are looked at in one of so many in a row only, the "
-        "others where people should be: faster, and newcomers are found so much later. 1: in each.",
+        "While people are tracked and images are less than 0.3 s apart, one of so many in a row is "
+        "looked at as a whole, the others where people should be: faster, but newcomers are found "
+        "so much later. 1: each.",
         low=1,
         high=100,
         changes=ANY_TIME,

@@ -311,23 +311,35 @@ def test_the_parameters_of_the_pose_node_do_no_harm(start, peer, module):
     assert node.interrupt() == 0
 
 
-def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image_of, request):
+@pytest.fixture
+def pose_node(peer, start, model, request):
+    """A function that starts a pose node which tracks: process, its camera, and its answers."""
+
+    def begin(name, **parameters):
+        topic = f"/{name}/image"
+        node = start(
+            "pose_node",
+            model=model,
+            lazy="false",
+            size="384x512",
+            tracking="true",
+            **parameters,
+            remaps=[f"__node:={name}", f"image:={topic}"],
+        )
+        # A second attempt must not meet the node of the first: both would answer.
+        request.addfinalizer(node.popen.kill)
+        node.wait_for_log("Ready:")
+        camera = peer.publisher(Image, topic, qos_profile_sensor_data)
+        answers = peer.listen(PoseArray, f"{name}/poses")
+        peer.until(camera.get_subscription_count, "the node's subscription")
+        return node, camera, answers
+
+    return begin
+
+
+def test_the_pose_node_tracks_when_it_is_told_to(peer, pose_node, dots, image_of):
     """Two people walk; tracking comes on, goes off and comes on again while the node runs."""
-    node = start(
-        "pose_node",
-        model=model,
-        lazy="false",
-        size="384x512",
-        tracking="true",
-        track_birth_images=1,
-        remaps=["__node:=tracker", "image:=/walk/image"],
-    )
-    # A second attempt must not meet the node of the first: both would answer.
-    request.addfinalizer(node.popen.kill)
-    node.wait_for_log("Ready:")
-    camera = peer.publisher(Image, "/walk/image", qos_profile_sensor_data)
-    answers = peer.listen(PoseArray, "tracker/poses")
-    peer.until(camera.get_subscription_count, "the node's subscription")
+    node, camera, answers = pose_node("tracker", track_birth_images=1)
 
     def ids(step):
         """Ids from left to right; the answer to a picture taken later than those before."""
@@ -363,26 +375,12 @@ def test_the_pose_node_tracks_when_it_is_told_to(peer, start, model, dots, image
     assert "Traceback" not in node.log()
 
 
-def test_tracked_people_are_looked_at_in_other_views_in_each_image(
-    peer, start, model, dots, image_of, request
-):
+def test_tracked_people_are_looked_at_in_other_views_in_each_image(peer, pose_node, dots, image_of):
     """Places differ a little from view to view; dots in a mirror exchange left and right."""
-    node = start(
-        "pose_node",
-        model=model,
-        lazy="false",
-        size="384x512",
-        tracking="true",
-        track_smoothing="false",
-        second_look=1,
-        second_look_size=256,
-        remaps=["__node:=viewer", "image:=/view/image"],
+    node, camera, answers = pose_node(
+        "viewer", track_smoothing="false", second_look=1, second_look_size=256
     )
-    request.addfinalizer(node.popen.kill)
-    node.wait_for_log("looks again at up to 1 people")
-    camera = peer.publisher(Image, "/view/image", qos_profile_sensor_data)
-    answers = peer.listen(PoseArray, "viewer/poses")
-    peer.until(camera.get_subscription_count, "the node's subscription")
+    assert "looks again at up to 1 people" in node.log()
     person = dots.figure((320, 240), 300)
     picture = dots.draw_people((480, 640), person[None])
     steps = itertools.count()
