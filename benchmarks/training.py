@@ -25,7 +25,7 @@ import torch
 from benchmarks.report import machine, print_table, write_json
 from ehrnet_model.training.batches import collate
 from ehrnet_model.training.echo import change
-from ehrnet_model.training.hardware import Hardware
+from ehrnet_model.training.hardware import Hardware, keep_memory
 from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import write_pack
 from ehrnet_model.training.sampler import SampleOptions
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--pack", nargs="+", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    keep_memory()  # as the command does
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from ehrnet_model.network.blocks import ConvNorm
 OLDEST_TORCH = (2, 6)
 """Fused AdamW came to CPUs with 2.4; before 2.6 it may refuse kernels of size 1 on a GPU, whose
 gradients' strides need not be theirs."""
+
+# What <malloc.h> calls M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX, and values: keep what is
+# freed up to 2 GiB, ask the kernel for 256 MiB at a time, have nothing mapped by itself.
+_KEEP = ((-1, 2**31 - 1), (-2, 2**28), (-4, 0))
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,19 @@ def open_device(name: str) -> torch.device:
     # Window sizes are few and come again and again.
     torch.backends.cudnn.benchmark = True
     return torch.device("cuda", number)
+
+
+def keep_memory() -> bool:
+    """Has this process keep what it frees for what it asks for next, once and for all.
+
+    A step frees as much as the next one asks for, and glibc gives tensors of 128 KiB to 32 MiB and
+    more back to the kernel, which then has to clear their pages again: on a CPU a sixth of a step.
+    Returns whether the C library is one that can be told so.
+    """
+    if os.name != "posix":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all([mallopt(name, value) for name, value in _KEEP])
 
 
 def has_bfloat16(device: torch.device) -> bool:

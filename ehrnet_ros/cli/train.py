@@ -267,7 +267,7 @@ def run(args: argparse.Namespace) -> int:
 
     with ends_at_once():
         from ehrnet_model.network.checkpoint import weights_sha256
-        from ehrnet_model.training.hardware import Hardware
+        from ehrnet_model.training.hardware import Hardware, keep_memory
         from ehrnet_model.training.sides import check_pairs
         from ehrnet_model.training.trainer import Trainer
 
@@ -287,6 +287,7 @@ def run(args: argparse.Namespace) -> int:
             "one, or give its compact state with --unpack."
         )
     hardware = Hardware(args.device, args.windows_on, args.workers)
+    keep_memory()
     trainer = Trainer(options, args.out, args.change, hardware, args.unpack)
     if not args.save_only:
         steps = max(0, args.until - trainer.step) if args.until else None

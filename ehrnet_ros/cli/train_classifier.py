@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             ClassifierOptions,
             ClassifierTrainer,
         )
+        from ehrnet_model.training.hardware import keep_memory
 
     cv2.setNumThreads(1)
     known = [f.name for f in dataclasses.fields(AugmentOptions)]
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(
             f"{args.out} holds no run that --measure-only could measure: name the folder of one."
         )
+    keep_memory()
     trainer = ClassifierTrainer(options, args.out, args.workers, device)
     if not args.measure_only:
         with tqdm(
