@@ -79,6 +79,8 @@ def measure(options: TrainOptions, hardware: Hardware, folder: Path, steps: int)
     if trainer.device.type == "cuda":
         trainer.record()
     device, (side, count, _) = trainer.device, options.windows[0]
+    if device.type == "cpu":
+        keep_memory()  # as the command does
     sample, sampler, painter = options.sample, trainer.sampler, trainer.painter
     plans = [sampler.plan(i, side, sample) for i in range(count)]
     times = max(3, min(10, steps))
@@ -147,7 +149,6 @@ def main() -> None:
     parser.add_argument("--pack", nargs="+", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    keep_memory()  # as the command does
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

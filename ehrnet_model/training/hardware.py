@@ -76,6 +76,9 @@ def keep_memory() -> bool:
 
     A step frees as much as the next one asks for, and glibc gives tensors of 128 KiB to 32 MiB and
     more back to the kernel, which then has to clear their pages again: on a CPU a sixth of a step.
+    The process then takes a seventh more memory at its most (docs/training.md). On a GPU this was
+    not measured.
+
     Returns whether the C library is one that can be told so.
     """
     if os.name != "posix":

@@ -287,8 +287,9 @@ def run(args: argparse.Namespace) -> int:
             "one, or give its compact state with --unpack."
         )
     hardware = Hardware(args.device, args.windows_on, args.workers)
-    keep_memory()
     trainer = Trainer(options, args.out, args.change, hardware, args.unpack)
+    if trainer.device.type == "cpu":
+        keep_memory()
     if not args.save_only:
         steps = max(0, args.until - trainer.step) if args.until else None
         # A bar where somebody watches; lines alone in a file or behind torchrun.

@@ -118,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
         raise EhrnetError(
             f"{args.out} holds no run that --measure-only could measure: name the folder of one."
         )
-    keep_memory()
+    if device == "cpu":
+        keep_memory()
     trainer = ClassifierTrainer(options, args.out, args.workers, device)
     if not args.measure_only:
         with tqdm(
