@@ -179,9 +179,10 @@ def test_a_remapped_compressed_topic_is_the_one_that_is_reported(start, model, p
         return [s.message for m in diagnostics for s in m.status if s.name.startswith("/packed")]
 
     peer.until(lambda: any("Idle" in text for text in said()), "a status")
-    peer.spin(3.0)  # longer than it waits for an image before it complains
+    # Longer than it waits for an image before it complains that nobody publishes. Its log may hold
+    # that from before it had found the camera, on a busy machine.
+    peer.spin(3.0)
     assert said()[-1] == "Idle: nobody subscribes to any result."
-    assert "Waiting" not in node.log()
     poses = peer.listen(PoseArray, "packed/poses")
     peer.until(camera.get_subscription_count, "the subscription")
     assert node.interrupt() == 0 and not poses
