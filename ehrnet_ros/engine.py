@@ -42,7 +42,7 @@ def open_estimator(path: Path, settings: parameters.Settings) -> PoseEstimator:
         if closer is not None and closer is not runtime:
             opened.callback(closer.close)
         estimator = PoseEstimator(runtime, options, wanted, closer)
-        estimator.rotation = settings.rotation
+        estimator.rotation = parameters.rotation_of(settings, settings.cameras[0])
         estimator(np.zeros((480, 640, 3), np.uint8))
         if closer is not None:
             side = options.second_look_size

@@ -6,10 +6,11 @@ The table of docs/parameters.md, config/pose.yaml's test and the descriptions th
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
@@ -34,6 +35,7 @@ def _parameter(
     choices: Tuple[Any, ...] = (),
     changes: str = UNCONFIGURED,
     by_model: bool = False,
+    each: bool = False,
 ) -> Any:
     metadata = {
         "description": description,
@@ -42,6 +44,7 @@ def _parameter(
         "choices": choices,
         "changes": changes,
         "by_model": by_model,
+        "each": each,  # or a list, one for each camera
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -103,13 +106,14 @@ class Settings:
         "Network input: auto (the engine's own, else what fits the images), square, an aspect such "
         "as 4:3 or 16:9, or HEIGHTxWIDTH in multiples of 32.",
     )
-    rotation: int = _parameter(
+    rotation: Union[int, Tuple[int, ...]] = _parameter(
         0,
         "[degrees] how far images have to be turned clockwise for people to stand upright; for "
-        "cameras mounted sideways or upside down. What is published stays in the camera's own "
-        "pixels.",
+        "cameras mounted sideways or upside down. [0, 180]: of each camera. What is published "
+        "stays in the camera's own pixels.",
         choices=ROTATIONS,
         changes=ANY_TIME,
+        each=True,
     )
     autostart: bool = _parameter(
         True, "Configure and activate without being asked from outside.", changes=AT_START
@@ -234,6 +238,11 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         low, high = field.metadata["low"], field.metadata["high"]
         fits = not field.metadata["choices"] or value in field.metadata["choices"]
+        if field.metadata["each"]:
+            of_each = value if isinstance(value, tuple) else (value,) * len(settings.cameras)
+            fits = len(of_each) == len(settings.cameras) and all(
+                type(one) is int and one in field.metadata["choices"] for one in of_each
+            )
         if low is not None:
             fits = low <= value <= high  # false for NaN
             fits |= field.metadata["by_model"] and value == -1
@@ -268,7 +277,12 @@ def with_texts(pairs: Iterable[Tuple[str, str]]) -> Settings:
         kind: Any = type(FIELDS[name].default)
         try:
             parse: Any = {"true": True, "false": False}.__getitem__ if kind is bool else kind
-            values[name] = tuple(text.split(",")) if kind is tuple else parse(text)
+            if kind is tuple:
+                values[name] = tuple(text.split(","))
+            elif FIELDS[name].metadata["each"] and "," in text:
+                values[name] = tuple(parse(one) for one in text.split(","))
+            else:
+                values[name] = parse(text)
         except (KeyError, ValueError):
             default = FIELDS[name].default
             raise EhrnetError(cannot_be(name, f"'{text}'", default, allowed(name))) from None
@@ -287,6 +301,14 @@ def decode_options(settings: Settings, stored: Mapping[str, Any]) -> DecodeOptio
     values = ((name, getattr(settings, name)) for name in names)
     given = typed_options((name, value) for name, value in values if value != -1)
     return DecodeOptions.from_dict(stored, **given)
+
+
+def rotation_of(settings: Settings, camera: str) -> int:
+    """Degrees clockwise, one of ROTATIONS, by which the images of a camera are turned."""
+    if isinstance(settings.rotation, tuple):
+        of_each = dict(zip(settings.cameras, settings.rotation))
+        return of_each.get(camera, 0)  # 0: a last image of a camera of before a cleanup
+    return settings.rotation
 
 
 def track_options(settings: Settings) -> TrackOptions:
@@ -350,7 +372,8 @@ def allowed(name: str) -> str:
     field = FIELDS[name]
     low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
     if choices:
-        return ", ".join(str(choice) for choice in choices[:-1]) + f" or {choices[-1]}"
+        each = ", or a list of them, one for each camera" * field.metadata["each"]
+        return ", ".join(map(str, choices[:-1])) + f" or {choices[-1]}{each}"
     if low is not None:
         return f"{low:g} to {high:g}" + (", or -1" if field.metadata["by_model"] else "")
     if isinstance(field.default, tuple):
@@ -385,6 +408,7 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     metadata = field.metadata
     descriptor = ParameterDescriptor(name=field.name, description=metadata["description"])
     descriptor.additional_constraints = f"changes: {metadata['changes']}"
+    descriptor.dynamic_typing = metadata["each"]  # check() looks at the type
     if metadata["choices"]:
         descriptor.additional_constraints += f"; one of {', '.join(map(str, metadata['choices']))}"
     low, high = metadata["low"], metadata["high"]
@@ -404,7 +428,7 @@ def _as_ros(value: Any) -> Any:
 
 
 def _from_ros(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else value
+    return tuple(value) if isinstance(value, (list, tuple, array.array)) else value
 
 
 def _wrap(text: str, width: int) -> List[str]:

@@ -388,13 +388,13 @@ class PoseNode(LifecycleNode):
             self._on_failure(seen, str(error))
             return None
         estimator.options = options
-        estimator.rotation = settings.rotation
+        groups: Dict[Tuple[int, int], List[_Seen]] = {}
+        for one in seen:
+            rotation = parameters.rotation_of(settings, one.camera.name)
+            input_hw = estimator.input_size(one.picture.array.shape[:2], rotation)
+            groups.setdefault(input_hw, []).append(one)
         inferred = []
-        while seen:
-            # Those of one network input go through the engine together.
-            first = estimator.input_size(seen[0].picture.array.shape[:2])
-            alike = [s for s in seen if estimator.input_size(s.picture.array.shape[:2]) == first]
-            seen = [s for s in seen if s not in alike]
+        for alike in groups.values():  # of one network input, so they go through it together
             answer = self._infer(estimator, alike, settings)
             if answer is not None:
                 inferred.append((alike, answer))
@@ -424,16 +424,19 @@ class PoseNode(LifecycleNode):
     ) -> Optional[Inferred]:
         try:
             expected = []
-            for one in seen:
+            rotations = [parameters.rotation_of(settings, one.camera.name) for one in seen]
+            for one, rotation in zip(seen, rotations):
                 image_hw = one.picture.array.shape[0], one.picture.array.shape[1]
-                upright_hw = turned_hw(image_hw, estimator.rotation)
+                upright_hw = turned_hw(image_hw, rotation)
                 if upright_hw != one.camera.upright_hw:
-                    self._on_image_size(one, upright_hw, estimator.input_size(image_hw), estimator)
+                    input_hw = estimator.input_size(image_hw, rotation)
+                    self._on_image_size(one, upright_hw, input_hw, estimator)
                 expected.append(one.camera.expected(one.taken.msg.header, image_hw, settings))
             return estimator.infer(
                 [one.picture.array for one in seen],
                 [one.picture.order == "rgb" for one in seen],
                 expected,
+                rotations,
             )
         except EhrnetError as error:
             self._on_failure(seen, str(error))

@@ -10,7 +10,8 @@ tells terminal and /diagnostics how far it is; the node starts when the engine i
 
 A node that crashes is started again, `restarts` times in all.
 
-Several cameras share one engine: `cameras:=[front,rear] image:=/{camera}/image_raw`.
+Several cameras share one engine: `cameras:=[front,rear] image:=/{camera}/image_raw`, the rear one
+upside down: `rotation:=[0,180]`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ from launch_ros.substitutions import ExecutableInPackage
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 
+
+def angles(text):
+    """A whole number, or a list with one for each camera."""
+    numbers = [int(number) for number in text.strip(" []").split(",")]
+    return numbers if "," in text or "[" in text else numbers[0]
+
+
 # Arguments that are parameters of the node: type, choices, description.
 PARAMETERS = {
     "phi": (
@@ -70,10 +78,11 @@ PARAMETERS = {
         "network input: auto, square, 4:3, 16:9 or HEIGHTxWIDTH in multiples of 32",
     ),
     "rotation": (
-        int,
-        ["", "0", "90", "180", "270"],
+        angles,
+        None,
         "degrees by which images have to be turned clockwise for people to stand upright, for "
-        "cameras mounted sideways or upside down",
+        "cameras mounted sideways or upside down: 0, 90, 180, 270, or a list such as [0,180], one "
+        "for each camera",
     ),
     "transport": (
         str,

@@ -53,7 +53,7 @@ class Inferred:
         options: how peaks become people.
         skeleton: of the model.
         timings: what was spent on each image so far.
-        rotation: degrees clockwise by which the images were turned.
+        rotations: degrees clockwise by which each image was turned.
         sizes_hw: (height, width) of each image as it was.
     """
 
@@ -61,7 +61,7 @@ class Inferred:
     options: DecodeOptions
     skeleton: SkeletonInfo
     timings: Sequence[Timings]
-    rotation: int
+    rotations: Sequence[int]
     sizes_hw: Sequence[Tuple[int, int]]
 
     @property
@@ -78,14 +78,16 @@ class Inferred:
             EhrnetError: the engine gave values that are not finite.
         """
         results = []
-        for seen, spent, image_hw in zip(self.looks, self.timings, self.sizes_hw):
+        for seen, spent, rotation, image_hw in zip(
+            self.looks, self.timings, self.rotations, self.sizes_hw
+        ):
             begun = time.perf_counter()
             if isinstance(seen, SecondLook):
                 people = merge(seen, self.options, self.skeleton)
             else:
                 people = seen.people(self.options, self.skeleton)
             people = finished(people, self.options, self.skeleton)
-            people = turned_back(people, self.rotation, image_hw)
+            people = turned_back(people, rotation, image_hw)
             results.append((people, spent + Timings(0.0, 0.0, _ms_since(begun))))
         return results
 
@@ -105,8 +107,8 @@ class PoseEstimator:
 
     Attributes:
         rotation: degrees clockwise, one of ROTATIONS, by which images are turned before people are
-            looked for, so that they stand upright; what is found is in the images' own pixels. May
-            be changed between images.
+            looked for, so that they stand upright, unless ``infer`` is told otherwise of each;
+            what is found is in the images' own pixels. May be changed between images.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class PoseEstimator:
         images: Sequence[np.ndarray],
         rgb: Sequence[bool],
         expected: Optional[Sequence[Optional[Expected]]] = None,
+        rotations: Optional[Sequence[int]] = None,
     ) -> Inferred:
         """The engine's part: people are made of its answer later, or elsewhere.
 
@@ -194,6 +197,7 @@ class PoseEstimator:
             rgb: which of them are RGB and not BGR.
             expected: who should be in each, in its pixels; None where nothing is known. An image
                 that is not to be looked at as a whole still is where there are no second looks.
+            rotations: by which each is turned, one of ROTATIONS; default: ``rotation`` for all.
 
         Raises:
             EhrnetError: an image has a wrong shape or type, the images need inputs of different
@@ -201,10 +205,11 @@ class PoseEstimator:
         """
         started = time.perf_counter()
         known = [None] * len(images) if expected is None else expected
-        if not images or not len(images) == len(rgb) == len(known):
+        turns = [self.rotation] * len(images) if rotations is None else rotations
+        if not images or not len(images) == len(rgb) == len(known) == len(turns):
             raise EhrnetError(
-                f"{len(images)} images, {len(rgb)} values of rgb and {len(known)} of expected: "
-                "give one or more images, and one value for each."
+                f"{len(images)} images, {len(rgb)} values of rgb, {len(known)} of expected and "
+                f"{len(turns)} of rotations: give one or more images, and one value for each."
             )
         for image in images:
             if not isinstance(image, np.ndarray):
@@ -217,12 +222,11 @@ class PoseEstimator:
                     f"expected an image of shape (height, width, 3), got {image.shape}: convert it "
                     "to three channels first."
                 )
-        rotation = self.rotation
         sizes_hw = [(image.shape[0], image.shape[1]) for image in images]
-        images = [turned(image, rotation) for image in images]
+        images = [turned(image, rotation) for image, rotation in zip(images, turns)]
         boxes = [
-            Letterbox.fit(turned_hw(image_hw, rotation), self.input_size(image_hw))
-            for image_hw in sizes_hw
+            Letterbox.fit(turned_hw(image_hw, rotation), self.input_size(image_hw, rotation))
+            for image_hw, rotation in zip(sizes_hw, turns)
         ]
         size_hw = boxes[0].size_hw
         if any(box.size_hw != size_hw for box in boxes):
@@ -255,12 +259,12 @@ class PoseEstimator:
                 continue
             who = known[number]
             if who is not None:
-                people = turned_along(who.people, rotation, sizes_hw[number])
+                people = turned_along(who.people, turns[number], sizes_hw[number])
                 who = dataclasses.replace(who, people=people)
             again, more = self._look_again(image, rgb[number], first, box.scale, closer, who)
             looks.append(again)
             timings.append(spent + more)
-        return Inferred(looks, options, skeleton, timings, rotation, sizes_hw)
+        return Inferred(looks, options, skeleton, timings, turns, sizes_hw)
 
     def _look_again(
         self,
@@ -292,12 +296,19 @@ class PoseEstimator:
         if self.closer is not None and self.closer is not self.runtime:
             self.closer.close()
 
-    def input_size(self, image_hw: Tuple[int, int]) -> Tuple[int, int]:
-        """(height, width) of the network input that an image of this size goes through."""
+    def input_size(
+        self, image_hw: Tuple[int, int], rotation: Optional[int] = None
+    ) -> Tuple[int, int]:
+        """(height, width) of the network input that an image of this size goes through.
+
+        Args:
+            image_hw: (height, width) of the image as it is.
+            rotation: by which it is turned, one of ROTATIONS; default: the attribute.
+        """
         if self.size_hw is not None:
             return self.size_hw
         short_side = self.runtime.info.input_size
-        upright_hw = turned_hw(image_hw, self.rotation)
+        upright_hw = turned_hw(image_hw, self.rotation if rotation is None else rotation)
         return parse_size(best_named_size(upright_hw, short_side), short_side)
 
 

@@ -164,14 +164,16 @@ def test_a_pinned_engine_decides_the_size(dots_model: Path) -> None:
     assert errors(estimator(image), people).max() < 1
 
 
-def test_every_image_needs_its_own_rgb(dots_model) -> None:
+def test_every_image_needs_its_own_rgb_and_rotation(dots_model) -> None:
     estimator = PoseEstimator.open(dots_model)
     black = np.zeros((96, 128, 3), np.uint8)
     for images, rgb in (([], []), ([black, black], [False]), ([black], [])):
         with pytest.raises(EhrnetError, match=f"{len(images)} images, {len(rgb)} values of rgb"):
             estimator.infer(images, rgb)
-    with pytest.raises(EhrnetError, match="1 images, 1 values of rgb and 2 of expected"):
+    with pytest.raises(EhrnetError, match="1 images, 1 values of rgb, 2 of expected and 1 of"):
         estimator.infer([black], [False], [None, None])
+    with pytest.raises(EhrnetError, match="1 of expected and 2 of rotations: give one or more"):
+        estimator.infer([black], [False], rotations=[0, 90])
 
 
 def test_options_given_while_opening_come_before_the_stored_ones(dots_model) -> None:

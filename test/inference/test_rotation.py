@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.estimator import PoseEstimator
 from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.opening import open_runtime
@@ -71,6 +72,19 @@ def test_people_are_where_they_are_however_the_camera_is_mounted(dots_model: Pat
     # The attribute may change between images.
     estimator.rotation = 0
     np.testing.assert_allclose(estimator(image).xy, poses.xy, atol=1)
+
+
+def test_images_turned_by_different_angles_share_a_batch(dots_model: Path):
+    people = [dots.figure((x, 240), 300)[None] for x in (150, 320, 480)]
+    images = [dots.draw_people((480, 640), who) for who in people]
+    estimator = PoseEstimator(open_runtime(dots_model, "onnxruntime"), size_hw=(512, 512))
+    found = estimator.infer(images, [False] * 3, rotations=[90, 0, 270]).people()
+    for (poses, _), who in zip(found, people):
+        assert np.hypot(*(poses.xy - who).transpose(2, 0, 1)).max() < 1
+    # Of these two one is upright, so that they need inputs of different sizes.
+    free = PoseEstimator(open_runtime(dots_model, "onnxruntime"))
+    with pytest.raises(EhrnetError, match="different sizes"):
+        free.infer(images[:2], [False] * 2, rotations=[0, 90])
 
 
 def hopper() -> np.ndarray:

@@ -25,10 +25,10 @@ TELLS = """
 import time
 from ehrnet_model.inference.estimator import PoseEstimator
 
-def infer(self, images, rgb, expected=None):
+def infer(self, images, rgb, *more):
     print(f"{len(images)} at once", flush=True)
     time.sleep(0.03)  # so that images wait for it
-    return sound(self, images, rgb, expected)
+    return sound(self, images, rgb, *more)
 
 sound, PoseEstimator.infer = PoseEstimator.infer, infer
 """
@@ -160,6 +160,52 @@ def test_swapped_cameras_get_each_other_s_images(start, model, peer, dots, image
     peer.until(lambda: all(answers.values()), "poses of both", each=shoot)
     for name, other in (("front", "rear"), ("rear", "front")):
         assert {answer.header.frame_id for answer in answers[name]} == {other}
+    assert node.interrupt() == 0
+
+
+def test_each_camera_is_turned_by_its_own_angle(start, model, peer, dots, image_of):
+    """Dots look the same from all sides; that images are turned shows in the network's input."""
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        cameras='["front", "side"]',
+        rotation="[0, 90]",
+        remaps=["__node:=mixed", "front/image:=mixed/one", "side/image:=mixed/two"],
+    )
+    node.wait_for_log("Ready:")
+    cameras = {
+        name: peer.publisher(Image, topic, qos_profile_sensor_data)
+        for name, topic in (("front", "mixed/one"), ("side", "mixed/two"))
+    }
+    answers = {name: peer.listen(PoseArray, f"mixed/{name}/poses") for name in cameras}
+    infos = {
+        name: peer.listen(SkeletonInfo, f"mixed/{name}/skeleton_info", LATCHED) for name in cameras
+    }
+    people = dots.figure((200, 260), 300)[None]
+
+    def seen():
+        """Each camera's people, and (height, width) of what the network was given."""
+        for found in answers.values():
+            found.clear()
+        for camera in cameras.values():
+            camera.publish(image_of(dots.draw_people((480, 640), people)))
+        peer.until(lambda: all(answers.values()), "poses of both")
+        for found in answers.values():
+            np.testing.assert_allclose(from_pose_array(found[-1]).xy, people, atol=3.0)
+        return {n: (i[-1].input_height, i[-1].input_width) for n, i in infos.items()}
+
+    for camera in cameras.values():
+        peer.until(camera.get_subscription_count, "the subscription")
+    both = seen()
+    assert both["front"][0] < both["front"][1] and both["side"] == both["front"][::-1]
+    assert peer.set_parameter("mixed", "rotation", [270, 180]).successful
+    peer.until(lambda: seen() == {"front": both["side"], "side": both["front"]}, "the change")
+    assert peer.set_parameter("mixed", "rotation", 0).successful
+    peer.until(lambda: seen() == {name: both["front"] for name in cameras}, "one for all")
+    for wrong in ([0], [0, 45], [0.0, 90.0], [True, False], "0"):
+        refused = peer.set_parameter("mixed", "rotation", wrong)
+        assert not refused.successful and "one for each camera" in refused.reason
     assert node.interrupt() == 0
 
 

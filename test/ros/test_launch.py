@@ -338,8 +338,15 @@ def test_a_parameter_file_is_there_and_may_lie_at_home(pose_launch, tmp_path, mo
 def test_numbers_are_numbers(pose_launch):
     given = pose_launch(second_look="0", live_view_port="8765")[0][-1].kw["parameters"][1]
     assert given == {"second_look": 0, "live_view_port": 8765}
-    with pytest.raises(RuntimeError, match="second_look:=few: .* whole number"):
-        pose_launch(second_look="few")
+    for wrong in ({"second_look": "few"}, {"rotation": "[0,left]"}, {"rotation": "[]"}):
+        name, text = next(iter(wrong.items()))
+        with pytest.raises(RuntimeError, match=re.escape(f"{name}:={text}: it has to be a whole")):
+            pose_launch(**wrong)
+
+
+@pytest.mark.parametrize("text, angle", [("90", 90), ("[0, 180]", [0, 180]), ("[90]", [90])])
+def test_cameras_are_turned_together_or_each(pose_launch, text, angle):
+    assert pose_launch(rotation=text)[0][-1].kw["parameters"][1] == {"rotation": angle}
 
 
 def test_cameras_have_topics_of_their_own(pose_launch):

@@ -456,8 +456,12 @@ def test_compressed_and_lazy_in_a_namespace(dots, peer, start, model):
         ({"size": "300x300"}, "multiples of 32"),
         (
             {"rotation": 45},
-            "rotation cannot be 45: it has to be a whole number, 0, 90, 180 or 270.\n",
+            "rotation cannot be 45: it has to be a whole number, 0, 90, 180 or 270, or a list of "
+            "them, one for each camera.\n",
         ),
+        ({"rotation": "upright"}, 'rotation cannot be "upright": it has to be a whole number, 0'),
+        ({"rotation": "false"}, "rotation cannot be false: it has to be a whole number, 0"),
+        ({"rotation": "[0, 90]"}, "rotation cannot be [0, 90]: it has to be a whole number, 0"),
     ],
 )
 def test_wrong_parameters_end_the_process_with_one_sentence(start, parameters, sentence):
