@@ -34,7 +34,7 @@ _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 _STREAM_NON_BLOCKING = 1
 # Other threads may allocate memory while this one captures.
 _CAPTURE_THIS_THREAD = 1
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _INTEGRATED = 75, 76, 18
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS, _INTEGRATED = 75, 76, 16, 18
 _OUT_OF_MEMORY, _INSUFFICIENT_DRIVER = 2, 35
 _ALLOCATIONS = ("cudaMalloc", "cudaHostAlloc")
 # CUDA says of these that the process must be ended and started anew: every later call fails.
@@ -71,6 +71,7 @@ _ARGUMENTS = {
     "cudaGraphDestroy": (_pointer,),
     "cudaGraphLaunch": (_pointer, _pointer),
     "cudaGraphExecDestroy": (_pointer,),
+    "cudaGetLastError": (),
 }
 
 
@@ -135,6 +136,10 @@ class Cuda:
         """Such as ``8.7``; engines are built for one."""
         return f"{self._attribute(_CAPABILITY_MAJOR)}.{self._attribute(_CAPABILITY_MINOR)}"
 
+    def multiprocessors(self) -> int:
+        """How many the device has switched on."""
+        return self._attribute(_MULTIPROCESSORS)
+
     def device_name(self) -> str:
         """Such as ``Orin``, from the driver's library; the runtime's structure for it changes."""
         text = ctypes.create_string_buffer(256)
@@ -195,18 +200,22 @@ class Cuda:
         Nothing of it runs. The stream is as before, also when this raises EhrnetError.
         """
         graph, made = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cudaStreamBeginCapture", stream, _CAPTURE_THIS_THREAD)
         try:
-            enqueue()
-        except EhrnetError:
-            self._library.cudaStreamEndCapture(stream, ctypes.byref(graph))
-            self._free("cudaGraphDestroy", graph)
-            raise
-        self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
-        try:
+            self._call("cudaStreamBeginCapture", stream, _CAPTURE_THIS_THREAD)
+            try:
+                enqueue()
+            except BaseException:
+                self._library.cudaStreamEndCapture(stream, ctypes.byref(graph))
+                raise
+            self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
             self._call("cudaGraphInstantiateWithFlags", ctypes.byref(made), graph, 0)
+        except BaseException:
+            # CUDA remembers an error until it is asked; TensorRT would take it for its own.
+            self._library.cudaGetLastError()
+            raise
         finally:
-            self._free("cudaGraphDestroy", graph)
+            if graph:
+                self._free("cudaGraphDestroy", graph)
         return made.value or 0
 
     def launch(self, graph: int, stream: int) -> None:

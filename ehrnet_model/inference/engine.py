@@ -49,6 +49,8 @@ from ehrnet_model.inference.runtime import (
 )
 
 ENGINE_SUFFIX = ".engine"
+REVISION = 5
+"""Raised when tensorrt_builder.py changes what it tells TensorRT; engines of others are not run."""
 _SIDECAR_SUFFIX = ".engine.json"
 
 _log = logging.getLogger(__name__)
@@ -69,12 +71,17 @@ class Platform:
         gpu: the device's name.
         compute_capability: such as ``8.7``.
         system: release of the Jetson's system (L4T), empty elsewhere.
+        multiprocessors: how many the GPU has switched on. Every Orin is named so; they differ in
+            this, and some power modes switch a part off.
+        board: the Jetson's own name, empty elsewhere.
     """
 
     tensorrt: str
     gpu: str
     compute_capability: str
     system: str = ""
+    multiprocessors: int = 0
+    board: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,8 @@ class EngineSpec:
             "GPU": self.platform.gpu,
             "compute capability": self.platform.compute_capability,
             "system": self.platform.system,
+            "multiprocessors": str(self.platform.multiprocessors),
+            "board": self.platform.board,
         }
         parts.update({f"setting {k}": json.dumps(v) for k, v in sorted(self.settings.items())})
         return parts
@@ -203,11 +212,13 @@ class Built:
         plan: the serialised engine.
         timing_cache: what makes the next build faster; may be empty.
         layers: see EngineInfo.
+        fault: in what it is not the graph that it was built from; empty: in nothing.
     """
 
     plan: bytes
     timing_cache: bytes = b""
     layers: Dict[str, int] = field(default_factory=dict)
+    fault: str = ""
 
 
 class Builder(Protocol):
@@ -289,7 +300,8 @@ def ensure_engine(
 
     Two processes that want the same engine build it once: the second waits for the first. A
     process killed in the middle leaves nothing that would be taken for an engine. A stored engine
-    that could not be checked is checked as soon as it can be.
+    that could not be checked is checked as soon as it can be. One that was found to be wrong is
+    stored with that verdict: another would be as wrong, and take minutes each time.
 
     Args:
         onnx: the file written by ``ehrnet export``; its stored answers lie beside it.
@@ -323,6 +335,9 @@ def ensure_engine(
         timing = _timing_file(folder, spec)
         started = time.monotonic()
         built = builder.build(onnx, spec, _read(timing), ticker.report)
+        if built.timing_cache and folder.is_dir():
+            with contextlib.suppress(OSError):  # only costs time
+                write_atomically(timing, built.timing_cache, 0o600)
         described = EngineInfo(
             spec=spec,
             model=info,
@@ -331,13 +346,19 @@ def ensure_engine(
             built=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 1),
             layers=built.layers,
-            verdict=Verdict(UNCHECKED, "not checked yet."),
+            verdict=Verdict(UNCHECKED, "its check was cut short."),
         )
         ticker.report(None, "checking its answers")
-        verdict = _judge(onnx, built.plan, described, builder, "the new engine")
-        _refuse_wrong(verdict, "the new engine was not kept, it")
+        try:
+            verdict = Verdict(DIFFERS, built.fault)
+            if not built.fault:
+                verdict = _judge(onnx, built.plan, described, builder, "the new engine")
+        except (OutOfDeviceMemory, DeviceLost, KeyboardInterrupt):
+            _store(folder, stem, built, described)  # to be checked when it is asked for next
+            raise
         described = dataclasses.replace(described, verdict=verdict)
-        path = _store(folder, stem, built, described, timing)
+        path = _store(folder, stem, built, described)
+        _refuse_wrong(verdict, "the new engine")
     return Engine(described, path, built.plan)
 
 
@@ -351,7 +372,7 @@ def find_engine(
     """The stored engine meant by a model path, or None; does not load it.
 
     Of several it is one of the smallest batch that suffices, and of these the one built last; none
-    that was found to be wrong.
+    that was found to be wrong, nor by another revision of what builds them.
 
     Args:
         model: an ``.engine`` file, or an ``.onnx`` file whose engines are looked for.
@@ -379,6 +400,7 @@ def find_engine(
         and size_hw in (None, engine.info.spec.size_hw)
         and platform in (None, engine.info.spec.platform)
         and engine.info.verdict.state != DIFFERS
+        and engine.info.spec.settings.get("revision", REVISION) == REVISION
     ]
     if size_hw is None:
         fitting = [engine for engine in fitting if not is_closer(engine.info)] or fitting
@@ -533,12 +555,12 @@ def _judge(onnx: Path, plan: bytes, info: EngineInfo, builder: Builder, name: st
 def _refuse_wrong(verdict: Verdict, name: str) -> None:
     if verdict.state == DIFFERS:
         raise EhrnetError(
-            f"{name} does not give the model's answers: {verdict.reason} Export and build the "
-            "model in another precision (fp32 is the safest)."
+            f"{name} is wrong and is not used: {verdict.reason} Export and build the model in "
+            "another precision (fp32 is the safest)."
         )
 
 
-def _store(folder: Path, stem: str, built: Built, info: EngineInfo, timing: Path) -> Optional[Path]:
+def _store(folder: Path, stem: str, built: Built, info: EngineInfo) -> Optional[Path]:
     """Writes engine, then description: without the second, the first is nothing."""
     for place in (folder, memory_folder()):
         try:
@@ -560,9 +582,6 @@ def _store(folder: Path, stem: str, built: Built, info: EngineInfo, timing: Path
                 FOLDER_VARIABLE,
             )  # fmt: skip
             continue
-        if built.timing_cache and place == folder:
-            with contextlib.suppress(OSError):  # only costs time
-                write_atomically(timing, built.timing_cache, 0o600)
         return path
     return None
 

@@ -76,7 +76,13 @@ def check_private(place: Path) -> None:
     """
     status = place.stat()
     by_group = status.st_mode & stat.S_IWGRP and not _is_of_user_alone(status.st_gid)
-    if status.st_uid not in (os.getuid(), 0) or status.st_mode & stat.S_IWOTH or by_group:
+    if status.st_uid not in (os.getuid(), 0):
+        raise EhrnetError(
+            f"{place} is another user's (uid {status.st_uid}, this is {os.getuid()}), and engines "
+            "are code: run as that user (docker run --user), or use another folder (--engines, "
+            f"${FOLDER_VARIABLE})."
+        )
+    if status.st_mode & stat.S_IWOTH or by_group:
         raise EhrnetError(
             f"others can write to {place}, and engines are code: `chmod go-w` it or use another "
             f"folder (--engines, ${FOLDER_VARIABLE})."
@@ -139,9 +145,10 @@ def locked(folder: Path, stem: str, waiting: Callable[[], None]) -> Iterator[boo
                 _log.warning("Going on without a lock in %s (%s).", folder, error.strerror)
                 break
         # Of a process that was killed while writing; without a lock, perhaps of one that writes.
-        for left in folder.glob(f".{stem}.*") if held else ():
-            with contextlib.suppress(OSError):
-                left.unlink()
+        for pattern in (f".{stem}.*", ".timing-*") if held else ():
+            for left in folder.glob(pattern):
+                with contextlib.suppress(OSError):
+                    left.unlink()
         yield waited
     finally:
         os.close(handle)

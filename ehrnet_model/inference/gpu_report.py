@@ -15,7 +15,8 @@ from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.cuda import Cuda
 from ehrnet_model.inference.tensorrt_runtime import import_tensorrt, jetson_release
 
-# First version with the trap, first without (empty: none yet), only on a Jetson, what it is.
+# First version with the trap, first without, only on a Jetson, what it is. What is only reported
+# has not been tried.
 _TRAPS: Tuple[Tuple[str, str, bool, str], ...] = (
     ("0", "8.5.2", False, "older than 8.5.2: engines cannot be built, update JetPack to 5.1"),
     (
@@ -23,6 +24,20 @@ _TRAPS: Tuple[Tuple[str, str, bool, str], ...] = (
         "10",
         False,
         "before 10 the builder may lower more than asked: trust the verdict",
+    ),
+    (
+        "8.4",
+        "8.6",
+        False,
+        "before 8.6 places of peaks were reported to come out as nearly 0 (NVIDIA/TensorRT#2680): "
+        "the verdict would be that the engine is wrong",
+    ),
+    (
+        "11.2",
+        "12",
+        False,
+        "from 11.2 on some float16 convolutions in groups were reported to find no kernel "
+        "(NVIDIA/TensorRT#4838): if the build says so, export fp32 or use 10.16",
     ),
     ("11.0", "11.4.1", True, "11.0 to 11.4.0 do not support JetPack: install 11.4.1 or 10.x"),
 )

@@ -7,6 +7,7 @@ refused without one.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Type
@@ -33,6 +34,9 @@ PROVIDERS = {
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
 }
 """ONNX Runtime's own name for each runtime of this file."""
+
+# The first built on TensorRT 10, whose networks can be strongly typed, with all options used here.
+_OLDEST_FOR_GPUS = (1, 18)
 
 
 class OnnxRuntime:
@@ -68,6 +72,8 @@ class OnnxRuntime:
                 f"{onnxruntime.__version__} has no {provider}; install onnxruntime-gpu instead, or "
                 "use runtime onnxruntime."
             )
+        if name != "onnxruntime":
+            _check_version(name, str(onnxruntime.__version__))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or default_threads()
@@ -83,7 +89,7 @@ class OnnxRuntime:
                 options.add_free_dimension_override_by_name(axis, size)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(model), options, providers=_providers(name, model, self.info.precision)
+                str(model), options, providers=_providers(name, model)
             )
         except _failures() as error:
             raise EhrnetError(
@@ -155,7 +161,17 @@ def _failures() -> Tuple[Type[Exception], ...]:
     return failures_of(onnxruntime_pybind11_state)
 
 
-def _providers(name: str, model: Path, precision: str) -> List[Any]:
+def _check_version(name: str, version: str) -> None:
+    """Raises EhrnetError where the GPUs' providers do not know what they are asked for here."""
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < _OLDEST_FOR_GPUS:
+        oldest = ".".join(map(str, _OLDEST_FOR_GPUS))
+        raise EhrnetError(
+            f"runtime {name} needs onnxruntime-gpu {oldest} or later, this is {version}: install "
+            "a later one, or use runtime tensorrt or onnxruntime."
+        )
+
+
+def _providers(name: str, model: Path) -> List[Any]:
     """What a session is asked for: the provider with its options, then who takes the rest.
 
     Raises EhrnetError where the folder of TensorRT's engines cannot be made, or others write there.
@@ -179,12 +195,16 @@ def _providers(name: str, model: Path, precision: str) -> List[Any]:
             f"the folder {folder} for TensorRT's engines cannot be made ({error.strerror}): name "
             "another one with $EHRNET_ENGINES."
         ) from None
+    # TensorRT's provider has no option against TF32; NVIDIA's libraries look at this.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     options: Dict[str, str] = {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
-        "trt_fp16_enable": "0" if precision == "fp32" else "1",
-        "trt_int8_enable": "1" if precision == "int8" else "0",
+        # Types are the graph's own: with either of these ONNX Runtime lets TensorRT lower what it
+        # likes, the places of peaks as well.
+        "trt_fp16_enable": "0",
+        "trt_int8_enable": "0",
     }
     return [(PROVIDERS[name], options), cuda, PROVIDERS["onnxruntime"]]

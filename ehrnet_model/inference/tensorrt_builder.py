@@ -20,7 +20,14 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.cuda import Cuda
-from ehrnet_model.inference.engine import Built, EngineInfo, EngineSpec, Platform, Report
+from ehrnet_model.inference.engine import (
+    REVISION,
+    Built,
+    EngineInfo,
+    EngineSpec,
+    Platform,
+    Report,
+)
 from ehrnet_model.inference.runtime import FP32_PREFIX, INPUT_NAME, Runtime
 from ehrnet_model.inference.tensorrt_runtime import (
     TensorRTRuntime,
@@ -31,8 +38,6 @@ from ehrnet_model.inference.tensorrt_runtime import (
 
 WORKSPACE_BYTES = 1 << 30
 OPTIMISATION_LEVEL = 3
-# Raised when this file changes what it tells TensorRT.
-_REVISION = 4
 
 _log = logging.getLogger(__name__)
 
@@ -50,10 +55,10 @@ class TensorRTBuilder:
 
     def settings(self) -> Dict[str, Any]:
         """What the builder is told."""
-        return {"optimisation level": OPTIMISATION_LEVEL, "tf32": False, "revision": _REVISION}
+        return {"optimisation level": OPTIMISATION_LEVEL, "tf32": False, "revision": REVISION}
 
     def build(self, onnx: Path, spec: EngineSpec, timing_cache: bytes, report: Report) -> Built:
-        """Builds and looks at the result; see build_plan and layer_precisions for the errors."""
+        """Builds and looks at the result; see build_plan for the errors."""
         workspace = min(WORKSPACE_BYTES, self._cuda.free_memory() * 2 // 5)
         unused = self._cuda.unused_memory()
         if unused < workspace:
@@ -64,8 +69,8 @@ class TensorRTBuilder:
             )
         built = build_plan(self._trt, onnx, spec, workspace, timing_cache, report)
         inspected = _inspect(self._trt, built.plan)
-        check_precisions(layer_precisions(inspected, weights_only=True), spec.precision)
-        return Built(built.plan, built.timing_cache, layer_precisions(inspected))
+        fault = wrong_precisions(layer_precisions(inspected, weights_only=True), spec.precision)
+        return Built(built.plan, built.timing_cache, layer_precisions(inspected), fault)
 
     def open(self, plan: bytes, info: EngineInfo, where: str) -> Runtime:
         """The engine, ready to run."""
@@ -191,30 +196,25 @@ def _precision_of(said: str) -> str:
     return next((name for words, name in _TYPE_WORDS if any(w in said for w in words)), "")
 
 
-def check_precisions(layers: Dict[str, int], precision: str) -> None:
-    """Holds an engine to its graph, by the precisions of its layers' weights.
+def wrong_precisions(layers: Dict[str, int], precision: str) -> str:
+    """In what an engine is not its graph, by the precisions of its layers' weights; or empty.
 
     Where TensorRT does not name them that is said; the answers are compared in any case.
-
-    Raises:
-        EhrnetError: it was built in another precision.
     """
     if not layers:
         _log.warning("TensorRT's inspector names no precision of weights; answers are compared.")
-        return
+        return ""
     lower = {"fp32": (), "fp16": ("fp16",), "int8": ("int8", "fp16")}[precision]
     found = ", ".join(f"{count} {name}" for name, count in sorted(layers.items()))
     if lower and not layers.get(lower[0]):
-        raise EhrnetError(
-            f"the engine has no {precision} layer ({found}): TensorRT did not follow the graph, "
-            "build another precision."
-        )
+        return f"it has no {precision} layer ({found}), TensorRT did not follow the graph."
     unwanted = [name for name in layers if name != "fp32" and name not in lower]
     if unwanted:
-        raise EhrnetError(
-            f"the engine has {unwanted[0]} layers where the graph is {precision} ({found}): "
-            "TensorRT did not follow the graph, build another precision."
+        return (
+            f"it has {unwanted[0]} layers where the graph is {precision} ({found}), TensorRT did "
+            "not follow the graph."
         )
+    return ""
 
 
 class Phases:
@@ -290,7 +290,11 @@ def _allow_precision(trt: Any, network: Any, config: Any, precision: str) -> Non
         if not layer.name.startswith(FP32_PREFIX):
             continue
         kinds = [layer.get_output(i).dtype for i in range(layer.num_outputs)]
-        if trt.DataType.FLOAT not in kinds:
+        given = [layer.get_input(i) for i in range(layer.num_inputs)]
+        # What comes in counts as well: TensorRT would choose a type for it, and indices that are
+        # cast from half a float are other indices.
+        kinds_in = [tensor.dtype for tensor in given if tensor is not None]
+        if trt.DataType.FLOAT not in [*kinds, *kinds_in]:
             continue
         layer.precision = trt.DataType.FLOAT
         for i, kind in enumerate(kinds):
@@ -308,4 +312,6 @@ def _inspect(trt: Any, plan: bytes) -> str:
             "messages in the log; often memory is short."
         )
     inspector = engine.create_engine_inspector()
-    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    text = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    del inspector  # before its engine, which TensorRT 8.5 does not keep alive for it
+    return text

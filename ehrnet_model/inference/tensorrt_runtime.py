@@ -42,10 +42,13 @@ _log = logging.getLogger(__name__)
 RECORD_AFTER = 4
 """Cameras that come and go change the number from batch to batch, and recording takes as long as
 some images."""
+# Loading takes more than the plan: TensorRT 8 opens cuBLAS and cuDNN, about 300 to 400 MiB by logs.
+_BESIDE_A_PLAN = 512 << 20
 # The same kernels on the same images, but sums without a fixed order differ in their last digits.
 _SAME_SCORE = 1e-3
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+_TEGRA_BOARD = Path("/proc/device-tree/model")
 
 
 class TensorRTRuntime:
@@ -96,7 +99,8 @@ class TensorRTRuntime:
         self._runtime = create(trt.Runtime, self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            if self._cuda.free_memory() < len(plan):
+            # File and machine are the right ones, so that most likely it is this.
+            if self._cuda.free_memory() < len(plan) + _BESIDE_A_PLAN:
                 raise self._no_room(where)
             raise EhrnetError(
                 f"TensorRT {trt.__version__} does not accept {where}: build it again on this "
@@ -273,6 +277,8 @@ def platform(trt: Any, cuda: Cuda) -> Platform:
         gpu=cuda.device_name(),
         compute_capability=cuda.compute_capability(),
         system=jetson_release(),
+        multiprocessors=cuda.multiprocessors(),
+        board=jetson_board(),
     )
 
 
@@ -283,6 +289,16 @@ def jetson_release(file: Path = _TEGRA_RELEASE) -> str:
         release = next(word for word in words if word.startswith("R") and word[1:].isdigit())
         return f"{release}.{words[words.index('REVISION:') + 1]}"
     except (OSError, StopIteration, ValueError, IndexError):
+        return ""
+
+
+def jetson_board(file: Path = _TEGRA_BOARD) -> str:
+    """What the system calls the board, such as ``NVIDIA Orin NX Developer Kit``; else empty."""
+    if not _TEGRA_RELEASE.exists():  # other boards with a device tree
+        return ""
+    try:
+        return file.read_text().rstrip("\0").strip()
+    except (OSError, ValueError):
         return ""
 
 

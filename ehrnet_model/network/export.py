@@ -120,6 +120,7 @@ def export_onnx(
             _fold_constants(proto.graph)
             _fold_pads(proto.graph)
             _fold_batch_norms(proto.graph)
+            _drop_empty_inputs(proto.graph)
             name_nodes(proto.graph)
             exact = _save(proto, info, Path(folder) / "fp32.onnx")
             tell("checking that the graph is the network")
@@ -284,6 +285,17 @@ def _fold_constants(graph: Any) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(kept)
     graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
+
+
+def _drop_empty_inputs(graph: Any) -> None:
+    """An input that is not given at the end of a node's is left out: it means the same.
+
+    TensorRT 8's parser takes an empty one of Clip for a tensor and makes layers without names of
+    it, which no name pins to float32.
+    """
+    for node in graph.node:
+        while node.input and not node.input[-1]:
+            del node.input[-1]
 
 
 def _fold_pads(graph: Any) -> None:

@@ -92,7 +92,7 @@ def test_the_engine_for_second_looks_is_held_to_answers_of_its_size(model, tmp_p
     assert [engine.info.verdict.state for engine in found] == ["same", "same"]
     wrong = StandInBuilder("10.4.0")
     wrong.answer = lambda peaks: peaks * (len(peaks) == 1)
-    with pytest.raises(EhrnetError, match=r"not kept, .* as image \d of 4 at once"):
+    with pytest.raises(EhrnetError, match=r"is wrong and is not used: as image \d of 4 at once"):
         build_engine.engines_of(twice, (384, 512), wrong)
     assert wrong.builds == 2
 

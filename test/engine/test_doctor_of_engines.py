@@ -142,15 +142,16 @@ def test_where_there_is_no_jetson_nothing_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "jetson", "numpy", "words"),
     [
-        ("8.5.2.2", True, "1.23.5", ["before 10"]),
-        ("8.5.2.2", True, "1.24.0", ["before 10", "trt.nptype"]),
-        ("8.4.1.5", True, "1.23.5", ["older than 8.5.2", "before 10"]),
+        ("8.5.2.2", True, "1.23.5", ["before 10", "before 8.6"]),
+        ("8.5.2.2", True, "1.24.0", ["before 10", "before 8.6", "trt.nptype"]),
+        ("8.4.1.5", True, "1.23.5", ["older than 8.5.2", "before 10", "before 8.6"]),
         ("8.6.1", False, "2.0.0", ["before 10"]),
         ("10.3.0", True, "2.0.0", []),
         ("10.16.1.11", True, "2.0.0", []),
-        ("11.4.0.106", True, "2.0.0", ["do not support JetPack"]),
-        ("11.4.0.106", False, "2.0.0", []),
-        ("11.4.1", True, "2.0.0", []),
+        ("11.1.0", False, "2.0.0", []),
+        ("11.4.0.106", True, "2.0.0", ["in groups", "do not support JetPack"]),
+        ("11.4.0.106", False, "2.0.0", ["in groups"]),
+        ("11.4.1", True, "2.0.0", ["in groups"]),
     ],
 )
 def test_traps_of_a_version(version, jetson, numpy, words) -> None:

@@ -28,6 +28,7 @@ from ehrnet_model.inference import engine_folder
 from ehrnet_model.inference.answers import answers_file
 from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_model.inference.engine import (
+    REVISION,
     Engine,
     EngineSpec,
     Platform,
@@ -98,6 +99,14 @@ CHANGES = [
         "compute capability 7.2 instead of 8.7",
     ),
     ({"platform": Platform("10.3.0", "Orin", "8.7")}, "system none instead of R36"),
+    (
+        {"platform": Platform("10.3.0", "Orin", "8.7", "R36", 8)},
+        "multiprocessors 8 instead of 0",
+    ),
+    (
+        {"platform": Platform("10.3.0", "Orin", "8.7", "R36", 0, "Orin Nano")},
+        "board Orin Nano instead of none",
+    ),
     ({"settings": {"a": 2}}, "setting a 2 instead of 1"),
     ({"settings": {"a": 1, "b": 0}}, "setting b 0 instead of none"),
 ]
@@ -178,7 +187,7 @@ def test_an_engine_outlives_a_moment_of_short_memory(model) -> None:
     assert ensure(model, builder).path == path and builder.builds == 1
 
 
-def test_a_wrong_engine_is_refused_and_not_kept(model) -> None:
+def test_a_wrong_engine_is_refused_and_not_built_again(model) -> None:
     builder = StandInBuilder()
 
     def all_to_the_right(peaks: np.ndarray) -> np.ndarray:
@@ -186,9 +195,54 @@ def test_a_wrong_engine_is_refused_and_not_kept(model) -> None:
         return peaks
 
     builder.answer = all_to_the_right
-    with pytest.raises(EhrnetError, match="not kept, it does not give the model's answers: .* px"):
+    for _ in range(2):
+        with pytest.raises(EhrnetError, match="engine.* is wrong and is not used: .* px"):
+            ensure(model, builder)
+        assert find_engine(model) is None
+    assert builder.builds == 1, "another would be as wrong, and take minutes"
+
+
+def test_an_engine_in_another_precision_than_its_graph_is_refused_and_not_built_again(
+    model,
+) -> None:
+    builder = StandInBuilder()
+    builder.fault = "it has fp16 layers where the graph is fp32 (3 fp16)."
+    for _ in range(2):
+        with pytest.raises(EhrnetError, match="is wrong and is not used: it has fp16 layers"):
+            ensure(model, builder)
+    assert builder.builds == 1 and find_engine(model) is None
+    builder.fault = ""
+    assert ensure(model, builder, rebuild=True).info.verdict.state == "same"
+
+
+def test_an_engine_that_the_memory_does_not_suffice_to_check_is_not_built_again(model) -> None:
+    builder = StandInBuilder()
+    builder.memory_is_short = True
+    for _ in range(2):
+        with pytest.raises(OutOfDeviceMemory):
+            ensure(model, builder)
+    assert [engine.info.verdict.state for engine in stored_engines()] == ["unchecked"]
+    builder.memory_is_short = False
+    assert ensure(model, builder).info.verdict.state == "same" and builder.builds == 1
+
+
+def test_a_new_engine_that_does_not_load_is_not_kept_but_its_timings_are(model) -> None:
+    builder = StandInBuilder()
+    builder.refuses = b"stand-in"
+    with pytest.raises(EhrnetError, match="does not accept the new engine"):
         ensure(model, builder)
     assert stored_engines() == []
+    builder.refuses = b"\xff refused"
+    ensure(model, builder)
+    assert builder.timing_caches == [b"", b"timed 1"]
+
+
+def test_engines_of_another_revision_are_not_run(model) -> None:
+    """What builds them was mended since; their key says so, and their verdict may be too kind."""
+    ensure(model, StandInBuilder(revision=REVISION - 1))
+    assert find_engine(model) is None
+    engine = ensure(model, StandInBuilder(revision=REVISION))
+    assert find_engine(model).path == engine.path
 
 
 def test_an_engine_that_is_wrong_in_full_batches_only_is_refused(model) -> None:
@@ -199,7 +253,7 @@ def test_an_engine_that_is_wrong_in_full_batches_only_is_refused(model) -> None:
         return peaks
 
     builder.answer = third_row
-    with pytest.raises(EhrnetError, match="not kept, .*: as image 3 of 4 at once, "):
+    with pytest.raises(EhrnetError, match="is wrong and is not used: as image 3 of 4 at once, "):
         ensure(model, builder, max_batch=4)
     assert ensure(model, builder, max_batch=2).info.verdict.state == "same"
 
@@ -240,7 +294,7 @@ def test_an_engine_that_is_found_to_be_wrong_later_is_refused_not_built_again(mo
     assert find_engine(model).path == path
     answers_file(model).write_bytes(stored)
     for _ in range(2):
-        with pytest.raises(EhrnetError, match=f"{path} does not give the model's answers: "):
+        with pytest.raises(EhrnetError, match=f"{path} is wrong and is not used: "):
             ensure(model, builder)
         assert find_engine(model) is None
     assert builder.builds == 1 and find_engine(path).info.verdict.state == "differs"
@@ -398,7 +452,7 @@ def test_a_folder_of_another_user_is_refused(model, tmp_path, caplog) -> None:
     os.chown(folder, 65534, -1)
     with caplog.at_level(logging.WARNING):
         assert find_engine(model, folder=folder) is None
-    assert "others can write to" in caplog.text
+    assert "theirs is another user's (uid 65534, this is 0)" in caplog.text
 
 
 def test_a_folder_of_root_is_anybodys_to_use() -> None:

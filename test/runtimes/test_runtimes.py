@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 from os import umask
@@ -395,6 +396,26 @@ def test_a_provider_without_package_or_gpu_is_refused_not_replaced(name, h4_mode
         pytest.skip("there is a GPU")
 
 
+@pytest.mark.parametrize("version", ["1.17.3", "1.9.0", "0.5"])
+def test_providers_that_do_not_know_their_options_are_refused(version) -> None:
+    """ONNX Runtime would go on without them, and it would look as if there was no GPU."""
+    with pytest.raises(
+        EhrnetError, match=f"needs onnxruntime-gpu 1.18 or later, this is {version}"
+    ):
+        onnx_runtime._check_version("onnxruntime-cuda", version)
+    for later in ("1.18.0", "1.20", "2.0.0.dev1"):
+        onnx_runtime._check_version("onnxruntime-cuda", later)
+
+
+def test_tensorrt_behind_onnxruntime_lowers_nothing_by_itself(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("EHRNET_ENGINES", str(tmp_path))
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    model = write(tmp_path / "m.onnx", b"graph")
+    (_, options), (_, cuda), _ = onnx_runtime._providers("onnxruntime-tensorrt", model)
+    assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == ("0", "0")
+    assert cuda["use_tf32"] == os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+
+
 def test_each_content_of_a_model_has_its_own_engines(tmp_path, monkeypatch) -> None:
     """ONNX Runtime would take an engine of the same graph with the weights of before."""
     engines = tmp_path / "cache" / "engines"
@@ -402,7 +423,7 @@ def test_each_content_of_a_model_has_its_own_engines(tmp_path, monkeypatch) -> N
     model, copy = tmp_path / "H-4.onnx", tmp_path / "copy.onnx"
 
     def folder(path: Path) -> Path:
-        (_, options), *_ = onnx_runtime._providers("onnxruntime-tensorrt", path, "fp16")
+        (_, options), *_ = onnx_runtime._providers("onnxruntime-tensorrt", path)
         assert options["trt_timing_cache_path"] == options["trt_engine_cache_path"]
         return Path(options["trt_engine_cache_path"])
 

@@ -56,6 +56,7 @@ def counts(library: Path):
         "broken",
         "integrated",
         "forgets",
+        "remembered",
     ):
         value(name).value = 0
     value("memory_left").value = -1
@@ -66,7 +67,7 @@ def counts(library: Path):
 
 def info(version: str, batch: int = BATCH, onnx: bytes = b"", plan: bytes = b"plan") -> EngineInfo:
     """The description of an engine for the stand-in."""
-    here = Platform(version, "stand-in", "8.7")
+    here = Platform(version, "stand-in", "8.7", multiprocessors=14)
     return EngineInfo(
         spec=EngineSpec(hashlib.sha256(onnx).hexdigest(), "fp32", SIZE, batch, here),
         model=ModelInfo(variant="H-4", phi=-4, quality="random", input_size=64),
@@ -170,6 +171,7 @@ def test_what_cannot_be_recorded_runs_as_before(engine, counts, caplog) -> None:
         for number in range(1, RECORD_AFTER + 3):
             runtime(images(number))
             assert uploaded(runtime)[0] == number
+            assert counts("remembered").value == 0, "TensorRT would take it for its own error"
     assert counts("graphs_launched").value == 0
     told = [r.getMessage() for r in caplog.records if "one by one" in r.getMessage()]
     assert len(told) == 1 and "cudaStreamBeginCapture failed with error 900" in told[0]
@@ -186,6 +188,19 @@ def test_an_engine_that_refuses_while_recording_leaves_no_graph(engine, counts, 
     assert counts("graphs_launched").value == counts("graphs_alive").value == 0
     with pytest.raises(EhrnetError, match="could not start the engine"):
         runtime(images(3))
+
+
+def test_an_interrupt_while_recording_ends_the_recording(engine, counts, monkeypatch) -> None:
+    runtime, _ = engine
+    for number in range(RECORD_AFTER):
+        runtime(images(number))
+    start = ("IExecutionContext", "execute_async_v3")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(ANSWERS, start, lambda stream: (_ for _ in ()).throw(KeyboardInterrupt))
+        runtime(images(5))
+    assert counts("graphs_alive").value == 0
+    runtime(images(7, 2))  # a stream that is being recorded would not take this
+    assert uploaded(runtime)[:2] == [7, 7]
 
 
 def test_after_an_error_everything_is_given_back_and_its_cause_is_told(engine, counts, caplog):
@@ -229,6 +244,7 @@ def test_short_memory_is_told_apart_and_all_is_given_back(left, refused, opening
     [
         ("create_execution_context", 1 << 30, cuda.OutOfDeviceMemory, "the GPU's memory does not"),
         ("deserialize_cuda_engine", 3, cuda.OutOfDeviceMemory, "the GPU's memory does not"),
+        ("deserialize_cuda_engine", 500 << 20, cuda.OutOfDeviceMemory, "the GPU's memory does not"),
         ("deserialize_cuda_engine", 1 << 30, EhrnetError, "does not accept it"),
     ],
 )
@@ -263,7 +279,7 @@ def test_a_jetsons_copies_of_files_are_memory_to_be_had(
         (tmp_path / "meminfo").write_text(said)
     there = cuda.Cuda(str(library))
     assert (there.free_memory() >> 20, there.unused_memory() >> 20) == (mib, 1024)
-    assert there.compute_capability() == "8.7"
+    assert there.compute_capability() == "8.7" and there.multiprocessors() == 14
 
 
 def test_waiting_for_the_gpu_sleeps(library, counts) -> None:

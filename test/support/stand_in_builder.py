@@ -43,6 +43,7 @@ class StandInBuilder:
         self.answer: Callable[[np.ndarray], np.ndarray] = lambda peaks: peaks
         self.refuses = b"\xff refused"
         self.memory_is_short = False
+        self.fault = ""
 
     def platform(self) -> Platform:
         return self.here
@@ -56,7 +57,7 @@ class StandInBuilder:
         report(0.5, "half of it")
         self.during(report)
         head = MAGIC + str(onnx.resolve()).encode() + b"\n" + self.here.tensorrt.encode() + b"\n"
-        return Built(head + bytes(self.size), b"timed %d" % self.builds, {"fp32": 3})
+        return Built(head + bytes(self.size), b"timed %d" % self.builds, {"fp32": 3}, self.fault)
 
     def open(self, plan: bytes, info: EngineInfo, where: str) -> Any:
         if self.memory_is_short:

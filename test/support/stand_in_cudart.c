@@ -2,7 +2,8 @@
    A captured stream keeps its copies and makes them when the graph is launched. With `broken` set,
    calls answer with it, as all do once a kernel has failed, and what is given back is counted
    but not freed. So many allocations succeed as `memory_left` says, any number with -1. Graphs
-   forget the copies of kind `forgets`: 1 up, 2 down. */
+   forget the copies of kind `forgets`: 1 up, 2 down. The last error of a capture is `remembered`
+   until it is asked for. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +12,7 @@ typedef struct { copy copies[8]; int count; } graph;
 
 static graph *recording;
 int copies_made, graphs_launched, graphs_alive, streams_alive, memory_alive, refuse_capture,
-    broken, memory_left = -1, integrated, forgets, device_flags;
+    broken, memory_left = -1, integrated, forgets, device_flags, remembered;
 
 #ifndef DEVICE_COUNT_ERROR
 #define DEVICE_COUNT_ERROR 0
@@ -20,7 +21,8 @@ int cudaGetDeviceCount(int *count) { *count = 1; return DEVICE_COUNT_ERROR; }
 int cudaSetDeviceFlags(unsigned flags) { device_flags = (int)flags; return 0; }
 int cudaSetDevice(int device) { return device; }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
-    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 18 ? integrated : -1;
+    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 18 ? integrated
+        : attribute == 16 ? 14 : -1;
     return device;
 }
 int cudaMemGetInfo(size_t *available, size_t *total) { *available = *total = 1 << 30; return 0; }
@@ -54,7 +56,7 @@ int cudaStreamSynchronize(void *stream) { (void)stream; return recording ? 900 :
 int cudaStreamDestroy(void *stream) { streams_alive--; return drop(stream); }
 int cudaStreamBeginCapture(void *stream, int mode) {
     (void)stream;
-    if (refuse_capture || recording || mode != 1) return 900;
+    if (refuse_capture || recording || mode != 1) return remembered = 900;
     recording = calloc(1, sizeof(graph));
     return 0;
 }
@@ -63,7 +65,7 @@ int cudaStreamEndCapture(void *stream, void **out) {
     *out = recording;
     recording = NULL;
     graphs_alive++;
-    return *out == NULL;
+    return remembered = *out == NULL;
 }
 int cudaGraphInstantiateWithFlags(void **out, void *from, unsigned long long flags) {
     graph *made = malloc(sizeof(graph));
@@ -74,6 +76,7 @@ int cudaGraphInstantiateWithFlags(void **out, void *from, unsigned long long fla
 }
 int cudaGraphDestroy(void *old) { if (old) graphs_alive--; return drop(old); }
 int cudaGraphExecDestroy(void *old) { return cudaGraphDestroy(old); }
+int cudaGetLastError(void) { int last = remembered; remembered = 0; return last; }
 int cudaGraphLaunch(void *from, void *stream) {
     graph *g = from;
     (void)stream;

@@ -22,6 +22,7 @@ ANSWERS = {
     ("ICudaEngine", "get_tensor_name"): lambda index: ("image", "peaks")[index],
     ("INetworkDefinition", "num_layers"): lambda: len(LAYERS),
     ("ILayer", "num_outputs"): lambda: 1,
+    ("ILayer", "num_inputs"): lambda: 1,
     ("EngineInspector", "get_engine_information"): lambda kind: '{"Layers": []}',
 }
 
