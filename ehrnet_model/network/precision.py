@@ -222,14 +222,24 @@ def to_int8(model: Any, inputs: Sequence[np.ndarray]) -> Any:
 
 
 def _quantising(graph: Any) -> set[str]:
-    """Names of the quantising nodes and of the convolutions they feed."""
+    """Names of the quantising nodes, of the convolutions they feed, and of what lies between.
+
+    Between is a Relu alone: with casts around it TensorRT would have each convolution write
+    float32, and another kernel quantise that.
+    """
     pairs = ("QuantizeLinear", "DequantizeLinear")
     made = {name for node in graph.node if node.op_type == pairs[1] for name in node.output}
-    return {
-        node.name
-        for node in graph.node
-        if node.op_type in pairs or (node.op_type == "Conv" and node.input[0] in made)
+    convs = [n for n in graph.node if n.op_type == "Conv" and n.input[0] in made]
+    given = {name for node in convs for name in node.output}
+    quantised_only = {n.input[0] for n in graph.node if n.op_type == pairs[0]} - {
+        name for n in graph.node if n.op_type != pairs[0] for name in n.input
     }
+    between = [
+        n
+        for n in graph.node
+        if n.op_type == "Relu" and n.input[0] in given and n.output[0] in quantised_only
+    ]
+    return {n.name for n in graph.node if n.op_type in pairs} | {n.name for n in convs + between}
 
 
 def quantised_nodes(graph: Any) -> list[str]:

@@ -72,6 +72,7 @@ def test_only_operators_and_types_that_all_parsers_know(graph) -> None:
         types[value.name] = name_of(value.type.tensor_type.elem_type)
     for node in graph.node:
         assert node.domain == ""
+        assert all(node.input[-1:]), f"{node.op_type} ({node.name}) ends with an empty input"
         assert node.op_type in ALLOWED, f"{node.op_type} ({node.name})"
         given = {types[name] for name in node.input if name and name not in constants}
         assert given <= ALLOWED[node.op_type], f"{node.op_type} ({node.name}) reads {given}"

@@ -127,17 +127,27 @@ def test_quantisation_is_what_tensorrt_takes(int8_model) -> None:
 def test_around_quantised_convolutions_everything_is_float16(int8_model) -> None:
     graph, kinds = graph_of(int8_model)
     makers = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
     pairs = ("QuantizeLinear", "DequantizeLinear")
+    whole = 0
     for node in graph.node:
         if node.name.startswith("fp32/") or node.op_type in pairs:
             continue
         feeding = makers.get(node.input[0])
         quantised = feeding is not None and feeding.op_type == "DequantizeLinear"
         lifted = node.op_type == "Cast" and kinds[node.output[0]] == FLOAT
+        between = node.op_type == "Relu" and readers[node.output[0]] == ["QuantizeLinear"]
         if node.op_type == "Conv" and quantised:
             assert kinds[node.output[0]] == FLOAT
+        elif between:  # so that the convolution before it can give what the next one takes
+            assert kinds[node.output[0]] == FLOAT and feeding.op_type == "Conv"
+            whole += 1
         elif not lifted:
             assert kinds[node.output[0]] == HALF, node.name
+    assert whole == 26, "one in each block of two"
 
 
 def test_backbone_heads_and_deconvolution_stay_float(int8_model, h4_model) -> None:
