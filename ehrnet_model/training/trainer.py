@@ -12,6 +12,7 @@ weights, their moving average, optimiser, clock and the position in the data.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import math
@@ -107,6 +108,9 @@ class Trainer:
             # Gradients on GPUs go by NCCL, the clock and the log by gloo, which no GPU waits for.
             gpu = self.device.type == "cuda"
             distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+            # Its threads have to end before the process does, which else may abort at its very end
+            # ("terminate called without an active exception") and fail the whole run.
+            atexit.register(distributed.destroy_process_group)
         if not options.packs:
             raise EhrnetError("no data: give at least one pack (see 'ehrnet pack').")
         try:
