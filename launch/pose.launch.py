@@ -117,6 +117,10 @@ def fast_dds():
     names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
     if any(os.environ.get(name) for name in names):
         return {}, ""
+    # The profile would overrule it, and this node no longer meet those that have it.
+    transports = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS", "")
+    if transports:
+        return {}, f"FASTDDS_BUILTIN_TRANSPORTS={transports}: Fast DDS uses these transports."
     keeps = "Fast DDS keeps its own settings and may lose big images."
     distro = os.environ.get("ROS_DISTRO", "")
     # Up to Humble it is a transport that stays on this machine, and the file's would not; later

@@ -145,7 +145,12 @@ def launch_words(monkeypatch):
     """For launch files where nobody has set anything, and /dev/shm is big enough."""
     for library in ("FASTDDS", "FASTRTPS"):
         monkeypatch.delenv(f"{library}_DEFAULT_PROFILES_FILE", raising=False)
-    for name in ("ROS_LOCALHOST_ONLY", "EHRNET_ENGINES", "ROS_DISTRO"):
+    for name in (
+        "ROS_LOCALHOST_ONLY",
+        "EHRNET_ENGINES",
+        "ROS_DISTRO",
+        "FASTDDS_BUILTIN_TRANSPORTS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=2**30))
     monkeypatch.syspath_prepend(str(ROOT / "test" / "support"))
@@ -226,6 +231,7 @@ def test_nodes_with_images_and_no_others_get_the_fast_dds_profile(
     [
         ("humble", "FASTRTPS_DEFAULT_PROFILES_FILE", "mine.xml", ""),
         ("kilted", "FASTRTPS_DEFAULT_PROFILES_FILE", "mine.xml", ""),
+        ("kilted", "FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA", "=LARGE_DATA: Fast DDS uses these"),
         ("humble", "ROS_LOCALHOST_ONLY", "1", "ROS_LOCALHOST_ONLY=1"),
         ("humble", "ROS_LOCALHOST_ONLY", "0", None),
         ("jazzy", "ROS_LOCALHOST_ONLY", "1", None),
