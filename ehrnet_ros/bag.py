@@ -129,9 +129,9 @@ class _State:
     """Of one camera between two images."""
 
     result: Result
+    tracker: PoseTracker
     info: Optional[CameraInfo] = None
     input_hw: Tuple[int, int] = (0, 0)
-    tracker: PoseTracker = field(default_factory=PoseTracker)
     outputs: Dict[str, Any] = field(default_factory=dict)
     lifetime: MarkerLifetime = field(default_factory=MarkerLifetime)
 
@@ -551,10 +551,12 @@ def estimate_bag(
 
     """
     states = {}
+    ids = itertools.count()  # of all cameras, as the node does
     for camera in cameras:
         first = bag.first(camera.info_topic)
         info = _message(first, _CAMERA_INFO) if first is not None else None
-        state = _State(Result(camera), info if isinstance(info, CameraInfo) else None)
+        tracker = PoseTracker(ids=ids)
+        state = _State(Result(camera), tracker, info if isinstance(info, CameraInfo) else None)
         state.outputs = {
             "poses": output.add_topic(f"{camera.prefix}poses", PoseArray),
             "markers": output.add_topic(f"{camera.prefix}markers", MarkerArray),

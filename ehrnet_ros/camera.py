@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import math
+import statistics
 import threading
 import time
-from typing import Any, Callable, Collection, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Deque, Iterator, Optional, Sequence, Tuple
 
 from ehrnet_msgs.msg import PoseArray, SkeletonInfo
 from rclpy.lifecycle import LifecycleNode
@@ -26,7 +28,9 @@ from ehrnet_ros.other_msgs import OtherOutputs
 from ehrnet_ros.parameters import Settings, track_options
 from ehrnet_ros.pose_msgs import Lens, MarkerLifetime, to_markers, to_pose_array
 
-SILENT_S = 2.0  # without an image for so long, say what is missing
+# Without an image for so long, and for so many times the usual pause, say what is missing.
+SILENT_S = 2.0
+_PAUSES = 3.0
 LATENCY = "letterbox, engine, decode, since arrival, since stamp [ms]"  # data of ~/latency
 _REPEAT_S = 30.0  # say the same thing again only after so long
 
@@ -55,6 +59,7 @@ class Camera:
         node: owns all publishers and subscriptions.
         name: ``front`` makes ``front/image`` into ``~/front/poses``; empty: ``image``, ``~/poses``.
         on_image: called in the executor with this camera and each image message.
+        ids: where tracked people's numbers are taken from; one for all cameras of a node.
 
     Attributes:
         counters: what passed through.
@@ -67,7 +72,11 @@ class Camera:
     """
 
     def __init__(
-        self, node: LifecycleNode, name: str, on_image: Callable[[Camera, Any], None]
+        self,
+        node: LifecycleNode,
+        name: str,
+        on_image: Callable[[Camera, Any], None],
+        ids: Iterator[int],
     ) -> None:
         self.name = name
         self.counters = health.Counters()
@@ -77,13 +86,14 @@ class Camera:
         self.bad_engine = health.Repeated(_REPEAT_S)
         # As old as the camera, so that no id is given twice. The engine's thread asks it, the one
         # after that tells it.
-        self._tracker = PoseTracker()
+        self._tracker = PoseTracker(ids=ids)
         self._tracking = threading.Lock()
         self._node = node
         self._on_image = on_image
         self._complaint = health.Repeated(_REPEAT_S)
         self._same_topic = health.Repeated(_REPEAT_S)
         self._had_images = False
+        self._pauses: Deque[float] = collections.deque(maxlen=9)
         self._lens_told = self._nothing_told = ""
         self._lifetime = MarkerLifetime()
         self._camera_info: Optional[CameraInfo] = None
@@ -308,8 +318,10 @@ class Camera:
         self._complaint.reset()
 
     def _received(self, msg: Any) -> None:
-        silent = self.counters.received()
-        if silent > SILENT_S and self._had_images:
+        silent, after = self.counters.received(), self.silent_after_s
+        if self._had_images:
+            self._pauses.append(silent)
+        if silent > after and self._had_images:
             of = f" of {self.name}" if self.name else ""
             self._node.get_logger().info(f"Images{of} again, after {silent:.1f} s without.")
         self._had_images = True
@@ -320,6 +332,12 @@ class Camera:
         self._camera_info = msg
 
     # Diagnostics
+
+    @property
+    def silent_after_s(self) -> float:
+        """Seconds without an image after which one is missed: longer where few come by habit."""
+        usual = statistics.median(self._pauses) if self._pauses else 0.0
+        return max(SILENT_S, _PAUSES * usual)
 
     def status(
         self, snapshot: health.Snapshot, settings: Settings, others: Sequence[Camera] = ()
@@ -340,12 +358,12 @@ class Camera:
                 "the same people are found twice."
             )
         if not self.is_subscribed:
-            silent = snapshot.silent_s > SILENT_S
+            silent = snapshot.silent_s > self.silent_after_s
             if silent and not health.publishes(self._node, topic, type_name):
                 return self._silent(snapshot.silent_s, settings, taken)
             return health.OK, "Idle: nobody subscribes to any result."
         self._ask_for_kept_info()
-        if snapshot.silent_s > SILENT_S:
+        if snapshot.silent_s > self.silent_after_s:
             return self._silent(snapshot.silent_s, settings, taken)
         if snapshot.failed_in_a_row >= health.DEAD_AFTER:
             return health.ERROR, f"The engine fails on every image: {snapshot.last_error}"

@@ -43,7 +43,7 @@ class MatchOptions:
         0.02, 0.0, 10.0, "[s] how far the stamps of poses and depth image may be apart."
     )
     depth_images: int = option(
-        30, 1, 1000, "So many depth images are kept until their poses arrive."
+        30, 1, 1000, "So many depth images are kept until their poses arrive, and the other way."
     )
     marker_line_width: float = option(0.02, 0.0001, 10.0, "[m] width of the bones in RViz.")
 
@@ -145,6 +145,11 @@ class DepthNode(SmallNode):
             why = (
                 f"Poses come {self._matcher.late_ns / 1e9:.2g} s after the last depth image that "
                 "is still kept: give the parameter depth_images a larger number."
+            )
+        elif self._matcher.early_ns:
+            why = (
+                f"Depth images come more than {self._matcher.early_ns / 1e9:.2g} s after their "
+                "poses: give the parameter depth_images a larger number, so many poses wait, too."
             )
         elif paired:
             why = (

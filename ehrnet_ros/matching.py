@@ -5,15 +5,16 @@ from __future__ import annotations
 import collections
 from typing import Any, Deque, List, Tuple
 
-_WAITING = 10
+_WAITING = 10  # at least; a first is small
 
 
 class StampMatcher:
     """Finds to each of the firsts the second of the same stamp, or of the nearest.
 
-    Firsts wait until their second is there, in order and at most ten of them: they may come before
-    or after it. A second may serve several firsts. Stamps that go back, as when a bag begins anew,
-    end what waits: where one of the two goes back, the other is about to.
+    Firsts wait until their second is there, in order, at most ten of them or as many as seconds are
+    kept: they may come before or after it. A second may serve several firsts. Stamps that go back,
+    as when a bag begins anew, end what waits: where one of the two goes back, the other is about
+    to.
 
     Attributes:
         slop_ns: how far the stamps of a pair may be apart, in nanoseconds.
@@ -21,12 +22,13 @@ class StampMatcher:
         missed: how many firsts have had no second.
         late_ns: by how much the last of these was older than any second that was kept, where that
             many had to go; else 0.
+        early_ns: by how much it was newer than all seconds, where it could wait no longer; else 0.
 
     """
 
     def __init__(self, slop_ns: int = 0, kept: int = 30) -> None:
         self.slop_ns, self.kept = slop_ns, kept
-        self.missed = self.late_ns = 0
+        self.missed = self.late_ns = self.early_ns = 0
         self._firsts: Deque[Tuple[int, Any]] = collections.deque()
         self._seconds: Deque[Tuple[int, Any]] = collections.deque()
         self._newest = [-1, -1]  # stamps of firsts and seconds, and how often they went back
@@ -47,9 +49,9 @@ class StampMatcher:
         """Adds a first; the pairs that are complete now."""
         self._see(0, stamp_ns)
         self._firsts.append((stamp_ns, item))
-        if len(self._firsts) > _WAITING:
-            self._firsts.popleft()
-            self._miss(0)
+        while len(self._firsts) > max(_WAITING, self.kept):
+            stamp, _ = self._firsts.popleft()
+            self._miss(0, max(0, stamp - self._newest[1]) if self._seconds else 0)
         return self._pairs()
 
     def second(self, stamp_ns: int, item: Any) -> List[Tuple[Any, Any]]:
@@ -60,9 +62,9 @@ class StampMatcher:
             self._seconds.popleft()
         return self._pairs()
 
-    def _miss(self, late_ns: int) -> None:
+    def _miss(self, late_ns: int, early_ns: int = 0) -> None:
         self.missed += 1
-        self.late_ns = late_ns
+        self.late_ns, self.early_ns = late_ns, early_ns
 
     def _see(self, which: int, stamp_ns: int) -> None:
         queues, other = (self._firsts, self._seconds), 1 - which

@@ -12,6 +12,7 @@ the log and in the diagnostics.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import sys
 import threading
@@ -37,7 +38,7 @@ from ehrnet_model.inference.rotation import turned_hw
 from ehrnet_model.inference.runtime import ModelInfo, model_info
 from ehrnet_model.inference.sizes import size_advice
 from ehrnet_ros import arguments, health, parameters
-from ehrnet_ros.camera import SILENT_S, Camera
+from ehrnet_ros.camera import Camera
 from ehrnet_ros.engine import model_name, open_estimator
 from ehrnet_ros.image_msgs import (
     ImageError,
@@ -50,6 +51,9 @@ from ehrnet_ros.live import LiveView
 from ehrnet_ros.pose_msgs import to_skeleton_info
 from ehrnet_ros.spin import spin
 from ehrnet_ros.worker import FAILED, LOADING, READY, EngineWorker
+
+HUNG_S = 10.0
+"""An engine that takes longer for its images is said to hang; the slowest take some seconds."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class PoseNode(LifecycleNode):
         self._service_change_state.callback = self._on_change_state
         self._settings = parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._ids = itertools.count()
         self._known_cameras: Dict[str, Camera] = {}
         self._cameras = self._make_cameras()
         self._configured = self._active = False
@@ -111,6 +116,7 @@ class PoseNode(LifecycleNode):
         self._problem = ""  # why the last configure came to nothing
         self._model: Optional[ModelInfo] = None
         self._enabled = True
+        self._hung = health.Repeated(HUNG_S)
         self._lost: Optional[DeviceLost] = None  # then only a new process can go on
         self._live: Optional[LiveView] = None
         self._engine_name = self._verdict = self._again = ""
@@ -132,7 +138,7 @@ class PoseNode(LifecycleNode):
         """One for each name; those that are there stay, and with them the ids they gave."""
         for name in self._settings.cameras:
             if name not in self._known_cameras:
-                self._known_cameras[name] = Camera(self, name, self._on_image)
+                self._known_cameras[name] = Camera(self, name, self._on_image, self._ids)
         return [self._known_cameras[name] for name in self._settings.cameras]
 
     # Lifecycle
@@ -555,7 +561,8 @@ class PoseNode(LifecycleNode):
             self.get_logger().warning(namesakes)
         for camera in self._cameras:
             snapshot = camera.counters.snapshot()
-            if snapshot.silent_s > SILENT_S or snapshot.failed_in_a_row >= health.DEAD_AFTER:
+            gone = snapshot.silent_s > camera.silent_after_s or self._hung_s() > HUNG_S
+            if gone or snapshot.failed_in_a_row >= health.DEAD_AFTER:
                 with self._publishing:
                     camera.nobody()
             level, text = self._status(camera, snapshot)
@@ -576,6 +583,11 @@ class PoseNode(LifecycleNode):
             }
             camera.report(level, text, values["model"], values)
 
+    def _hung_s(self) -> float:
+        """Seconds since the engine was given what it has not answered yet."""
+        given = None if self._worker is None else self._worker.given
+        return 0.0 if given is None else time.monotonic() - given
+
     def _status(self, camera: Camera, snapshot: health.Snapshot) -> Tuple[bytes, str]:
         """Level and sentence of the moment."""
         if not self._configured:
@@ -594,6 +606,15 @@ class PoseNode(LifecycleNode):
             return health.OK, "Inactive: the engine is ready."
         if not self._enabled:
             return health.OK, "Switched off by ~/set_enabled: no images are taken."
+        hung_s = self._hung_s()
+        if hung_s > HUNG_S:
+            text = (
+                f"The engine has not answered for {hung_s:.0f} s: it hangs, or prepares itself for "
+                "images of a new size. If it does not come back, start the node again."
+            )
+            if self._hung.should_say("hung"):
+                self.get_logger().error(text)
+            return health.ERROR, text
         level, text = camera.status(snapshot, self._settings, self._cameras)
         if level == health.OK and self._model is not None and self._model.quality == "random":
             return health.WARN, "Running on random weights: the poses mean nothing."

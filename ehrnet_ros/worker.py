@@ -39,6 +39,7 @@ class EngineWorker:
         seconds: how long the engine took to open.
         engine: once ready; only to be looked at from other threads.
         since: time.monotonic() of the last change of state.
+        given: time.monotonic() when the engine got what it is at now; None while it waits.
 
     """
 
@@ -53,6 +54,7 @@ class EngineWorker:
     ) -> None:
         self.state, self.error, self.details = LOADING, "", ""
         self.since = time.monotonic()
+        self.given: Optional[float] = None
         self.seconds = 0.0
         self.engine: Any = None
         self.frames: LatestFrames[Any] = LatestFrames()
@@ -98,9 +100,11 @@ class EngineWorker:
                 items = self.frames.take(self._batch)
                 if not items:
                     break
+                self.given = time.monotonic()
                 rest = self._handle(engine, items)
                 if rest is not None:
                     second.give(rest)
+                self.given = None
         finally:
             second.end()
             self._release(engine)

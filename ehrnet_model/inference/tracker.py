@@ -464,6 +464,8 @@ class PoseTracker:
             xy[tracked], std[tracked] = place, np.sqrt(variance)
             score[tracked] = np.where(score[tracked] > 0, sure, 0)
             person_score[tracked] = tracks.person_score[mine]
+            if self._image_hw is not None:  # a place that is carried on may have left it
+                np.clip(xy, 0, np.array(self._image_hw[::-1], np.float32) - 1, out=xy)
         result = Poses.build(xy, score, std, person_score)
         result.id[tracked] = tracks.id[mine]
         return result

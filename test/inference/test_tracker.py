@@ -112,6 +112,19 @@ def test_an_id_comes_with_the_third_image_and_from_who_scores_enough():
     assert ids(tracker, people(0, score=0.4), 10 / RATE) == [0]
 
 
+def test_who_walks_out_of_the_image_stays_in_it():
+    """Places are carried on by how fast they move, and somebody may read pixels there."""
+    left, right = STANDING[:, 0].min(), STANDING[:, 0].max()
+    image_hw = (int(STANDING[:, 1].max()) + 20, int(right) + 60)
+    tracker = PoseTracker(AT_ONCE)
+    for i in range(int((image_hw[1] - left) / 15)):
+        seen = people(15.0 * i).within(image_hw)
+        tracked = tracker.update(seen, i / RATE, image_hw)
+        inside = np.clip(tracked.xy, 0, np.array(image_hw[::-1]) - 1)
+        np.testing.assert_array_equal(tracked.xy, inside)  # NaN where nothing is known
+        assert (tracked.bbox[:, 2] <= image_hw[1] - 1).all()
+
+
 def test_who_is_seen_once_is_nobody():
     tracker = PoseTracker()
     for i in range(60):

@@ -211,6 +211,36 @@ def test_each_camera_is_turned_by_its_own_angle(start, model, peer, dots, image_
     assert node.interrupt() == 0
 
 
+def test_people_of_different_cameras_never_share_an_id(start, model, peer, dots, image_of):
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        size="384x512",
+        tracking="true",
+        track_birth_images="1",
+        cameras='["front", "rear"]',
+        remaps=["__node:=both", "front/image:=both/one", "rear/image:=both/two"],
+    )
+    node.wait_for_log("Ready:")
+    cameras = {
+        name: peer.publisher(Image, topic, qos_profile_sensor_data)
+        for name, topic in (("front", "both/one"), ("rear", "both/two"))
+    }
+    answers = {name: peer.listen(PoseArray, f"both/{name}/poses") for name in cameras}
+    picture = dots.draw_people((480, 640), dots.figure((300, 240), 300)[None])
+
+    def ids():
+        for camera in cameras.values():
+            camera.publish(image_of(picture))
+        return [{s.id for m in found for s in m.skeletons} - {-1} for found in answers.values()]
+
+    peer.until(lambda: all(ids()), "ids of both")
+    front, rear = ids()
+    assert len(front) == len(rear) == 1 and front != rear
+    assert node.interrupt() == 0
+
+
 def test_a_remapped_compressed_topic_is_the_one_that_is_reported(start, model, peer):
     topic = "/cam9/image_raw/compressed"
     camera = peer.publisher(CompressedImage, topic, qos_profile_sensor_data)

@@ -107,6 +107,20 @@ def test_pairs_after_a_jump_back_and_in_bounds():
     assert matcher.second(30, 30) == [("waits", 30)]
 
 
+@pytest.mark.parametrize(("behind", "paired"), [(9, 91), (12, 88), (29, 71), (31, 0)])
+def test_pairs_where_depth_comes_late(behind, paired):
+    """As of a disparity that takes longer than the poses do; as many wait as are kept."""
+    matcher = StampMatcher(slop_ns=0, kept=30)
+    pairs = []
+    for number in range(100):
+        pairs += matcher.first(1000 + 10 * number, number)
+        if number >= behind:
+            pairs += matcher.second(1000 + 10 * (number - behind), number - behind)
+    assert pairs == [(number, number) for number in range(paired)]
+    # The oldest of 31 poses is given up when the newest depth is two older still.
+    assert (matcher.missed > 0, matcher.early_ns) == ((False, 0) if paired else (True, 20))
+
+
 @pytest.mark.parametrize("goes_back_first", ["first", "second"])
 def test_pairs_after_a_jump_back_while_somebody_waits(goes_back_first):
     matcher = StampMatcher(slop_ns=0)

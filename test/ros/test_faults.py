@@ -188,6 +188,75 @@ def test_a_node_that_lost_its_gpu_ends_so_that_it_can_be_started_again(
     assert "Traceback" not in node.log()
 
 
+HANGS = """
+import threading
+from ehrnet_model.inference.estimator import PoseEstimator
+from ehrnet_ros import pose_node
+
+def infer(self, images, rgb, *more):
+    if images[0].any():  # while loading it answers
+        threading.Event().wait()
+    return sound(self, images, rgb, *more)
+
+sound, PoseEstimator.infer = PoseEstimator.infer, infer
+pose_node.HUNG_S = 2.0
+"""
+
+
+def test_an_engine_that_hangs_is_told(peer, start, model, image_of, patched):
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        remaps=["__node:=stuck", "image:=stuck/image"],
+        script=patched(HANGS),
+    )
+    node.wait_for_log("Ready:")
+    camera = peer.publisher(Image, "stuck/image", 10)
+    heard = peer.listen(DiagnosticArray, "/diagnostics")
+
+    def told():
+        camera.publish(image_of(EMPTY + 100))
+        own = [s for m in heard for s in m.status if s.name.startswith("/stuck")]
+        return [s for s in own if "has not answered" in s.message]
+
+    status = peer.until(told, "the complaint")[-1]
+    assert status.level == DiagnosticStatus.ERROR
+    peer.spin(1.5)
+    assert node.log().count("The engine has not answered for") == 1, "held back for a while"
+    node.popen.kill()
+
+
+SLOW = """
+from ehrnet_ros import camera
+camera.SILENT_S = 0.5
+"""
+
+
+def test_a_camera_that_is_slow_by_habit_is_not_missed(peer, start, model, image_of, patched):
+    node = start(
+        "pose_node",
+        model=model,
+        lazy="false",
+        size="96x128",
+        remaps=["__node:=slow", "image:=slow/image"],
+        script=patched(SLOW),
+    )
+    node.wait_for_log("Ready:")
+    camera = peer.publisher(Image, "slow/image", 10)
+    peer.until(camera.get_subscription_count, "the subscription")
+    for _ in range(3):
+        camera.publish(image_of(EMPTY))
+        peer.spin(1.2)
+    used = len(node.log())
+    for _ in range(5):
+        camera.publish(image_of(EMPTY))
+        peer.spin(1.2)
+    assert "Waiting" not in node.log()[used:] and "again" not in node.log()[used:]
+    peer.until(lambda: "nothing arrives" in node.log()[used:], "that images stopped")
+    assert node.interrupt() == 0
+
+
 def test_a_node_that_was_killed_and_restarted_answers_nothing_old(peer, start, model, image_of):
     """The camera keeps its last images for latecomers; the node must not want them."""
     keeps = QoSProfile(depth=20, durability=DurabilityPolicy.TRANSIENT_LOCAL)
