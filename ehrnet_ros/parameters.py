@@ -144,7 +144,7 @@ class Settings:
     )
     live_view_port: int = _parameter(
         0,
-        "Port on this machine where Foxglove can look on (ws://localhost:8765): image, skeletons, "
+        "Port on this machine where Foxglove can look on (ws://localhost:PORT): image, skeletons, "
         "latency. 0: none.",
         low=0,
         high=65535,

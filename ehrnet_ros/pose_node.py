@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import sys
 import threading
 import time
@@ -54,6 +55,8 @@ from ehrnet_ros.worker import FAILED, LOADING, READY, EngineWorker
 
 HUNG_S = 10.0
 """An engine that takes longer for its images is said to hang; the slowest take some seconds."""
+AGAIN_S = 15.0
+"""After so long a node that starts by itself tries again to load what found no memory."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class PoseNode(LifecycleNode):
         self._configured = self._active = False
         self._autostarting = False  # from start() until somebody activates
         self._problem = ""  # why the last configure came to nothing
+        self._again_at = math.inf  # time.monotonic() when to try it again
+        self._no_live_view = ""  # why there is none though one was asked for
         self._model: Optional[ModelInfo] = None
         self._enabled = True
         self._hung = health.Repeated(HUNG_S)
@@ -147,6 +152,7 @@ class PoseNode(LifecycleNode):
         """Configures, and activates once the engine is ready, if ``autostart`` says so."""
         if not self._settings.autostart:
             return
+        self._again_at = math.inf
         self._autostarting = True
         if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
             self._autostarting = False
@@ -190,6 +196,7 @@ class PoseNode(LifecycleNode):
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
+        self._again_at = math.inf
         self._engine_name = self._verdict = self._again = ""
         self._configured = True
         name = f"{model_name(self._model)} from " * (self._model is not None)
@@ -209,16 +216,24 @@ class PoseNode(LifecycleNode):
         """Makes all topics and the live view. Raises EhrnetError, and then leaves nothing."""
         if tuple(camera.name for camera in self._cameras) != settings.cameras:
             self._cameras = self._make_cameras()
+        self._no_live_view = ""
         try:
             if settings.live_view_port:
-                name = self.get_fully_qualified_name()
-                self._live = LiveView(settings.live_view_port, name)
-                self.get_logger().info(f"Foxglove can look on at ws://localhost:{self._live.port}.")
+                self._open_live_view(settings.live_view_port)
             for camera in self._cameras:
                 camera.open(settings, self._live)
         except EhrnetError:
             self._close_cameras()
             raise
+
+    def _open_live_view(self, port: int) -> None:
+        """A robot's skeletons do not wait for a view of them: without one there is a warning."""
+        try:
+            self._live = LiveView(port, self.get_fully_qualified_name())
+            self.get_logger().info(f"Foxglove can look on at ws://localhost:{self._live.port}.")
+        except EhrnetError as error:
+            self._no_live_view = f"No live view: {error}"
+            self.get_logger().warning(self._no_live_view)
 
     def _close_cameras(self) -> None:
         for camera in self._cameras:
@@ -268,6 +283,7 @@ class PoseNode(LifecycleNode):
 
     def _release(self) -> None:
         self._autostarting = False
+        self._again_at = math.inf
         with self._publishing:
             self._active = self._configured = False
             self._unsubscribe_all()
@@ -297,12 +313,17 @@ class PoseNode(LifecycleNode):
             self.get_logger().error(worker.error)
             if worker.details:
                 self.get_logger().error(worker.details)
+            by_itself = self._autostarting
             if self._active:
                 self.trigger_deactivate()
             if self._configured:
                 self.trigger_cleanup()
             self._problem = worker.error
-            self._say_how_to_go_on()
+            if by_itself and worker.short_of_memory:
+                self._again_at = time.monotonic() + AGAIN_S
+                self.get_logger().info(f"It is tried again in {AGAIN_S:.0f} s.")
+            else:
+                self._say_how_to_go_on()
 
     def _on_ready(self, worker: EngineWorker) -> None:
         estimator: PoseEstimator = worker.engine
@@ -555,6 +576,8 @@ class PoseNode(LifecycleNode):
         )
 
     def _on_tick(self) -> None:
+        if time.monotonic() >= self._again_at:
+            self.start()
         memory_mb = health.resident_mb()
         namesakes = health.explain_namesakes(self)
         if namesakes and self._namesake.should_say(namesakes):
@@ -599,6 +622,10 @@ class PoseNode(LifecycleNode):
         worker = self._worker
         assert worker is not None  # made in configure
         if worker.state == LOADING:
+            if worker.waits:
+                waited_s = time.monotonic() - worker.since
+                text = f"Waiting for {waited_s:.0f} s for the engine before to end."
+                return (health.ERROR if waited_s > HUNG_S else health.OK), text
             return health.OK, f"Loading the engine for {time.monotonic() - worker.since:.0f} s."
         if worker.state == FAILED:
             return health.ERROR, worker.error
@@ -618,6 +645,8 @@ class PoseNode(LifecycleNode):
         level, text = camera.status(snapshot, self._settings, self._cameras)
         if level == health.OK and self._model is not None and self._model.quality == "random":
             return health.WARN, "Running on random weights: the poses mean nothing."
+        if level == health.OK and self._no_live_view:
+            return health.WARN, self._no_live_view
         return level, text
 
 

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any, Callable, Hashable, List, Optional, Tuple
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_ros.frames import LatestFrames
 
 LOADING, READY, FAILED, CLOSED = "loading", "ready", "failed", "closed"
@@ -35,6 +36,7 @@ class EngineWorker:
         state: ``loading``, ``ready``, ``failed`` or ``closed``.
         error: why it failed, one sentence.
         details: traceback of a failure that nobody foresaw, else empty.
+        short_of_memory: it failed because a GPU's memory did not suffice, which may pass.
         frames: the mailbox from which items are taken, fair to all senders.
         seconds: how long the engine took to open.
         engine: once ready; only to be looked at from other threads.
@@ -53,6 +55,7 @@ class EngineWorker:
         batch: int = 1,
     ) -> None:
         self.state, self.error, self.details = LOADING, "", ""
+        self.short_of_memory = False
         self.since = time.monotonic()
         self.given: Optional[float] = None
         self.seconds = 0.0
@@ -64,6 +67,11 @@ class EngineWorker:
         # A daemon: an engine that hangs while loading must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the engine is not even loading yet, since the one before has not ended."""
+        return self.state == LOADING and self._after is not None
 
     def close(self) -> None:
         """Asks the thread to release the engine and end; does not wait."""
@@ -78,6 +86,7 @@ class EngineWorker:
         if self._after is not None:
             self._after.join()
             self._after = None
+            self.since = time.monotonic()
         if self.frames.closed:
             self._change(CLOSED)
             return
@@ -86,6 +95,7 @@ class EngineWorker:
             self.engine = engine = self._open()
         except EhrnetError as error:
             self.error = str(error)
+            self.short_of_memory = isinstance(error, OutOfDeviceMemory)
         except Exception as error:  # vendor libraries raise what they like
             self.error = f"The engine could not be opened: {type(error).__name__}: {error}."
             self.details = traceback.format_exc()

@@ -102,7 +102,7 @@ PARAMETERS = {
         "how many people of an image are looked at again, 0 to 30; 0: an image costs the same "
         "however many are in it",
     ),
-    "live_view_port": (int, None, "port on this machine where Foxglove can look on, such as 8765"),
+    "live_view_port": (int, None, "port on this machine where Foxglove can look on, such as 8766"),
     "detections": (bool, ["", "true", "false"], "also publish vision_msgs/Detection2DArray"),
     "bodies": (bool, ["", "true", "false"], "also publish hri_msgs, REP-155"),
     "autostart": (bool, ["", "true", "false"], "configure and activate at once"),

@@ -15,6 +15,8 @@ from ehrnet_model.skeleton import COCO_17
 
 POSITIVE, ABSENT, WEAK = 1, 0, -1
 """States of a keypoint: draw a peak, draw nothing, give no loss near it."""
+INSIDE = 0.7
+"""A weak person of whose box more than this share lies within a known person's is part of them."""
 
 
 @dataclass(frozen=True)
@@ -209,13 +211,24 @@ def _add_teacher(
                 keypoints[match][channels] = raw[channels]
             continue
         if ann["score"] < rule.person:
-            ignore.append(box)
+            # Within a known person it is more often a part of that one than somebody else, and
+            # ignoring it would hide the one who is known.
+            if not boxes or _covered(box, np.stack(boxes)).max() <= INSIDE:
+                ignore.append(box)
         elif (raw[:, 2] == POSITIVE).any():
             keypoints.append(raw)
             boxes.append(box)
             areas.append(0.53 * float(box[2] * box[3]))
             human.append(False)
     return len(met) == own
+
+
+def _covered(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Shares of an (x, y, w, h) box's area that lie within each of [N, 4] others."""
+    low = np.maximum(others[:, :2], box[:2])
+    high = np.minimum(others[:, :2] + others[:, 2:], box[:2] + box[2:])
+    sides = np.clip(high - low, 0, None)
+    return sides[:, 0] * sides[:, 1] / max(float(box[2] * box[3]), 1e-6)
 
 
 def _same_person(

@@ -227,6 +227,48 @@ def test_an_engine_that_hangs_is_told(peer, start, model, image_of, patched):
     node.popen.kill()
 
 
+NO_MEMORY = """
+import itertools
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
+
+def open_estimator(*given):
+    if next(tries) < TIMES:
+        raise OutOfDeviceMemory("The GPU's memory does not suffice: end other processes.")
+    return sound(*given)
+
+tries = itertools.count()
+sound, pose_node.open_estimator = pose_node.open_estimator, open_estimator
+pose_node.AGAIN_S = 1.0
+"""
+
+
+def test_a_node_that_found_no_memory_tries_again_by_itself(peer, start, model, image_of, patched):
+    """At a robot's start everything loads at once; what is short then is free a minute later."""
+    script = patched(NO_MEMORY.replace("TIMES", "2"))
+    node = start("pose_node", model=model, lazy="false", remaps=["__node:=patient"], script=script)
+    said = node.wait_for_log("Ready:")
+    assert said.count("memory does not suffice") == said.count("It is tried again in 1 s.") == 2
+    assert "mend this" not in said
+    camera = peer.publisher(Image, "image", 10)
+    answers = peer.listen(PoseArray, "patient/poses")
+    peer.until(lambda: answers, "poses", each=lambda: camera.publish(image_of(EMPTY)))
+    assert node.interrupt() == 0
+
+
+def test_a_node_that_is_managed_leaves_trying_again_to_its_manager(peer, start, model, patched):
+    script = patched(NO_MEMORY.replace("TIMES", "1"))
+    node = start(
+        "pose_node", model=model, autostart="false", remaps=["__node:=managed"], script=script
+    )
+    assert peer.change_state("managed", "configure")
+    node.wait_for_log("Unconfigured: mend this")
+    peer.spin(3.0)
+    assert "Ready:" not in node.log() and "tried again" not in node.log()
+    assert peer.change_state("managed", "configure")
+    node.wait_for_log("Ready:")
+    assert node.interrupt() == 0
+
+
 SLOW = """
 from ehrnet_ros import camera
 camera.SILENT_S = 0.5

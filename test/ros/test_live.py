@@ -19,6 +19,7 @@ pytest.importorskip("foxglove", reason="needs foxglove-sdk (pip install foxglove
 client = pytest.importorskip("websockets.sync.client", reason="needs websockets")
 pytest.importorskip("google.protobuf", reason="needs protobuf")
 
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
 from ehrnet_msgs.msg import PoseArray  # noqa: E402
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
@@ -160,14 +161,27 @@ def test_a_viewer_gets_image_skeletons_and_latency_and_nobody_else_costs(
     assert "Traceback" not in node.log()
 
 
-def test_a_port_that_is_taken_is_named(start, model):
+def test_a_port_that_is_taken_is_named_and_costs_the_view_alone(start, model, peer, image_of):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         node = start("pose_node", model=model, live_view_port=port, extra=["-r", "__node:=second"])
-        said = node.wait_for_log("Unconfigured: mend this")
+        said = node.wait_for_log("Ready:")
     assert f"cannot listen on port {port}" in said and "live_view_port" in said
+    camera = peer.publisher(Image, "image", 10)
+    answers = peer.listen(PoseArray, "second/poses")
+    heard = peer.listen(DiagnosticArray, "/diagnostics")
+
+    ramp = np.linspace(20, 90, HW[1])[None, :, None]  # one grey would be taken for a covered lens
+    msg = image_of(np.broadcast_to(ramp, (*HW, 3)).astype(np.uint8))
+
+    def told():
+        camera.publish(msg)
+        own = [s for m in heard for s in m.status if s.name.startswith("/second")]
+        return answers and [s for s in own if "No live view: The live view cannot" in s.message]
+
+    assert peer.until(told, "poses and a warning")[-1].level == DiagnosticStatus.WARN
     assert node.interrupt() == 0
 
 

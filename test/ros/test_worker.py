@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.inference.cuda import OutOfDeviceMemory
 from ehrnet_ros.worker import CLOSED, FAILED, READY, EngineWorker
 
 
@@ -92,6 +93,34 @@ def test_the_next_engine_waits_for_the_release_of_the_last():
     assert second.join(10)
     assert engines.most_alive == 1
     assert [name for name, _ in engines.events] == ["open", "release", "open", "x", "release"]
+
+
+def test_waiting_for_another_engine_is_not_called_loading_one():
+    engines = Engines()
+    first = engines.worker()
+    assert not first.waits
+    first.close()
+    second = engines.worker(after=first)
+    begun = second.since
+    assert second.waits and not engines.events
+    engines.go.set()
+    assert engines.changed.wait(10) and second.state == READY and not second.waits
+    assert second.since > begun
+    second.close()
+    assert second.join(10)
+
+
+@pytest.mark.parametrize("error, short", [(OutOfDeviceMemory, True), (EhrnetError, False)])
+def test_what_may_pass_is_told_apart(error, short):
+    engines = Engines()
+
+    def refuse():
+        raise error("it does not suffice.")
+
+    worker = engines.worker(refuse)
+    assert engines.changed.wait(10) and worker.state == FAILED
+    assert worker.short_of_memory == short
+    assert worker.join(10)
 
 
 def test_what_comes_after_the_engine_does_not_hold_it_up():

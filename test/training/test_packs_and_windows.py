@@ -309,6 +309,18 @@ def test_teacher_fills_gaps_and_human_labels_win():
 
 
 @pytest.mark.parametrize(
+    ("x", "ignored"), [(160, 0), (171, 0), (173, 1), (210, 1)], ids="1 0.725 0.675 0".split()
+)
+def test_a_weak_person_hides_nobody_who_is_known(x, ignored):
+    """The ids say which share of it lies within the known box, which ends at 200."""
+    known = person(100, 100, 100)
+    weak = person(x, 110, 40, score=0.1, keypoint_scores=[0.9] * 17)
+    labels = merge({}, [known], [weak])
+    assert len(labels.ignore) == ignored
+    np.testing.assert_allclose(labels.boxes, [known["bbox"]])
+
+
+@pytest.mark.parametrize(
     ("joints", "threshold"),
     [([0], 0.6), ([1, 2], 0.8), ([3, 4], 0.9), (list(range(5, 17)), 0.4)],
 )
