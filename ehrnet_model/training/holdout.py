@@ -1,9 +1,13 @@
-"""How well keypoints are placed on people held back from training, their box given.
+"""How well a network does on images held back from training.
 
-boxOKS: each keypoint is the highest place of its heatmap inside the person's box; the measure is
-the mean keypoint similarity term over all labelled keypoints. It needs no grouping and no
-threshold, so it moves long before average precision does. The heatmaps are those that people are
-found on: the mean of both resolutions.
+The loss: of fixed windows, the same for all runs on the same packs, whatever their own windows and
+weights of the losses. The difference of two networks on the same windows tells more than any other
+measure here, and whether a run learns or memorises.
+
+boxOKS: each keypoint is the highest place of its heatmap inside the box of its person, which is
+given; the measure is the mean keypoint similarity term over all labelled keypoints. It needs no
+grouping and no threshold, so it moves long before average precision does. The heatmaps are those
+that people are found on: the mean of both resolutions.
 
 Sides: of people whose two ankles (or others) are labelled well apart, the share whose maps are
 higher at the own places than at the other side's; a coin has .5.
@@ -19,11 +23,14 @@ import torch
 
 from ehrnet_model.held_back import held_back
 from ehrnet_model.network.deploy import heat_and_tags
+from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.skeleton import COCO_17
-from ehrnet_model.training.batches import normalise
+from ehrnet_model.training.batches import collate, normalise
 from ehrnet_model.training.labels import POSITIVE, ImageLabels
+from ehrnet_model.training.losses import LossOptions, compute_losses, predict
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.plans import affine
+from ehrnet_model.training.sampler import SampleOptions, Sampler
 from ehrnet_model.training.targets import to_cells, to_pixels
 from ehrnet_model.training.windows import warp
 
@@ -34,6 +41,12 @@ _APART = 0.25
 _SIZE, _FILL = 160, 0.8
 # So many of either kind are measured on, and so many go through the network together.
 _MOST, _BATCH = 240, 16
+# Windows of the loss: so many batches, pixels, what they show, and which parts are told.
+_BATCHES, _SIDE = 24, 128
+_SHOWN = SampleOptions(
+    close=0.5, partly_seen=1.0, hardly_seen=1.0, cut=0.2, pair=0.2, rotate=0.0, colour=0.0, grey=0.0
+)
+PARTS = ("loss", "rel4", "rel2", "pull", "push")
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,45 @@ def _cut_out(
     return HeldBackPerson(scene.picture, scene.keypoints[person], box, area)
 
 
+class HeldBackWindows:
+    """Fixed windows from the images held back; drawn anew each time, not kept.
+
+    Args:
+        packs: with the weight of each one's people.
+        share: of the images, that is held back.
+    """
+
+    def __init__(self, packs: Sequence[tuple[Pack, float]], share: float) -> None:
+        self._packs = [pack for pack, _ in packs]
+        self._sampler = Sampler(
+            packs, 0, share, _SHOWN.partly_seen, _SHOWN.hardly_seen, only_held_back=True
+        )
+
+    @property
+    def num_people(self) -> int:
+        """How many people they show; without any there are no windows."""
+        return self._sampler.num_people
+
+    @torch.no_grad()
+    def losses(self, network: EfficientHRNet, bf16: bool = True) -> np.ndarray:
+        """(batches, len(PARTS)) float64, the parts of the loss in each; see ``compute_losses``.
+
+        Computes where the network is, in the mode for use, with the usual weights of the losses but
+        without that of sides, whose noise would hide the others.
+        """
+        network.eval()
+        device = next(network.parameters()).device
+        options = LossOptions(sides=0.0)
+        rows = []
+        for start in range(0, _BATCHES * _BATCH, _BATCH):
+            numbers = range(start, start + _BATCH)
+            windows = [self._sampler.sample(number, _SIDE, _SHOWN) for number in numbers]
+            batch = collate(windows).to(device)
+            parts = compute_losses(predict(network, batch.images, bf16), batch, options)
+            rows.append([float(parts[name]) for name in PARTS])
+        return np.array(rows)
+
+
 @torch.no_grad()
 def box_oks(
     network: torch.nn.Module, people: Sequence[HeldBackPerson], bf16: bool = True
@@ -145,16 +197,20 @@ def box_oks(
                 gap = np.linalg.norm(person.keypoints[left, :2] - person.keypoints[right, :2])
                 if labelled[[left, right]].all() and gap >= _APART * person.area**0.5:
                     sides[name].append(_own_side(maps[n, [left, right]], person.keypoints, left))
-    with np.errstate(invalid="ignore"):
-        mean = np.nanmean(terms, axis=1)
     return {
-        "box_oks": float(np.nanmean(terms)),
-        "p50": float((mean > 0.5).mean()),
-        "face": float(np.nanmean(terms[:, :5])),
-        "arms": float(np.nanmean(terms[:, 5:11])),
-        "legs": float(np.nanmean(terms[:, 11:])),
+        "box_oks": _mean(terms),
+        "p50": float(np.mean([_mean(one) > 0.5 for one in terms])),
+        "face": _mean(terms[:, :5]),
+        "arms": _mean(terms[:, 5:11]),
+        "legs": _mean(terms[:, 11:]),
         **{name: float(np.mean(right)) if right else float("nan") for name, right in sides.items()},
     }
+
+
+def _mean(terms: np.ndarray) -> float:
+    """Of those that are not NaN; NaN where there are none."""
+    known = terms[~np.isnan(terms)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _own_side(maps: np.ndarray, keypoints: np.ndarray, left: int) -> bool:
@@ -177,6 +233,8 @@ def told(measured: dict[str, float]) -> str:
     partly = ""
     if "partly_seen" in measured:
         partly = f"; of people partly seen {measured['partly_seen']:.3f}"
+    if "loss" in measured:
+        partly += f"; loss {measured['loss']:.3f}"
     sides = ", ".join(
         f"{name} {100 * measured[f'{name}_sides']:.0f} %" for name in ("knee", "ankle")
     )

@@ -129,6 +129,7 @@ class Sampler:
         seed: with the number of the sample it fixes the sample.
         holdout: share of the images (by id) that is never drawn.
         partly_seen, hardly_seen: see SampleOptions.
+        only_held_back: whether those images are drawn and no others.
     """
 
     packs: Sequence[tuple[Pack, float]]
@@ -136,6 +137,7 @@ class Sampler:
     holdout: float = 0.03
     partly_seen: float = SampleOptions.partly_seen
     hardly_seen: float = SampleOptions.hardly_seen
+    only_held_back: bool = False
     _people: list[tuple[int, int, int]] = field(default_factory=list, init=False)
     _empty: list[tuple[int, int]] = field(default_factory=list, init=False)
     _all: list[tuple[int, int]] = field(default_factory=list, init=False)
@@ -146,7 +148,7 @@ class Sampler:
         weights = []
         for number, (pack, weight) in enumerate(self.packs):
             for i, labels in enumerate(pack.labels):
-                if held_back(pack.records[i]["id"], self.holdout):
+                if held_back(pack.records[i]["id"], self.holdout) != self.only_held_back:
                     continue
                 self._all.append((number, i))
                 if not len(labels.boxes) and not len(labels.ignore):

@@ -41,7 +41,14 @@ from ehrnet_model.training.feed import Job, Made, feed, workers_that_fit
 from ehrnet_model.training.graphs import CudaRecorder, Recorder, StepGraphs
 from ehrnet_model.training.grow import grow
 from ehrnet_model.training.hardware import Hardware, has_bfloat16, open_device, quicken
-from ehrnet_model.training.holdout import box_oks, held_back_people, partly_seen_people, told
+from ehrnet_model.training.holdout import (
+    PARTS,
+    HeldBackWindows,
+    box_oks,
+    held_back_people,
+    partly_seen_people,
+    told,
+)
 from ehrnet_model.training.init_classifier import init_from_classifier
 from ehrnet_model.training.init_lite0 import init_from_lite0
 from ehrnet_model.training.losses import compute_losses, predict
@@ -167,6 +174,7 @@ class Trainer:
         packs = [pack for pack, _ in self.packs]
         self.held_back = held_back_people(packs, options.holdout)
         self.partly_seen = partly_seen_people(packs, options.holdout)
+        self.held_back_windows = HeldBackWindows(self.packs, options.holdout)
         if self.world > 1:
             self._check_alike()
 
@@ -611,13 +619,16 @@ class Trainer:
         return network.to(self.device, memory_format=torch.channels_last).eval()
 
     def measure(self, side_gain: Mapping[str, float] | None = None) -> dict[str, float]:
-        """BoxOKS of the averaged weights on held-back people; appended to holdout.csv."""
+        """BoxOKS and loss of the averaged weights on held-back images; a row of holdout.csv."""
         if not self.held_back or self.rank:
             return {}
         network = self.averaged(side_gain)
         values = box_oks(network, self.held_back, self.bf16)
         if self.partly_seen:
             values["partly_seen"] = box_oks(network, self.partly_seen, self.bf16)["box_oks"]
+        if self.held_back_windows.num_people:
+            losses = self.held_back_windows.losses(network, self.bf16).mean(0)
+            values.update(zip(PARTS, losses.tolist(), strict=True))
         self.records.add(
             "holdout",
             {"step": self.step, "images": self.images, "seconds": round(self.seconds), **values},

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 HELP = "train a variant on packs made by 'ehrnet pack'"
 
 
-def _pack(text: str) -> tuple[str, float]:
+def weighted_pack(text: str) -> tuple[str, float]:
+    """FILE or FILE:WEIGHT as a pack's path and its weight, 1 where none is given."""
     name, _, weight = text.rpartition(":")
     try:
         return (name, float(weight)) if name else (text, 1.0)
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pack",
-        type=_pack,
+        type=weighted_pack,
         required=True,
         nargs="+",
         metavar="FILE[:WEIGHT]",

@@ -570,6 +570,8 @@ def test_held_back_images_are_never_drawn(pack_file):
     sampler = Sampler([(pack, 1.0)], holdout=share)
     drawn = {pack.records[i]["id"] for _, i in sampler._all}
     assert drawn == {i for i in range(4) if not held_back(i, share)}
+    others = Sampler([(pack, 1.0)], holdout=share, only_held_back=True)
+    assert {pack.records[i]["id"] for _, i in others._all} == set(range(4)) - drawn
 
 
 def test_colours_change_but_stay_pictures(pack_file):

@@ -292,6 +292,7 @@ def test_what_is_measured_is_a_line_to_read():
     )
     assert told(measured) == line
     assert told(measured | {"partly_seen": 0.4}) == line + "; of people partly seen 0.400"
+    assert told(measured | {"loss": 34.6}) == line + "; loss 34.600"
 
 
 def test_a_wrong_file_of_options_is_told_before_training(tmp_path, capsys):

@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from ehrnet_model.errors import EhrnetError
+from ehrnet_model.held_back import held_back
 from ehrnet_model.network.checkpoint import load_checkpoint, load_network
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
+from ehrnet_model.training import holdout
 from ehrnet_model.training.batches import collate
 from ehrnet_model.training.holdout import (
+    PARTS,
     HeldBackPerson,
+    HeldBackWindows,
     box_oks,
     held_back_people,
     partly_seen_people,
@@ -334,6 +338,39 @@ def test_people_held_back_are_whole_or_partly_seen(pack_file):
         # Beyond the middle there is nothing.
         end = half.picture[: int(low[1]) - 2] if number % 2 else half.picture[int(high[1]) + 3 :]
         assert end.size and not end.any() and half.picture.any()
+
+
+def test_the_loss_of_what_is_held_back_is_of_the_same_windows_always(pack_file, monkeypatch):
+    monkeypatch.setattr(holdout, "_BATCHES", 4)
+    packs = [(Pack(pack_file), 1.0)]
+    assert not HeldBackWindows(packs, 0.0).num_people
+    windows = HeldBackWindows(packs, 1.0)
+    assert windows.num_people == 3
+    torch.manual_seed(0)
+    network = EfficientHRNet(Variant.from_phi(-4))
+    some = windows.losses(network, bf16=False)
+    assert some.shape[1] == len(PARTS) and len(some) > 1 and np.isfinite(some).all()
+    np.testing.assert_array_equal(HeldBackWindows(packs, 1.0).losses(network, False), some)
+    for head in (network.head_low, network.head_high):
+        for values in head.parameters():
+            torch.nn.init.zeros_(values)
+    # Empty maps: all of the squared error is left; tags all alike: people cannot be told apart.
+    none = dict(zip(PARTS, windows.losses(network, bf16=False).T, strict=True))
+    np.testing.assert_allclose(none["rel4"], 1, atol=1e-6)
+    np.testing.assert_allclose(none["rel2"], 1, atol=1e-6)
+    assert not none["pull"].any() and 0 < none["push"].max() <= 0.5
+
+
+def test_the_loss_of_what_is_held_back_is_recorded(pack_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(holdout, "_BATCHES", 2)
+    share = next(
+        s / 100 for s in range(1, 100) if 1 <= sum(held_back(i, s / 100) for i in range(3)) < 3
+    )
+    trainer = Trainer(small(pack_file, steps=1, holdout=share), tmp_path)
+    measured = trainer.measure()
+    header, row = (tmp_path / "holdout.csv").read_text().splitlines()
+    found = dict(zip(header.split(","), row.split(","), strict=True))
+    assert float(found["loss"]) == pytest.approx(measured["loss"], rel=1e-5) and "rel2" in found
 
 
 @pytest.mark.parametrize(("swapped", "ankles"), [((), 1.0), ((15, 16), 0.0)])
