@@ -78,6 +78,11 @@ def _split(texts: List[str]) -> List[Any]:
     for name, sign, value in pairs:
         if not sign:
             raise EhrnetError(f"-p {name}{value} is no parameter: write NAME:=VALUE.")
+        if name == "rotation" and "," in value:
+            raise EhrnetError(
+                "-p rotation: one number turns all images of a bag; take cameras that are mounted "
+                "differently one by one, with --topic."
+            )
     return [(name, value) for name, _, value in pairs]
 
 
