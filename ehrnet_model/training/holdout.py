@@ -133,7 +133,6 @@ class HeldBackWindows:
     """
 
     def __init__(self, packs: Sequence[tuple[Pack, float]], share: float) -> None:
-        self._packs = [pack for pack, _ in packs]
         self._sampler = Sampler(
             packs, 0, share, _SHOWN.partly_seen, _SHOWN.hardly_seen, only_held_back=True
         )
