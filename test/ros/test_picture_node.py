@@ -115,8 +115,8 @@ def test_of_a_stream_the_newest_image_is_published(rate, start, peer):
     assert f"after {len(images)} images" in process.log()
     late = behind[len(behind) // 2 :]  # OpenCV holds some back while it opens the stream
     # Of a node that takes one after the other at 5 Hz half of them are 30 and more behind (tried);
-    # a machine that is busy for a moment makes a few late.
-    assert len(late) >= 5 and np.median(late) < 20, behind
+    # a machine that is busy for a moment makes a few late, and finds the four seconds half over.
+    assert len(late) >= 3 and np.median(late) < 20, behind
     stamps = [m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in images]
     assert stamps == sorted(set(stamps))
 
