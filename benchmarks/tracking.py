@@ -302,6 +302,7 @@ def over_pictures(annotations: Path, images: list[Path], phis: list[int]) -> lis
                     for label, poses in tracked.items():
                         results[label] += poses.to_coco(name)
         minimum = estimator.options.min_keypoint_score
+        info = estimator.runtime.info
         estimator.close()
         judge = KeypointTruth({"images": records, "annotations": truth})
         for label, told_people in results.items():
@@ -309,7 +310,7 @@ def over_pictures(annotations: Path, images: list[Path], phis: list[int]) -> lis
             keypoints = judge.keypoint_f1(told_people, minimum)
             rows.append(
                 {
-                    "model": estimator.runtime.info.variant,
+                    "model": info.weights_name or info.variant,
                     "keypoints": label,
                     "pictures": len(pictures),
                     "images": len(records),
