@@ -371,6 +371,13 @@ def test_the_loss_of_what_is_held_back_is_recorded(pack_file, tmp_path, monkeypa
     header, row = (tmp_path / "holdout.csv").read_text().splitlines()
     found = dict(zip(header.split(","), row.split(","), strict=True))
     assert float(found["loss"]) == pytest.approx(measured["loss"], rel=1e-5) and "rel2" in found
+    # Once for each step and gain of sides, not again.
+    assert trainer.measure() == measured
+    trainer.measure({"knees": 2.0})
+    trainer.run()
+    assert trainer.measure() != measured
+    steps = [row.split(",")[0] for row in (tmp_path / "holdout.csv").read_text().splitlines()]
+    assert steps == ["step", "0", "0", "1"]
 
 
 @pytest.mark.parametrize(("swapped", "ankles"), [((), 1.0), ((15, 16), 0.0)])
