@@ -152,7 +152,6 @@ class PoseNode(LifecycleNode):
         """Configures, and activates once the engine is ready, if ``autostart`` says so."""
         if not self._settings.autostart:
             return
-        self._again_at = math.inf
         self._autostarting = True
         if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
             self._autostarting = False
@@ -185,6 +184,7 @@ class PoseNode(LifecycleNode):
     @_transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Checks parameters and the model file, starts loading the engine, makes the publishers."""
+        self._again_at = math.inf
         settings = self._settings
         try:
             model_path = find_model(settings.phi, settings.model)
@@ -196,7 +196,6 @@ class PoseNode(LifecycleNode):
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
         self._problem = ""
-        self._again_at = math.inf
         self._engine_name = self._verdict = self._again = ""
         self._configured = True
         name = f"{model_name(self._model)} from " * (self._model is not None)

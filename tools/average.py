@@ -29,12 +29,13 @@ from ehrnet_model.network.checkpoint import (
 )
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.holdout import box_oks, held_back_people, partly_seen_people
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.sides import check_pairs, widen
 from ehrnet_model.variants import VARIANTS
 from ehrnet_ros.cli.settings import name_number
 
-HELD_BACK = 0.03
+HELD_BACK = TrainOptions.holdout
 
 
 def mean(files: list[Path]) -> tuple[dict[str, torch.Tensor], CheckpointMeta]:

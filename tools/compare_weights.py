@@ -21,12 +21,13 @@ from ehrnet_model.network.checkpoint import load_checkpoint
 from ehrnet_model.network.efficienthrnet import EfficientHRNet
 from ehrnet_model.training.hardware import has_bfloat16
 from ehrnet_model.training.holdout import PARTS, HeldBackWindows, box_oks, held_back_people
+from ehrnet_model.training.options import TrainOptions
 from ehrnet_model.training.pack import Pack
 from ehrnet_model.training.sides import widen
 from ehrnet_model.variants import VARIANTS
 from ehrnet_ros.cli.train import weighted_pack
 
-HELD_BACK = 0.03
+HELD_BACK = TrainOptions.holdout
 
 
 def network_of(file: Path) -> EfficientHRNet:
