@@ -8,7 +8,7 @@ tells terminal and /diagnostics how far it is; the node starts when the engine i
 `build_only:=true` stops then. Asked for `runtime:=tensorrt`, nothing else is started instead; with
 `auto` the node starts without an engine, on what is there, and says so.
 
-A node that crashes is started again, `restarts` times in all.
+A node that crashes is started again, `restarts` times; once it ran for ten minutes they count anew.
 
 Several cameras share one engine: `cameras:=[front,rear] image:=/{camera}/image_raw`, the rear one
 upside down: `rotation:=[0,180]`.
@@ -21,6 +21,7 @@ import json
 import os
 import posixpath
 import shutil
+import time
 from pathlib import Path
 
 from ament_index_python import has_resource
@@ -41,6 +42,8 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import ExecutableInPackage
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
+# A node that ran so long does not crash again and again: its restarts count anew.
+STEADY_S = 600.0
 
 
 def angles(text):
@@ -174,7 +177,7 @@ def _nodes(context):
         "emulate_tty": True,
     }
     in_scope = _scope(context)
-    nodes = _restarting(pose, int(value("restarts")), in_scope)
+    nodes = _restarting(pose, int(value("restarts")), 0, in_scope)
     if value("rviz") == "true":
         pushed = context.launch_configurations.get("ros_namespace", "")  # by PushRosNamespace
         prefix = posixpath.join("/", pushed, value("namespace")).rstrip("/")
@@ -229,18 +232,23 @@ def _remappings(value, cameras):
     return found
 
 
-def _restarting(pose, starts_left, in_scope):
-    """The node of these arguments, and what starts it again when it crashes, so many times."""
+def _restarting(pose, restarts, crashes, in_scope):
+    """The node of these arguments, and what starts it again when it crashes, so many times.
+
+    crashes: how many there were, with less than STEADY_S between them.
+    """
     node = Node(**pose)
+    begin = time.monotonic()
 
     def when_ended(event, context):
         # 0: it was asked to end; 2: it cannot start like this and has said why.
         if event.returncode in (0, 2) or context.is_shutdown:
             return []
-        if starts_left == 0:
+        before = 0 if time.monotonic() - begin > STEADY_S else crashes
+        if before == restarts:
             return [LogInfo(msg=f"The pose node ended with {event.returncode} once too often.")]
         text = f"The pose node ended with {event.returncode}: starting it again."
-        return [LogInfo(msg=text), in_scope(_restarting(pose, starts_left - 1, in_scope))]
+        return [LogInfo(msg=text), in_scope(_restarting(pose, restarts, before + 1, in_scope))]
 
     return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=when_ended)), node]
 
@@ -416,7 +424,12 @@ def generate_launch_description():
             "image",
         ),
         ("cameras", "", "names of several cameras that share the engine, such as [front,rear]"),
-        ("restarts", "3", "how often the node is started again after a crash"),
+        (
+            "restarts",
+            "3",
+            "how often the node is started again after a crash; counted anew once it ran for ten "
+            "minutes",
+        ),
         ("namespace", "", "namespace of the node, such as front"),
         (
             "params_file",

@@ -300,6 +300,19 @@ def test_a_crashed_node_is_started_again_so_many_times(pose_launch, ended):
     assert names(ended(entities, context, -11)) == ["LogInfo"]
 
 
+def test_a_node_that_ran_for_ten_minutes_has_all_its_restarts_again(
+    pose_launch, ended, monkeypatch
+):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    entities, context = pose_launch(restarts="1")
+    for minutes, then in ((1, "started"), (11, "started"), (11, "started"), (9, "given up")):
+        now[0] += 60 * minutes
+        again = ended(entities, context, -11)
+        assert (len(again) > 1) == (then == "started"), (minutes, then)
+        entities = again[1:]
+
+
 @pytest.mark.parametrize("built_first", [False, True])
 def test_what_starts_later_sees_what_was_set_around_the_include(
     built_first, launch_words, ended, tmp_path, monkeypatch
