@@ -157,7 +157,8 @@ class HeldBackWindows:
             numbers = range(start, start + _BATCH)
             windows = [self._sampler.sample(number, _SIDE, _SHOWN) for number in numbers]
             batch = collate(windows).to(device)
-            parts = compute_losses(predict(network, batch.images, bf16), batch, options)
+            predicted = predict(network, batch.images, bf16)
+            parts = compute_losses(predicted, batch, options, shared=False)
             rows.append([float(parts[name]) for name in PARTS])
         return np.array(rows)
 

@@ -198,10 +198,11 @@ def predict(
 
 
 def compute_losses(
-    predicted: Predicted, batch: Batch, options: LossOptions
+    predicted: Predicted, batch: Batch, options: LossOptions, shared: bool = True
 ) -> dict[str, torch.Tensor]:
     """The weighted sum under ``loss`` and its parts.
 
+    ``shared``: where several processes learn, all of them call this, each with a batch of its own.
     ``rel4`` and ``rel2`` are the squared errors without weights, divided by those of empty maps.
     """
     joints = batch.low.shape[1]
@@ -212,12 +213,12 @@ def compute_losses(
     high_loss = heatmap_loss(high, batch.high, batch.high_mask, options.peak_weight)
     pull, push = tag_loss(tags, batch.tag_index, batch.tag_person, batch.image_of_person)
     total = options.low * low_loss + options.high * high_loss + options.tag * (pull + push)
+    people = len(batch.image_of_person)
     if options.place:
-        people = len(batch.image_of_person)
         where = (batch.high_mask, batch.tag_index, batch.tag_person, people)
         total = total + options.place * place_loss(high, batch.high, *where, options.sharpness)
     with contextlib.nullcontext() if options.sides else torch.no_grad():  # logged in any case
-        sides = side_loss(features, batch.tag_index, batch.tag_person, len(batch.image_of_person))
+        sides = side_loss(features, batch.tag_index, batch.tag_person, people, shared)
     if options.sides:
         total = total + options.sides * sides
     parts = {"loss": options.scale * total, "low": low_loss, "high": high_loss, "sides": sides}

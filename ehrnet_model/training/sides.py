@@ -52,7 +52,11 @@ def _signs(device: torch.device) -> torch.Tensor:
 
 
 def side_loss(
-    features: torch.Tensor, index: torch.Tensor, person: torch.Tensor, people: int
+    features: torch.Tensor,
+    index: torch.Tensor,
+    person: torch.Tensor,
+    people: int,
+    shared: bool = True,
 ) -> torch.Tensor:
     """Binary cross-entropy of the side at points along the limbs and the sides of the torso.
 
@@ -61,6 +65,7 @@ def side_loss(
         index: (M,) flat places in maps (N, J, H, W), one a keypoint.
         person: (M,) whose they are, 0 .. P-1.
         people: P.
+        shared: where several processes learn, all of them are here with windows of their own.
 
     Returns:
         a scalar, the mean over limbs with both ends; limbs count less where the other side's lies
@@ -69,7 +74,7 @@ def side_loss(
     height, width = features.shape[2:]
     joints, device = COCO_17.num_keypoints, features.device
     if people == 0:
-        _everywhere(features.new_zeros((), dtype=torch.float32))  # others wait for it
+        _everywhere(features.new_zeros((), dtype=torch.float32), shared)  # others wait for it
         return features.new_zeros((), dtype=torch.float32)
     probe = _probe(features.shape[1], device)
     scores = _GAIN * torch.einsum("nchw,c->nhw", features.float(), probe)
@@ -95,12 +100,12 @@ def side_loss(
     cells = lines.nan_to_num().round().long()
     asked = scores[whose[:, None, None], cells[..., 1], cells[..., 0]]
     total = (F.softplus(-_signs(device) * asked) * weight).sum()
-    return total / _everywhere(weight.sum()).clamp(min=1)
+    return total / _everywhere(weight.sum(), shared).clamp(min=1)
 
 
-def _everywhere(count: torch.Tensor) -> torch.Tensor:
+def _everywhere(count: torch.Tensor, shared: bool) -> torch.Tensor:
     """The mean over all processes: theirs together weigh each limb as one process would."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not (shared and distributed.is_available() and distributed.is_initialized()):
         return count
     count = count.detach().float().clone()
     distributed.all_reduce(count)

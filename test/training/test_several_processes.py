@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from ehrnet_model.network.checkpoint import load_checkpoint
 from ehrnet_model.training.presets import preset
 from ehrnet_model.training.states import load_state
 from ehrnet_model.training.trainer import Trainer
@@ -113,6 +114,29 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(rich_pack, tm
         for name in ("loss", "low", "high", "pull", "push"):
             assert float(a[name]) == pytest.approx(float(b[name]), rel=2e-3), (a["step"], name)
     assert abs(float(one[0]["loss"]) / float(one[-1]["loss"]) - 1) > 0.02  # the curve moves
+
+
+def test_one_of_two_processes_measures_what_is_held_back(rich_pack, tmp_path):
+    """After each step and at the end, while the other has nothing to share with it."""
+    often = tmp_path / "often.py"
+    often.write_text(
+        "import sys\n"
+        "from ehrnet_model.training import holdout, trainer\n"
+        "from ehrnet_ros.cli import main\n"
+        "trainer._HOLDOUT_S, holdout._BATCHES = 0.0, 2\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    folder = tmp_path / "two"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["train", "--device", "cpu", "--fp32", "--holdout", "0.5", "--pack", str(rich_pack)]
+    words += ["--steps", "2", "--window", "64:2", "--out", str(folder)]
+    command = [sys.executable, *torchrun, str(often), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((folder / "holdout.csv").open()))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert all(float(row["loss"]) > 0 for row in rows)
+    assert load_checkpoint(folder / "H-4.safetensors")[1].metrics["held_back"]["loss"] > 0
 
 
 def test_a_compact_state_is_unpacked_by_one_of_two_processes(pack_file, tmp_path):
