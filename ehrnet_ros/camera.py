@@ -82,8 +82,8 @@ class Camera:
         self.counters = health.Counters()
         self.upright_hw = self.input_hw = (0, 0)
         self.subscribed = 0
-        self.bad_image = health.Repeated(_REPEAT_S)
-        self.bad_engine = health.Repeated(_REPEAT_S)
+        self.bad_image = health.Repeated(_REPEAT_S, numbers=False)
+        self.bad_engine = health.Repeated(_REPEAT_S, numbers=False)
         # As old as the camera, so that no id is given twice. The engine's thread asks it, the one
         # after that tells it.
         self._tracker = PoseTracker(ids=ids)

@@ -22,6 +22,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+from ehrnet_model.errors import EhrnetError
 from ehrnet_model.inference.poses import Timings
 
 OK, WARN, ERROR, STALE = (
@@ -33,6 +34,7 @@ OK, WARN, ERROR, STALE = (
 
 _WINDOW = 200  # latencies kept for the percentiles
 _SENTENCES = 100  # remembered as said
+_NUMBER = re.compile(r"\b[0-9a-f]{8}\b|\d+(\.\d+)?")
 _PATIENCE_S = 10.0  # for the first image that doctor waits for; discovery is part of that
 _COUNT_S = 3.0  # how long doctor counts, from the first image on
 _KEPT = 5  # images that doctor looks at
@@ -310,6 +312,9 @@ def look_for_images(topic: str) -> Tuple[List[Any], str]:
     Returns:
         Up to five messages, and what arrived; or none, and what to do about it.
 
+    Raises:
+        EhrnetError: no topic can have such a name.
+
     """
     import rclpy
     from rclpy.qos import qos_profile_sensor_data
@@ -327,7 +332,11 @@ def look_for_images(topic: str) -> Tuple[List[Any], str]:
     rclpy.init(args=[])
     node = rclpy.create_node("ehrnet_doctor")
     try:
-        topic = node.resolve_topic_name(topic)
+        try:
+            topic = node.resolve_topic_name(topic)
+        except Exception as error:  # of a type that rclpy keeps to itself
+            why = " ".join(str(error).split())
+            raise EhrnetError(f"'{topic}' cannot be the name of a topic ({why}).") from None
         patient = time.monotonic() + _PATIENCE_S
         while not node.count_publishers(topic) and time.monotonic() < patient:
             rclpy.spin_once(node, timeout_sec=0.1)
@@ -469,15 +478,17 @@ class Repeated:
 
     Args:
         seconds: after which the same sentence may be said again.
+        numbers: whether other numbers in it (hexadecimal ones of eight digits, too) make another.
 
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, numbers: bool = True) -> None:
+        self._seconds, self._numbers = seconds, numbers
         self._said: OrderedDict[str, float] = collections.OrderedDict()
 
     def should_say(self, text: str) -> bool:
         """Whether to say it; if so, it counts as said."""
+        text = text if self._numbers else _NUMBER.sub("#", text)
         now = time.monotonic()
         if now - self._said.get(text, -math.inf) < self._seconds:
             return False

@@ -47,7 +47,7 @@ PARAMETERS = (
     Parameter(
         "source",
         "",
-        "Picture, folder, video file, rtsp:// or http:// stream, or index of a camera.",
+        "Picture, folder, video file, rtsp:// or http:// stream, or index or device of a camera.",
     ),
     Parameter(
         "rate",

@@ -48,9 +48,11 @@ class VideoFile:
         """
         if self._writer is None:
             # Compressed chroma has half the resolution: an odd last row or column would be lost.
-            self._size_wh = (frame.shape[1] // 2 * 2, frame.shape[0] // 2 * 2)
+            self._size_wh = (max(2, frame.shape[1] // 2 * 2), max(2, frame.shape[0] // 2 * 2))
             fourcc = cv2.VideoWriter_fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._part), fourcc, self._rate, self._size_wh)
+            # Absolute: FFmpeg takes what has a colon for the address of a stream.
+            part = str(self._part.absolute())
+            self._writer = cv2.VideoWriter(part, fourcc, self._rate, self._size_wh)
             if not self._writer.isOpened():
                 raise EhrnetError(f"OpenCV cannot write a video to {self.path}.")
         if frame.shape[1::-1] != self._size_wh:

@@ -109,7 +109,7 @@ class SmallNode(Node):
         self._subscriptions_now: List[Any] = []
         self._heard: Dict[str, float] = {}
         self._complaint = Repeated(_REPEAT_S)
-        self._refused = Repeated(_REPEAT_S)
+        self._refused = Repeated(_REPEAT_S, numbers=False)
         self._received: Dict[str, int] = {}
         self._published, self._before = 0, (0, time.monotonic())
         self._dropped, self._dropped_at = 0, -math.inf

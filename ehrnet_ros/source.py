@@ -51,9 +51,9 @@ def open_source(text: str, skip: Callable[[Path, EhrnetError], None] = lambda *_
     if not text:
         raise EhrnetError(
             "The parameter source is empty: give it a picture, a folder, a video file, the address "
-            "of a stream or the index of a camera."
+            "of a stream, or the index or device of a camera."
         )
-    if text.isdigit():
+    if re.fullmatch("[0-9]{1,2}", text):
         return _capture(
             int(text),
             text,
@@ -70,16 +70,23 @@ def open_source(text: str, skip: Callable[[Path, EhrnetError], None] = lambda *_
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder(path, skip)
+    if path.is_char_device():  # /dev/v4l/by-id/... stays the same camera
+        return _capture(
+            str(path),
+            path.name,
+            True,
+            f"OpenCV cannot open the camera {path}: check that it is one and is not in use.",
+        )
     if not path.is_file():
         raise EhrnetError(
-            f"There is no file or folder {path}: give a picture, a folder, a video file, "
-            "the address of a stream (rtsp://, http://) or the index of a camera."
+            f"There is no file or folder {path}: give a picture, a folder, a video file, the "
+            "address of a stream (rtsp://, http://), or the index or device of a camera."
         )
     if path.suffix.lower() in PICTURES:
         picture = read_picture(path)
         return Source(path.stem, lambda: iter((picture,)), 0.0, False, 1, (path,))
     return _capture(
-        str(path),
+        str(path.absolute()),  # else FFmpeg takes 10:00:00.mp4 for the address of a stream
         path.stem,
         False,
         f"{path} is no video that OpenCV can read: give another, or a picture "
@@ -145,11 +152,12 @@ def _capture(device: Any, name: str, endless: bool, failed: str) -> Source:
         if begun:
             capture.open(device)
         begun = True
-        while True:
-            ok, frame = capture.read()
-            if not ok:
-                return
+        ok, frame = capture.read()
+        if not ok and not endless:  # whoever begins again at the end would do so for ever
+            raise EhrnetError(failed)
+        while ok:
             yield frame
+            ok, frame = capture.read()
 
     rate = rate if rate > 0 and math.isfinite(rate) else 0.0
     return Source(name, frames, rate, endless, length)

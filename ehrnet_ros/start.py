@@ -61,7 +61,21 @@ def _run(name: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         # Not sys.exit: an import may catch it, or be in C for a while after it.
         signal.signal(number, lambda *_: os._exit(0))
-    code: int = importlib.import_module(f"ehrnet_ros.{name}").main()
+    try:
+        node = importlib.import_module(f"ehrnet_ros.{name}")
+    except ModuleNotFoundError as error:
+        from ehrnet_ros.cli import REMEDIES
+
+        lack = (error.name or "").split(".")[0]
+        if lack in REMEDIES:
+            remedy = REMEDIES[lack]
+        elif lack.endswith(("_interfaces", "_msgs", "rclpy")):  # come with ROS alone
+            remedy = REMEDIES["rclpy"]
+        else:
+            raise
+        print(f"{name} needs {lack}, which is not here: {remedy}.", file=sys.stderr)
+        return 2
+    code: int = node.main()
     return code
 
 

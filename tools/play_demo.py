@@ -32,6 +32,7 @@ from ehrnet_model.inference.draw import draw_poses
 from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import ModelInfo, model_info
+from ehrnet_ros.cli.settings import user_path
 from ehrnet_ros.recording import VideoFile, make_folder, write_picture
 from ehrnet_ros.source import Source, open_source, public
 
@@ -67,12 +68,21 @@ class Process:
             raise self.failed()
         return self.running
 
+    @property
+    def errors(self) -> list[str]:
+        """Lines of its log that tell of one."""
+        return [line for line in self._lines() if "[ERROR]" in line or "[FATAL]" in line]
+
+    def _lines(self) -> list[str]:
+        return self.log.read_text(errors="replace").strip().splitlines()
+
     def failed(self) -> EhrnetError:
         """What to say when it ended or stays silent: its last error, else its last line."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        errors = [line for line in lines if "[ERROR]" in line or "[FATAL]" in line]
-        said = (errors or lines or ["it said nothing"])[-1]
-        state = "does not get ready" if self.running else f"ended with {self.popen.returncode}"
+        code = self.popen.poll()
+        if code is not None and code < 0 and not self.errors:  # it said nothing of that
+            return EhrnetError(f"The process {self.name} was ended by {_signal(-code)}.")
+        said = (self.errors or self._lines() or ["it said nothing"])[-1]
+        state = "does not get ready" if code is None else f"ended with {code}"
         return EhrnetError(f"The process {self.name} {state}: {said.split(']: ')[-1]}")
 
     def stop(self) -> None:
@@ -84,6 +94,13 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.popen.kill()
                 self.popen.wait()
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class Album:
@@ -287,7 +304,8 @@ def play(
             executor.spin_once(timeout_sec=0.1)
             if caught:
                 raise KeyboardInterrupt
-            if not process.running or time.monotonic() > end:
+            # A pose node that cannot load its network waits for its manager; here is none.
+            if not process.running or process.errors or time.monotonic() > end:
                 raise process.failed()
 
     try:
@@ -320,7 +338,7 @@ def play(
                 raise pose.failed()
             if now - told > 2 and listener.people:
                 told = now
-                _say(f"{listener.images_seen} images, {_people(listener.people[-1])} now")
+                _say(f"image {listener.images_seen}: {_people(listener.people[-1])}")
     finally:
         for process in reversed(processes):
             process.stop()
@@ -380,13 +398,15 @@ def main() -> int:
         "short video made of photographs.",
     )
     parser.add_argument(
-        "source", nargs="?", help="picture, folder of pictures, video, or index of a camera"
+        "source",
+        nargs="?",
+        help="picture, folder of pictures, video, or index or device of a camera",
     )
     parser.add_argument("--phi", type=int, default=-3, help="0 (H0) to -4 (H-4), default -3")
     parser.add_argument("--model", default="", help="model file to use instead of phi's")
     parser.add_argument("--runtime", default="auto", help="auto, onnxruntime, openvino, tensorrt")
     parser.add_argument("--size", default="auto", help="auto, square, 4:3, 16:9 or HxW")
-    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="where to write")
+    parser.add_argument("--out", type=user_path, default=Path("demo_out"), help="where to write")
     args = parser.parse_args()
     caught: list[int] = []
     try:
@@ -410,15 +430,18 @@ def main() -> int:
             if caught:
                 raise KeyboardInterrupt
             raise EhrnetError(f"No image of {args.source} came back with poses.")
-        print(report(listener, info))
-        if info.quality == "random":
-            print("The weights are random, for tests and timing: what is drawn means nothing.")
-        if video.frames:
-            print(video.path)
+        picture = out / f"{source.name}_poses.jpg"
         if listener.best[1] is not None:
-            picture = out / f"{source.name}_poses.jpg"
             write_picture(picture, listener.best[1])
-            print(picture)
+        lines = [report(listener, info)]
+        if info.quality == "random":
+            lines += ["The weights are random, for tests and timing: what is drawn means nothing."]
+        lines += [str(video.path)] * bool(video.frames)
+        lines += [str(picture)] * (listener.best[1] is not None)
+        try:
+            print("\n".join(lines), flush=True)
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if caught:
             raise KeyboardInterrupt
         return 0 if any(listener.people) else 1

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any, List
 
-from ehrnet_ros.cli.settings import add_model
+from ehrnet_ros.cli.settings import add_model, user_path
 
 HELP = "find the people in every image of a recorded rosbag2 and write a bag of poses and markers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
-    parser.add_argument("input", type=Path, help="folder of a rosbag2, or its .mcap or .db3 file")
     parser.add_argument(
-        "output", type=Path, help="folder to make; with .mcap or .db3 at the end, a single file"
+        "input", type=user_path, help="folder of a rosbag2, or its .mcap or .db3 file"
+    )
+    parser.add_argument(
+        "output",
+        type=user_path,
+        help="folder to make; with .mcap or .db3 at the end, a single file",
     )
     add_model(parser, phi=-4)
     parser.add_argument(

@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any, Iterator, List, Optional
 
+from ehrnet_ros.cli.settings import user_path
+
 HELP = "measure speed and power of models on this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of this verb."""
     parser.add_argument("--phi", type=int, nargs="+", help="which models (default -4)")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="an .onnx file instead")
+    parser.add_argument("--model", type=user_path, metavar="FILE", help="an .onnx file instead")
     parser.add_argument(
         "--runtime",
         nargs="+",
@@ -25,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="every model, precision, size and runtime that is here"
     )
-    parser.add_argument("--image", type=Path, help="the picture to run on (default: noise)")
+    parser.add_argument("--image", type=user_path, help="the picture to run on (default: noise)")
     parser.add_argument("--frames", type=int, default=50, help="images per row (default 50)")
     parser.add_argument("--threads", type=int, help="of CPU runtimes (default: as the node)")
     parser.add_argument(
         "--evaluation",
-        type=Path,
+        type=user_path,
         nargs="+",
         default=[],
         metavar="JSON",
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--json",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="write only these rows, here, instead of adding them to those that phi:=auto looks at",
     )

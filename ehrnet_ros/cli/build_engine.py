@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
+from ehrnet_ros.cli.settings import user_path
+
 HELP = "build a model's TensorRT engine on this machine, and check its answers"
 # What most cameras give.
 _USUAL_SIZE = "4:3"
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, default=1, help="most images per call (default 1)")
     parser.add_argument(
-        "--engines", type=Path, metavar="DIR", help="where engines lie (default: user's cache)"
+        "--engines", type=user_path, metavar="DIR", help="where engines lie (default: user's cache)"
     )
     parser.add_argument(
         "--if-missing", action="store_true", help="keep an engine that is valid and loads"

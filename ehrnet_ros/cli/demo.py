@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Collection, Dict, Iterator, List, Optional
 
-from ehrnet_ros.cli.settings import add_decode, add_model
+from ehrnet_ros.cli.settings import add_decode, add_model, user_path
 
 HELP = "find the people in a picture, folder or video: annotated copy and JSON"
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=user_path,
         default=Path("demo_out"),
         metavar="FOLDER",
         help="where to write: a_poses.jpg and a_poses.json of a.jpg, over earlier ones",
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.source:
         raise EhrnetError(
             "there is no source: give a picture, a folder, a video file, the address of a stream "
-            "or the index of a camera."
+            "or the index or device of a camera."
         )
     decode = typed_options(args.decode)
     source = open_source(args.source)
@@ -76,9 +76,7 @@ def run(args: argparse.Namespace) -> int:
         print("stopped before the first frame: nothing is written.", file=sys.stderr)
         return 128 + stopped[0]
     if not frames:
-        raise EhrnetError(
-            f"there is no frame in {public(args.source)}: the file is broken or empty."
-        )
+        raise EhrnetError(f"no frame came from {public(args.source)}: look at the camera.")
     info, engine = estimator.runtime.info, estimator.runtime.name
     result = {
         "source": public(args.source),

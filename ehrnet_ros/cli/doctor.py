@@ -88,7 +88,7 @@ def _findings(image: Optional[str]) -> Iterator[Finding]:
     parts: List[Tuple[str, Callable[[], Iterable[Finding]]]] = []
     if {"numpy", "cv2"} <= here:
         parts += [("gpu", _gpu), ("models", _models), ("engines", _engines)]
-    if image:
+    if image is not None:
         parts.append((image, lambda: _images(image)))
     for name, findings in parts:
         try:
@@ -113,12 +113,12 @@ def _images(topic: str) -> Iterator[Finding]:
 
 
 def _people(messages: Sequence[Any]) -> Finding:
-    """Whether the camera is mounted upright and has its colours, by the people it sees."""
+    """Whether the camera sees anything, is mounted upright and has its colours, by the people."""
     from ehrnet_model.errors import EhrnetError
     from ehrnet_model.inference.estimator import PoseEstimator
     from ehrnet_model.inference.models import find_model
     from ehrnet_model.inference.way_up import way_up_advice
-    from ehrnet_ros.image_msgs import to_picture, to_picture_compressed
+    from ehrnet_ros.image_msgs import shows_nothing, to_picture, to_picture_compressed
 
     try:
         pictures = [
@@ -127,6 +127,9 @@ def _people(messages: Sequence[Any]) -> Finding:
         ]
     except EhrnetError as error:
         return Finding("people", FAULT, str(error))
+    nothing = [shows_nothing(picture) for picture in pictures]
+    if all(nothing):
+        return Finding("people", FAULT, nothing[-1])
     images, rgb = [p.array for p in pictures], [p.order == "rgb" for p in pictures]
     try:
         opened = PoseEstimator.open(find_model(-4))

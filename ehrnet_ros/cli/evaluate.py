@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any, Dict, List
 
-from ehrnet_ros.cli.settings import add_decode, add_pictures
+from ehrnet_ros.cli.settings import add_decode, add_pictures, user_path
 
 HELP = "measure COCO keypoint AP and AR of a model"
 
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser)
     parser.add_argument("--phi", type=int, default=-4, help="which shipped model (default -4)")
     parser.add_argument(
-        "--model", type=Path, metavar="FILE", help=".onnx, .engine or .safetensors instead"
+        "--model", type=user_path, metavar="FILE", help=".onnx, .engine or .safetensors instead"
     )
     parser.add_argument("--runtime", default="auto", help="engine (default auto)")
     parser.add_argument(
@@ -43,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_decode(parser)
     parser.add_argument(
         "--tuned",
-        type=Path,
+        type=user_path,
         metavar="JSON",
         help="take the options for AP that `ehrnet tune --json` wrote for this model",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measures here")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="write COCO results here")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the measures here")
+    parser.add_argument("--results", type=user_path, metavar="FILE", help="write COCO results here")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
-from pathlib import Path
 
-from ehrnet_ros.cli.settings import add_decode
+from ehrnet_ros.cli.settings import add_decode, user_path
 from ehrnet_ros.start import ends_at_once
 
 HELP = "write a model as ONNX, the file every runtime reads"
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--weights", type=Path, metavar="FILE", help="checkpoint to export (.safetensors)"
+        "--weights", type=user_path, metavar="FILE", help="checkpoint to export (.safetensors)"
     )
     source.add_argument(
         "--random",
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="untrained weights, for tests and timing: such a model finds nobody",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE", help="the .onnx file to write"
+        "-o", "--out", type=user_path, required=True, metavar="FILE", help="the .onnx file to write"
     )
     parser.add_argument(
         "--precision",
@@ -55,14 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="pictures with people: the first ones become the inputs that engines are checked "
         "with; int8 is calibrated on them",
     )
     parser.add_argument(
         "--tuned",
-        type=Path,
+        type=user_path,
         metavar="JSON",
         help="take the options for use and the scores that `ehrnet tune --json` wrote",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Tuple
 
 from ehrnet_ros.cli.packages import lacking, too_old
+from ehrnet_ros.cli.settings import user_path
 from ehrnet_ros.start import ends_at_once
 
 HELP = "fetch published weights that everybody may use, and make a model of them"
@@ -20,13 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="files",
-        type=Path,
+        type=user_path,
         nargs="+",
         metavar="FILE",
         help="take these published files (.xml and .bin) instead of fetching them",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="the .onnx file (default: where nodes look)"
+        "-o",
+        "--out",
+        type=user_path,
+        metavar="FILE",
+        help="the .onnx file (default: where nodes look)",
     )
     parser.add_argument(
         "--replace", action="store_true", help="write over another model of that name"

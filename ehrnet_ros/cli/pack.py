@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from ehrnet_ros.cli.settings import add_pictures
+from ehrnet_ros.cli.settings import add_pictures, user_path
 
 HELP = "pack pictures and COCO-style keypoint annotations into one file for training"
 
@@ -15,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     add_pictures(parser)
     parser.add_argument(
-        "--pseudo", type=Path, metavar="JSON[.gz]", help="a teacher's labels to fill gaps with"
+        "--pseudo", type=user_path, metavar="JSON[.gz]", help="a teacher's labels to fill gaps with"
     )
     parser.add_argument(
         "--pseudo-set", metavar="NAME", help="use only the teacher's images of this set"
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="spread over N packs named FILE-1ofN.pack; training takes them all",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE.pack", help="the file to write"
+        "-o", "--out", type=user_path, required=True, metavar="FILE.pack", help="the file to write"
     )
 
 

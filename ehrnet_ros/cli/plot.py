@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from pathlib import Path
+
+from ehrnet_ros.cli.settings import user_path
 
 HELP = "draw accuracy against cost (paper Fig. 1) or pictures by variants (Fig. 3)"
 
@@ -15,25 +16,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     accuracy = figures.add_parser("accuracy", help="AP against MACs: the paper's rows and ours")
     accuracy.add_argument(
         "measures",
-        type=Path,
+        type=user_path,
         nargs="*",
         metavar="JSON",
         help="written by `ehrnet evaluate --json`, or the .evaluations.json beside a model",
     )
     sheet = figures.add_parser("sheet", help="pictures (rows) through models (columns)")
     sheet.add_argument(
-        "pictures", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or the like, a row each"
+        "pictures",
+        type=user_path,
+        nargs="+",
+        metavar="IMAGE",
+        help="JPEG, PNG or the like, a row each",
     )
     sheet.add_argument(
         "--model",
-        type=Path,
+        type=user_path,
         nargs="+",
         metavar="FILE",
         help=".onnx, .engine or .safetensors; default: the models on this machine, largest first",
     )
     for figure in (accuracy, sheet):
         figure.add_argument(
-            "-o", "--out", type=Path, required=True, metavar="FILE", help=".png, .pdf or .svg"
+            "-o", "--out", type=user_path, required=True, metavar="FILE", help=".png, .pdf or .svg"
         )
 
 

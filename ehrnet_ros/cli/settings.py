@@ -51,11 +51,11 @@ def add_pictures(parser: argparse.ArgumentParser, annotations: str = "COCO keypo
         annotations: what the file is, for the help.
     """
     parser.add_argument(
-        "--annotations", type=Path, required=True, metavar="JSON[.gz]", help=annotations
+        "--annotations", type=user_path, required=True, metavar="JSON[.gz]", help=annotations
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=user_path,
         required=True,
         nargs="+",
         metavar="DIR_OR_ZIP",
@@ -72,3 +72,8 @@ def name_number(text: str) -> Tuple[str, float]:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError("write NAME=NUMBER, for example keypoint_threshold=0.2")
+
+
+def user_path(text: str) -> Path:
+    """A path as a user writes it: shells leave the ~ of --out=~/here as it is."""
+    return Path(text).expanduser()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ehrnet_ros.cli.settings import user_path
 from ehrnet_ros.start import ends_at_once
 
 if TYPE_CHECKING:
@@ -48,7 +48,11 @@ def _setting(text: str) -> tuple[str, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="run folder; a run in it goes on"
+        "--out",
+        type=user_path,
+        required=True,
+        metavar="DIR",
+        help="run folder; a run in it goes on",
     )
     parser.add_argument(
         "--phi",
@@ -200,7 +204,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--unpack",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="start the run folder from a compact state (*.resume.safetensors)",
     )
@@ -243,7 +247,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tuned",
-        type=Path,
+        type=user_path,
         metavar="JSON",
         help="decode defaults and scores to store with the weights, as `ehrnet tune --json` "
         "wrote them",

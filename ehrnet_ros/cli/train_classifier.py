@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from ehrnet_ros.cli.settings import name_number
+from ehrnet_ros.cli.settings import name_number, user_path
 from ehrnet_ros.start import ends_at_once
 
 HELP = "train a variant's backbone as a classifier on a picture folder or CIFAR-100"
@@ -16,14 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb; the defaults are the paper's recipe."""
     parser.add_argument(
         "--data",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="DIR_OR_TAR",
         help="folder with train/CLASS/... and val/CLASS/..., or CIFAR-100 (cifar-100-python.tar.gz "
         "or the folder in it)",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="run folder; a run in it goes on"
+        "--out",
+        type=user_path,
+        required=True,
+        metavar="DIR",
+        help="run folder; a run in it goes on",
     )
     parser.add_argument(
         "--phi",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ehrnet_ros.cli.settings import add_pictures
+from ehrnet_ros.cli.settings import add_pictures, user_path
 
 if TYPE_CHECKING:
     from ehrnet_model.evaluation.seen import Seen
@@ -29,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser, "COCO keypoint file of the training data")
     parser.add_argument(
         "--person-free",
-        type=Path,
+        type=user_path,
         metavar="JSON[.gz]",
         help="another list of images; those marked person_free are used, their pictures are looked "
         "for in --images too",
     )
     parser.add_argument("--phi", type=int, default=-4, help="which shipped model (default -4)")
     parser.add_argument(
-        "--model", type=Path, metavar="FILE", help=".onnx, .engine or .safetensors instead"
+        "--model", type=user_path, metavar="FILE", help=".onnx, .engine or .safetensors instead"
     )
     parser.add_argument("--runtime", default="auto", help="engine (default auto)")
     parser.add_argument("--size", default="best", help="input size, as in `ehrnet evaluate`")
@@ -86,12 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep",
-        type=Path,
+        type=user_path,
         metavar="JSON",
         help="keep the options of an earlier --json, and only fit to the model what goes with its "
         "weights: scores, deviations, the person threshold; minutes instead of an hour",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write both sets here")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write both sets here")
 
 
 def run(args: argparse.Namespace) -> int:

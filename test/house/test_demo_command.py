@@ -6,15 +6,18 @@ import functools
 import http.server
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from ehrnet_ros.cli import main
+from ehrnet_ros.recording import VideoFile
 
 pytest.importorskip("onnxruntime", reason="the command computes with onnxruntime")
 
@@ -115,12 +118,18 @@ def test_nobody_is_exit_code_1_and_json_goes_to_stdout(dots_model, tmp_path, cap
         (["http://me:pass@word@127.0.0.1:1/x@y"], "the stream http://...@127.0.0.1:1/x@y:"),
         (["rtsp://127.0.0.1:1/x"], "OpenCV cannot open the stream rtsp://127.0.0.1:1/x"),
         (["words.txt"], "words.txt is no video that OpenCV can read"),
+        (["frameless.avi"], "frameless.avi is no video that OpenCV can read"),
+        (["/dev/null", "--frames", "1"], "OpenCV cannot open the camera /dev/null"),
+        (["2026"], "There is no file or folder 2026"),
+        (["\N{SUPERSCRIPT TWO}"], "There is no file or folder \N{SUPERSCRIPT TWO}"),
         (["two people.png", "-o", "words.txt"], "words.txt is a file, not a folder"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments, said, picture, dots_model, monkeypatch, capsys):
     monkeypatch.chdir(picture.parent)
     (picture.parent / "words.txt").write_text("words")
+    motion_jpeg = cv2.VideoWriter_fourcc(*"MJPG")
+    cv2.VideoWriter(str(picture.parent / "frameless.avi"), motion_jpeg, 10, (64, 48)).release()
     if arguments == ["0"] and not cv2.VideoCapture(0).isOpened():
         said = "OpenCV cannot open camera 0"
     if "--phi" not in arguments and "--model" not in arguments:
@@ -128,6 +137,22 @@ def test_what_cannot_be_is_one_sentence(arguments, said, picture, dots_model, mo
     assert main(["demo", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+def test_names_that_shells_and_ffmpeg_know_otherwise(picture, dots_model, tmp_path, monkeypatch):
+    """A tilde after =, a time of day, a number that is no camera."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "2026").mkdir()
+    shutil.copy(picture, tmp_path / "2026" / "a.png")
+    model = f"--model={dots_model}"
+    assert main(["demo", "2026", model, "--out=~/found"]) == 0
+    assert (tmp_path / "found/a_poses.png").is_file() and not (tmp_path / "~").exists()
+    name = "at 10:00:00.mp4"
+    with VideoFile(Path(name), 10.0) as video:
+        video.write(cv2.imread(str(picture)))
+    assert main(["demo", name, model, "--out", "o:ut"]) == 0
+    assert (tmp_path / "o:ut/at 10:00:00_poses.mp4").is_file()
 
 
 def test_in_a_video_people_keep_their_ids_when_their_order_changes(dots_model, tmp_path, capsys):

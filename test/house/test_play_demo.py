@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -82,7 +83,7 @@ def test_interrupt_ends_everything_and_still_reports(video, dots_model, tmp_path
     process = _start(picture, "--model", dots_model, "--out", tmp_path / "out")
     seen = ""
     end = time.monotonic() + 60
-    while "people now" not in seen and time.monotonic() < end and process.poll() is None:
+    while ": 2 people" not in seen and time.monotonic() < end and process.poll() is None:
         seen += process.stderr.readline()
     process.send_signal(signal.SIGINT)
     code, out, err = _finish(process, 30)
@@ -137,6 +138,28 @@ def test_what_cannot_be_is_one_sentence(arguments, said, video, dots_model, tmp_
     code, out, err = _finish(process)
     assert (code, out) == (2, "")
     assert said in err.splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is here")
+def test_a_node_that_cannot_load_its_network_is_not_waited_for(video, dots_model, tmp_path):
+    """It goes on, for a manager that could configure it again; here nobody would for a minute."""
+    code, out, err = _finish(
+        _start(video, "--runtime", "tensorrt", "--model", dots_model, "--out", tmp_path), 40
+    )
+    assert (code, out) == (2, "")
+    assert "pose_node does not get ready: " in err and "tensorrt" in err.splitlines()[-1].lower()
+
+
+def test_a_reader_that_has_seen_enough_costs_no_file(dots_model, tmp_path):
+    import dots
+
+    picture = tmp_path / "one.png"
+    cv2.imwrite(str(picture), dots.draw_people((480, 640), [dots.figure((320, 240), 300)]))
+    process = _start(picture, "--model", dots_model, "--out", tmp_path)
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert "Traceback" not in process.stderr.read()
+    assert (tmp_path / "one_poses.jpg").is_file() and (tmp_path / "one_poses.mp4").is_file()
 
 
 @pytest.mark.parametrize("target", ["theirs", "gone"])

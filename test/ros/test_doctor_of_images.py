@@ -38,11 +38,27 @@ def test_where_images_are_instead_and_what_to_type(peer):
 
 def test_images_that_arrive(peer, image_of):
     publisher = peer.publisher(Image, "/good/image")
-    msg = image_of(np.zeros((48, 64, 3), np.uint8), frame_id="eye")
+    ramp = np.tile(np.arange(64, dtype=np.uint8)[:, None], (48, 1, 3))
+    msg = image_of(ramp, frame_id="eye")
     _, finding = ask(peer, "/good/image", each=lambda: publisher.publish(msg))
     assert finding["state"] == "ok" and "64x48 bgr8, frame_id 'eye'" in finding["text"]
     _, finding = ask(peer, "/good/image", lambda: publisher.publish(msg), "people")
     assert finding["state"] == "ok" and finding["text"].startswith("H-4 finds 0.0 an image, by ")
+
+
+def test_a_camera_that_shows_nothing_is_told(peer, image_of):
+    publisher = peer.publisher(Image, "/dark/image")
+    msg = image_of(np.zeros((48, 64, 3), np.uint8))
+    code, finding = ask(peer, "/dark/image", lambda: publisher.publish(msg), "people")
+    assert code == 1 and finding["state"] == "fault"
+    assert finding["text"].startswith("Images are nearly black")
+
+
+@pytest.mark.parametrize("name", ["/camera/", "/head-camera/image", "two words", "{eye}/image", ""])
+def test_what_cannot_be_the_name_of_a_topic(peer, name):
+    code, finding = ask(peer, name)
+    assert code == 1 and finding["state"] == "fault"
+    assert f"'{name}' cannot be the name of a topic (" in finding["text"]
 
 
 def test_a_camera_that_is_mounted_upside_down_is_told(peer):

@@ -183,5 +183,11 @@ def test_the_same_thing_is_not_said_twice_in_a_while():
     assert repeated.should_say("a")  # memory has an end
     repeated.reset()
     assert repeated.should_say("a")
+    broken = "{} bytes, starts with {}: {} % lost"
+    for numbers in (True, False):
+        strict = Repeated(60.0, numbers)
+        assert strict.should_say(broken.format(1, "ffd8ffe0", 31.5))
+        assert strict.should_say(broken.format(20, "ffffffff", 4)) is numbers
+        assert strict.should_say("2 rows are lost")
     impatient = Repeated(0.0)
     assert impatient.should_say("a") and impatient.should_say("a")
