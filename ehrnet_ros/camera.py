@@ -92,6 +92,7 @@ class Camera:
         self._on_image = on_image
         self._complaint = health.Repeated(_REPEAT_S)
         self._same_topic = health.Repeated(_REPEAT_S)
+        self._frameless = health.Repeated(math.inf)
         self._had_images = False
         self._pauses: Deque[float] = collections.deque(maxlen=9)
         self._lens_told = self._nothing_told = ""
@@ -319,13 +320,18 @@ class Camera:
 
     def _received(self, msg: Any) -> None:
         silent, after = self.counters.received(), self.silent_after_s
+        of = f" of {self.name}" if self.name else ""
         if self._had_images:
             self._pauses.append(silent)
         if silent > after and self._had_images:
-            of = f" of {self.name}" if self.name else ""
             self._node.get_logger().info(f"Images{of} again, after {silent:.1f} s without.")
         self._had_images = True
         self._complaint.reset()
+        if not msg.header.frame_id and self._frameless.should_say("told"):
+            self._node.get_logger().warning(
+                f"Images{of} have no frame_id: RViz and tf2 cannot place what is published of "
+                "them. Give one to the camera's driver."
+            )
         self._on_image(self, msg)
 
     def _received_info(self, msg: CameraInfo) -> None:

@@ -19,7 +19,7 @@ _ALMOST = 0.8  # difflib's ratio: one letter too many in a name of four
 
 
 def declare_parameter(node: Any, name: str, default: Any, descriptor: Any, allowed: str) -> Any:
-    """Declares a parameter; its value. A whole number is a number, too.
+    """Declares a parameter; its value. A whole number is a number, too, an empty list the default.
 
     Args:
         node: gets it.
@@ -33,6 +33,10 @@ def declare_parameter(node: Any, name: str, default: Any, descriptor: Any, allow
 
     """
     given = node._parameter_overrides.get(name)
+    if given is not None and given.value is None:  # of [] ROS knows no type
+        if not isinstance(default, (list, tuple)):
+            raise EhrnetError(cannot_be(name, "[]", default, allowed))
+        del node._parameter_overrides[name]
     if given is not None and isinstance(default, float) and type(given.value) is int:
         node._parameter_overrides[name] = Parameter(name, value=float(given.value))
     try:

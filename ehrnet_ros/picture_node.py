@@ -70,7 +70,12 @@ PARAMETERS = (
     Parameter(
         "reliable", True, "Publish reliably, which matches every subscriber; else best effort."
     ),
-    Parameter("width", 0, "[px] scale images to this width and keep their aspect; 0: as they are."),
+    Parameter(
+        "width",
+        0,
+        "[px] scale images to this width and keep their aspect; 0: as they are.",
+        (0, 8192),
+    ),
     Parameter("camera_info", True, "Publish camera_info of a nominal lens."),
     Parameter("fov_deg", 60.0, "[degrees] horizontal field of view of that lens.", (1, 179)),
 )
@@ -141,13 +146,15 @@ class PictureNode(Node):
             description=description, read_only=True, dynamic_typing=name == "source"
         )
         allowed = {bool: "true or false", int: "0 or more", str: "a string"}.get(type(default), "")
+        low, high = limits or (0, 2**63 - 1)
         if limits is not None:
-            allowed = f"{limits[0]} to {limits[1]}"
+            allowed = f"{low} to {high}"
+        if type(default) is int:
+            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+        elif limits is not None:
             descriptor.floating_point_range = [
-                FloatingPointRange(from_value=float(limits[0]), to_value=float(limits[1]))
+                FloatingPointRange(from_value=float(low), to_value=float(high))
             ]
-        elif type(default) is int:
-            descriptor.integer_range = [IntegerRange(from_value=0, to_value=2**63 - 1, step=1)]
         return declare_parameter(self, name, default, descriptor, allowed)
 
     def _read(self) -> None:

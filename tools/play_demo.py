@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import demo_arguments
 import demo_video
 import numpy as np
 
@@ -32,7 +33,6 @@ from ehrnet_model.inference.draw import draw_poses
 from ehrnet_model.inference.models import find_model
 from ehrnet_model.inference.poses import Poses
 from ehrnet_model.inference.runtime import ModelInfo, model_info
-from ehrnet_ros.cli.settings import user_path
 from ehrnet_ros.recording import VideoFile, make_folder, write_picture
 from ehrnet_ros.source import Source, open_source, public
 
@@ -392,22 +392,7 @@ def main() -> int:
     Returns:
         0 when poses came, 1 when nobody was found, 2 when it could not run, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
-        prog="./demo",
-        description="People's skeletons from a video, through real ROS 2 nodes. Without a file: a "
-        "short video made of photographs.",
-    )
-    parser.add_argument(
-        "source",
-        nargs="?",
-        help="picture, folder of pictures, video, or index or device of a camera",
-    )
-    parser.add_argument("--phi", type=int, default=-3, help="0 (H0) to -4 (H-4), default -3")
-    parser.add_argument("--model", default="", help="model file to use instead of phi's")
-    parser.add_argument("--runtime", default="auto", help="auto, onnxruntime, openvino, tensorrt")
-    parser.add_argument("--size", default="auto", help="auto, square, 4:3, 16:9 or HxW")
-    parser.add_argument("--out", type=user_path, default=Path("demo_out"), help="where to write")
-    args = parser.parse_args()
+    args = demo_arguments.parse(sys.argv[1:])
     caught: list[int] = []
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,18 +10,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import ctrl_c  # noqa: E402, F401  first
+
+# isort: split
+import demo_arguments  # noqa: E402
 import setup_env  # noqa: E402
 
 
 def main() -> int:
     """Becomes play_demo.py; 2 when .venv cannot be set up."""
     arguments = sys.argv[1:]
-    asks = bool({"-h", "--help"} & set(arguments))
     # Its own video is made of photographs; whoever brings a file does not need them.
-    brings = _names_a_source(arguments)
+    photos = ["photos"] if demo_arguments.parse(arguments).source is None else []
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        python = setup_env.ensure("demo", *([] if brings or asks else ["photos"]))
+        python = setup_env.ensure("demo", *photos)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # play_demo.py lets it through
     except setup_env.SetupError as error:
         print(f"./demo: {error}", file=sys.stderr)
@@ -31,17 +33,6 @@ def main() -> int:
         return 130
     player = Path(__file__).with_name("play_demo.py")
     os.execve(python, [str(python), str(player), *arguments], setup_env.environment())
-
-
-def _names_a_source(arguments: list[str]) -> bool:
-    """Whether one of them is no option and no option's value; every --option takes one."""
-    words = iter(arguments)
-    for word in words:
-        if word.startswith("--") and "=" not in word:
-            next(words, None)
-        elif not word.startswith("-"):
-            return True
-    return False
 
 
 if __name__ == "__main__":

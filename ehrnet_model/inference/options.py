@@ -11,6 +11,12 @@ from typing import Any, Tuple
 
 from ehrnet_model.errors import EhrnetError
 
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number between {:g} and {:g}",
+    float: "a number between {:g} and {:g}",
+}
+
 
 def option(default: Any, low: float, high: float, text: str) -> Any:
     """A field with a default, the range in which it may lie and a sentence for people."""
@@ -37,8 +43,8 @@ def check_options(options: Any) -> None:
         )
         if not good or not low <= value <= high:
             raise EhrnetError(
-                f"{item.name} = {value!r} is not possible: give a "
-                f"{type(item.default).__name__} between {low:g} and {high:g}."
+                f"{item.name} = {value!r} is not possible: give "
+                f"{_KINDS[type(item.default)].format(low, high)}."
             )
 
 

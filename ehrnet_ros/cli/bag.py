@@ -81,6 +81,8 @@ def _split(texts: List[str]) -> List[Any]:
     for name, sign, value in pairs:
         if not sign:
             raise EhrnetError(f"-p {name}{value} is no parameter: write NAME:=VALUE.")
+        if name == "cameras":
+            raise EhrnetError("-p cameras: all of a bag are taken; name some of them with --topic.")
         if name == "rotation" and "," in value:
             raise EhrnetError(
                 "-p rotation: one number turns all images of a bag; take cameras that are mounted "
@@ -97,5 +99,6 @@ def _line(result: Any) -> str:
         f"{camera.prefix}poses and {camera.prefix}markers"
     )
     if result.unreadable:
-        text += f"; {result.unreadable} images have no poses, the first because: {result.reason}"
+        have = "image has" if result.unreadable == 1 else "images have"
+        text += f"; {result.unreadable} {have} no poses, the first because: {result.reason}"
     return text

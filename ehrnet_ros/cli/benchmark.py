@@ -56,14 +56,13 @@ def run(args: argparse.Namespace, builder: Optional[Any] = None) -> int:
     from ehrnet_model.inference.atomic import check_target
     from ehrnet_model.variants import Variant
 
-    if args.json is not None:
-        check_target(args.json)
+    path = args.json or benchmark.result_file()
+    check_target(path, made=args.json is None)
     if args.model is not None and args.phi is not None:
         raise EhrnetError(f"--phi and --model {args.model} name two models: leave one of them out.")
     args.phi = [-4] if args.phi is None else args.phi
     for phi in args.phi:
         Variant.from_phi(phi)  # one that does not exist is wrong use
-    path = args.json or benchmark.result_file()
     before = [] if args.json else benchmark.read_result(path)
     rows: List[Any] = []
     try:

@@ -300,6 +300,13 @@ def test_wrong_use(arguments, message, home, monkeypatch) -> None:
         run(*arguments)
 
 
+def test_where_no_result_can_be_kept_nothing_is_measured(home, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/proc/none")
+    monkeypatch.setattr("ehrnet_ros.cli.benchmark._rows", lambda *_: pytest.fail("it measures"))
+    with pytest.raises(EhrnetError, match="/proc takes no file of yours"):
+        run()
+
+
 def test_weights_run_on_torch_only(home, tmp_path) -> None:
     (tmp_path / "w.safetensors").write_bytes(bytes(64))
     with pytest.raises(EhrnetError, match="w.safetensors holds weights, which run on `torch` only"):

@@ -95,3 +95,30 @@ def test_sigterm_removes_what_was_begun(tmp_path) -> None:
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and "Traceback" not in said, said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("node", "lacks", "remedy"),
+    [
+        *(
+            (node, ("rclpy", "rcl_interfaces", "diagnostic_msgs"), "source a ROS 2 installation")
+            for node in ("pose_node", "picture_node", "tracking_node", "depth_node")
+        ),
+        *(
+            (node, ("ehrnet_msgs",), "build the workspace")
+            for node in ("pose_node", "tracking_node", "depth_node")
+        ),
+    ],
+)
+def test_nodes_without_ros_say_what_is_missing(node, lacks, remedy):
+    """As after `pip install`, which takes what comes with ROS from nowhere."""
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({lacks}))\n"
+        "from ehrnet_ros import start\n"
+        f"sys.exit(start.{node}())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{node} needs ") and remedy in done.stderr
+    assert done.stderr.count("\n") == 1

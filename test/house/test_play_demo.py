@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,15 @@ def test_a_reader_that_has_seen_enough_costs_no_file(dots_model, tmp_path):
     assert process.wait(60) == 0
     assert "Traceback" not in process.stderr.read()
     assert (tmp_path / "one_poses.jpg").is_file() and (tmp_path / "one_poses.mp4").is_file()
+
+
+@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("--phi=three", 2)])
+def test_what_can_be_told_is_known_before_anything_is_installed(word, code, tmp_path):
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    command = [sys.executable, "-I", str(tmp_path / "tools" / "run_demo.py"), word]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and "usage: ./demo" in done.stdout + done.stderr
+    assert not (tmp_path / ".venv").exists()
 
 
 @pytest.mark.parametrize("target", ["theirs", "gone"])

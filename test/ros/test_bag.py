@@ -321,6 +321,7 @@ def test_parameters_of_the_node(walk, convert, tmp_path):
         (["-p", "max_people:=many"], "max_people cannot be 'many'"),
         (["-p", "lazy:=yes"], "lazy cannot be 'yes': it has to be true or false"),
         (["-p", "max_people=1"], "write NAME:=VALUE"),
+        (["-p", "cameras:=front"], "all of a bag are taken; name some of them with --topic"),
         (["-p", "rotation:=0,180"], "one number turns all images of a bag"),
         (["--size", "100x100"], "size cannot be '100x100'"),
     ],

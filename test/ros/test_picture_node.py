@@ -170,7 +170,12 @@ def test_a_stream_that_breaks_off_is_opened_again(start, peer):
         ({"rate": -1}, "Parameter rate cannot be -1: it has to be a number, 0 to 1000.\n"),
         ({"rate": 10, "source": "/nowhere"}, "There is no file or folder /nowhere"),
         ({"loop": 3}, "Parameter loop cannot be 3: it has to be true or false."),
-        ({"width": -5}, "Parameter width cannot be -5: it has to be a whole number, 0 or more.\n"),
+        ({"width": -5}, "Parameter width cannot be -5: it has to be a whole number, 0 to 8192.\n"),
+        ({"width": 10**8}, "width cannot be 100000000: it has to be a whole number, 0 to 8192.\n"),
+        (
+            {"width": "[]"},
+            "Parameter width cannot be []: it has to be a whole number, 0 to 8192.\n",
+        ),
         ({"wait_for_subscribers": -3}, "cannot be -3: it has to be a whole number, 0 or more.\n"),
         ({"sorce": "x.png"}, "There is no parameter sorce (did you mean source?).\n"),
     ],

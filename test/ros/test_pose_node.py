@@ -31,7 +31,8 @@ HUMBLE = Path(__file__).parents[1] / "support" / "humble_lifecycle.py"
 @pytest.fixture(scope="module")
 def node(start, model):
     """One node for most tests: active, on the dots model, always subscribed."""
-    process = start("pose_node", model=model, lazy="false", size="384x512")
+    # Without cameras by name it has one.
+    process = start("pose_node", model=model, lazy="false", size="384x512", cameras="[]")
     process.wait_for_log("Ready:")
     yield process
     assert process.interrupt() == 0, process.log()
@@ -128,6 +129,14 @@ def test_rgb8_and_padded_rows_give_the_same_poses(dots, ask, image_of):
 def test_nobody_gives_an_empty_array_not_silence(ask, image_of):
     answer = ask(image_of(np.zeros((480, 640, 3), np.uint8)))
     assert len(answer.skeletons) == 0 and (answer.width, answer.height) == (640, 480)
+
+
+def test_images_without_a_frame_are_answered_and_told_of_once(node, ask, image_of):
+    picture = np.zeros((120, 160, 3), np.uint8)
+    for _ in range(2):
+        assert ask(image_of(picture, frame_id="")).header.frame_id == ""
+    node.wait_for_log("Images have no frame_id: RViz and tf2 cannot place what is published")
+    assert node.log().count("have no frame_id") == 1
 
 
 def test_an_image_without_stamp_has_no_latency(ask, image_of):
