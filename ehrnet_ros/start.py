@@ -69,7 +69,7 @@ def _run(name: str) -> int:
         lack = (error.name or "").split(".")[0]
         if lack in REMEDIES:
             remedy = REMEDIES[lack]
-        elif lack.endswith(("_interfaces", "_msgs", "rclpy")):  # come with ROS alone
+        elif lack.endswith(("_interfaces", "_msgs")):  # come with ROS alone
             remedy = REMEDIES["rclpy"]
         else:
             raise
