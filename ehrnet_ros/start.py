@@ -64,14 +64,11 @@ def _run(name: str) -> int:
     try:
         node = importlib.import_module(f"ehrnet_ros.{name}")
     except ModuleNotFoundError as error:
-        from ehrnet_ros.cli import REMEDIES
-
+        remedies = importlib.import_module("ehrnet_ros.cli").REMEDIES
         lack = (error.name or "").split(".")[0]
-        if lack in REMEDIES:
-            remedy = REMEDIES[lack]
-        elif lack.endswith(("_interfaces", "_msgs")):  # come with ROS alone
-            remedy = REMEDIES["rclpy"]
-        else:
+        with_ros = lack.endswith(("_interfaces", "_msgs"))
+        remedy = remedies.get(lack, remedies["rclpy"] if with_ros else "")
+        if not remedy:
             raise
         print(f"{name} needs {lack}, which is not here: {remedy}.", file=sys.stderr)
         return 2
