@@ -39,7 +39,10 @@ Trained on photographs with people, in research use:
   which state no licence, and Clothing Co-Parsing (bearpaw/clothing-co-parsing; research);
 * in the run on a GPU 2,133 more scenes with the teacher's labels (streets and shops of
   coderaohong/testing-repo, which states no licence; OSIE, Flickr8k, EyeCrowd) and 4,427 more images
-  of Leeds Sports Pose Extended.
+  of Leeds Sports Pose Extended;
+* in H-4's tenth run 1,170 more images of COCO train2017 (found stretched to squares of 416 and 640
+  pixels in brianhuster/human-dataset and ahsanirfan961/Person-Tracker) with COCO's own labels, the
+  sharper images but for Clothing Co-Parsing, and 8,833 more of Leeds Sports Pose Extended.
 
 The backbone began as slices of EfficientNet-Lite0 trained on ImageNet (Apache-2.0). No image and no
 label is part of this package. The images used for the figures below were never trained on.
