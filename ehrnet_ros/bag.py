@@ -189,7 +189,7 @@ class InputBag:
             advice = ""
             if self.path.is_dir() and not (self.path / "metadata.yaml").exists():
                 advice = ": give its .mcap or .db3 file, or run `ros2 bag reindex` on the folder"
-            elif self.storage == "mcap":
+            elif self.path.exists() and self.storage == "mcap":
                 advice = ": if its recording broke off, `mcap recover` saves what is there"
             raise EhrnetError(f"The bag {self.path} cannot be read ({error}){advice}.") from None
 

@@ -345,6 +345,7 @@ def test_inputs_that_are_none(dots, walk, convert, tmp_path):
     (tmp_path / "half.mcap").write_bytes(content[: len(content) // 2])
     code, said = convert(tmp_path / "half.mcap", tmp_path / "never")
     assert code == 2 and "half.mcap cannot be read" in said and said.count("\n") == 1
+    assert "mcap recover" in said
     code, said = convert(walk, out)
     assert code == 2 and "exists already" in said
     text = write_bag(tmp_path / "text", [("/header", 1, header(0))])
