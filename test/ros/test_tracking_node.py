@@ -213,14 +213,13 @@ def test_broken_messages_are_dropped_by_name_and_good_ones_still_answered(ask, p
     none = message(poses, 400.2, "bad")
     for person in none.skeletons:
         person.keypoints = []
-    # Of `none` it would say the same with another number, and that only after a while.
-    ask.publisher.publish(none)
     for msg, reason in ((bad, "dropped"), (few, " keypoints and the tracker is for 17")):
         peer.until(
             lambda: reason in node.log(),  # noqa: B023
             reason,
             each=lambda: ask.publisher.publish(msg),  # noqa: B023
         )
+    ask.publisher.publish(none)  # of which it would say the same with another number
     unstamped = message(poses, -1000.0)
     assert math.isnan(ask(unstamped).latency_ms)
     assert len(ask(message(poses, 401.0)).skeletons) == len(poses)
